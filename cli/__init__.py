@@ -1,0 +1,1 @@
+"""The `hob` command: it speaks HTTP to the daemon and nothing else."""

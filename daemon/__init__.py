@@ -1,0 +1,1 @@
+"""The daemon `hobd`: the REST API, the loaded models, text in and text out. It never imports torch."""

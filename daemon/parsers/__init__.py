@@ -1,0 +1,1 @@
+"""Small state machines over streamed text: thinking tags, tool calls."""

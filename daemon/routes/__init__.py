@@ -1,0 +1,1 @@
+"""One file a protocol; each only translates between HTTP and daemon.generation."""

@@ -1,0 +1,1 @@
+"""The engine: from token ids to token ids. One worker process per loaded model."""

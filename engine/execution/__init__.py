@@ -1,0 +1,1 @@
+"""Running a scheduled batch: tensors, weights, KV cache, sampling."""

@@ -1,0 +1,189 @@
+"""What crosses the channel between the daemon and an engine worker: msgpack frames, one struct each.
+
+A frame is a little-endian uint32 length and that many bytes, over an inherited socket pair. A worker starts empty and is
+told what to do; each step answers with one StepOutput for all sequences, never one message per request.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from engine.sampling_params import SamplingParams
+from engine.scheduling.batch import TokenLogprobs
+
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+LENGTH = struct.Struct("<I")
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """Base of all messages; the tag on the wire is the class name."""
+
+
+# ---- daemon to worker
+
+
+class Load(Message):
+    """Load a model. Answered by Ready or by Failed without `seq_id`."""
+
+    files: dict[str, str]
+    """Name -> path, as in modelfiles.source.ModelSource."""
+    adapters: list[str] = []
+    device: str = "auto"
+    dtype: str = "auto"
+    kv_cache_type: str = "auto"
+    budget_bytes: int = 0
+    """Memory for weights, KV and activations together; 0 lets the worker decide."""
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    num_blocks: int = 0
+    """KV blocks of each group; 0 computes them from the budget."""
+    run_ahead: int = 1
+    num_threads: int = 0
+    """CPU threads for torch; 0 is its own choice."""
+
+
+class Submit(Message):
+    """Generate from a prompt. Answered by rows of StepOutput until one has a finish_reason."""
+
+    seq_id: int
+    prompt_ids: list[int]
+    params: SamplingParams
+    cache_salt: str = ""
+    """Requests share cached prefixes only with requests of the same salt."""
+    adapter: int = 0
+    priority: int = 0
+    """Lower runs first."""
+
+
+class Embed(Message):
+    """Pool hidden states of prompts. Answered by Embedded or Failed."""
+
+    request_id: int
+    prompts: list[list[int]]
+
+
+class Abort(Message):
+    """Forget sequences; their rows end with finish_reason "abort"."""
+
+    seq_ids: list[int]
+
+
+class Resize(Message):
+    """Drain, drop the prefix cache, allocate the KV cache anew. Answered by Ready."""
+
+    budget_bytes: int = 0
+    num_blocks: int = 0
+
+
+class Sleep(Message):
+    """Give the device's memory back, keep the process. Answered by Stats."""
+
+
+class Wake(Message):
+    """Undo Sleep. Answered by Ready."""
+
+
+class GetStats(Message):
+    """Answered by Stats."""
+
+
+class Quantize(Message):
+    """Write `source` as `target` with tensors of `type`. Answered by progress and Ready or Failed."""
+
+    source: dict[str, str]
+    target: str
+    type: str
+
+
+class Shutdown(Message):
+    """Leave with exit status 0."""
+
+
+# ---- worker to daemon
+
+
+class Ready(Message):
+    """A model is loaded."""
+
+    num_blocks: int
+    """KV blocks of each group, the dummy block not counted."""
+    block_size: int
+    weights_bytes: int
+    kv_cache_bytes: int
+    max_context: int
+    """Longest sequence in tokens that fits both the model and the cache."""
+    device: str
+    dtype: str
+    load_s: float
+
+
+class TokenRow(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """One sequence's share of a step."""
+
+    seq_id: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] = []
+    finish_reason: str | None = None
+    """"stop" (a stop token id, which is the last of `token_ids`), "length", "abort" or "error"."""
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache; sent with the first row."""
+    truncated: bool = False
+    """Whether the context was cut or shifted."""
+    error: str | None = None
+
+
+class StepOutput(Message):
+    """All sequences that got tokens or ended in one step."""
+
+    rows: list[TokenRow]
+
+
+class Embedded(Message):
+    """Answer to Embed: one L2-normalised vector a prompt."""
+
+    request_id: int
+    vectors: list[list[float]]
+
+
+class Stats(Message):
+    """Counters of a worker; all monotonic but the first five."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    """Free or only held by the prefix cache."""
+    is_sleeping: bool = False
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_computed_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_shifts: int = 0
+
+
+class Progress(Message):
+    """How far a Load or Quantize has come."""
+
+    done_bytes: int
+    total_bytes: int
+
+
+class Failed(Message):
+    """A message that could not be done; the worker lives on unless `fatal`."""
+
+    error: str
+    """A sentence: what, the value, the limit, the remedy."""
+    kind: str = "internal"
+    """"invalid" (the request's fault), "memory", "unsupported" or "internal"."""
+    seq_id: int | None = None
+    request_id: int | None = None
+    fatal: bool = False
+
+
+ToWorker = Load | Submit | Embed | Abort | Resize | Sleep | Wake | GetStats | Quantize | Shutdown
+ToDaemon = Ready | StepOutput | Embedded | Stats | Progress | Failed

@@ -1,0 +1,1 @@
+"""The files that describe or hold a model: Modelfile, templates, GGUF, safetensors, settings."""

@@ -1,0 +1,31 @@
+"""Fixtures that every part shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real weights, tokenizers and golden outputs that do not ship with Hob."""
+    path = Path(os.environ.get("HOB_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not (path / "golden").is_dir():
+        pytest.skip(f"no test data at {path}; set HOB_TEST_DATA to a folder that has it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tale_dir() -> Path:
+    """The built-in model's files."""
+    return ROOT / "registry" / "builtin" / "tale"
