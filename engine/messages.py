@@ -1,7 +1,7 @@
 """What crosses the channel between the daemon and an engine worker: msgpack frames, one struct each.
 
-A frame is a little-endian uint32 length and that many bytes, over an inherited socket pair. A worker starts empty and is
-told what to do; each step answers with one StepOutput for all sequences, never one message per request.
+A frame is a little-endian uint32 length and that many bytes, over an inherited socket pair. A worker starts
+empty and is told what to do; each step answers with one StepOutput for all sequences, never one message per request.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 # ---- daemon to worker
 
 
-class Load(Message):
+class Load(Message, frozen=True):
     """Load a model. Answered by Ready or by Failed without `seq_id`."""
 
     files: dict[str, str]
@@ -45,7 +45,7 @@ class Load(Message):
     """CPU threads for torch; 0 is its own choice."""
 
 
-class Submit(Message):
+class Submit(Message, frozen=True):
     """Generate from a prompt. Answered by rows of StepOutput until one has a finish_reason."""
 
     seq_id: int
@@ -58,54 +58,54 @@ class Submit(Message):
     """Lower runs first."""
 
 
-class Embed(Message):
+class Embed(Message, frozen=True):
     """Pool hidden states of prompts. Answered by Embedded or Failed."""
 
     request_id: int
     prompts: list[list[int]]
 
 
-class Abort(Message):
+class Abort(Message, frozen=True):
     """Forget sequences; their rows end with finish_reason "abort"."""
 
     seq_ids: list[int]
 
 
-class Resize(Message):
+class Resize(Message, frozen=True):
     """Drain, drop the prefix cache, allocate the KV cache anew. Answered by Ready."""
 
     budget_bytes: int = 0
     num_blocks: int = 0
 
 
-class Sleep(Message):
+class Sleep(Message, frozen=True):
     """Give the device's memory back, keep the process. Answered by Stats."""
 
 
-class Wake(Message):
+class Wake(Message, frozen=True):
     """Undo Sleep. Answered by Ready."""
 
 
-class GetStats(Message):
+class GetStats(Message, frozen=True):
     """Answered by Stats."""
 
 
-class Quantize(Message):
-    """Write `source` as `target` with tensors of `type`. Answered by progress and Ready or Failed."""
+class Quantize(Message, frozen=True):
+    """Write `source` as `target` with tensors of `tensor_type`. Answered by progress and Ready or Failed."""
 
     source: dict[str, str]
     target: str
-    type: str
+    tensor_type: str
 
 
-class Shutdown(Message):
+class Shutdown(Message, frozen=True):
     """Leave with exit status 0."""
 
 
 # ---- worker to daemon
 
 
-class Ready(Message):
+class Ready(Message, frozen=True):
     """A model is loaded."""
 
     num_blocks: int
@@ -127,7 +127,7 @@ class TokenRow(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True)
     token_ids: list[int]
     logprobs: list[TokenLogprobs] = []
     finish_reason: str | None = None
-    """"stop" (a stop token id, which is the last of `token_ids`), "length", "abort" or "error"."""
+    """One of "stop" (a stop token id, which is the last of `token_ids`), "length", "abort" or "error"."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache; sent with the first row."""
     truncated: bool = False
@@ -135,20 +135,20 @@ class TokenRow(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True)
     error: str | None = None
 
 
-class StepOutput(Message):
+class StepOutput(Message, frozen=True):
     """All sequences that got tokens or ended in one step."""
 
     rows: list[TokenRow]
 
 
-class Embedded(Message):
+class Embedded(Message, frozen=True):
     """Answer to Embed: one L2-normalised vector a prompt."""
 
     request_id: int
     vectors: list[list[float]]
 
 
-class Stats(Message):
+class Stats(Message, frozen=True):
     """Counters of a worker; all monotonic but the first five."""
 
     num_running: int = 0
@@ -166,20 +166,20 @@ class Stats(Message):
     num_shifts: int = 0
 
 
-class Progress(Message):
+class Progress(Message, frozen=True):
     """How far a Load or Quantize has come."""
 
     done_bytes: int
     total_bytes: int
 
 
-class Failed(Message):
+class Failed(Message, frozen=True):
     """A message that could not be done; the worker lives on unless `fatal`."""
 
     error: str
     """A sentence: what, the value, the limit, the remedy."""
     kind: str = "internal"
-    """"invalid" (the request's fault), "memory", "unsupported" or "internal"."""
+    """One of "invalid" (the request's fault), "memory", "unsupported" or "internal"."""
     seq_id: int | None = None
     request_id: int | None = None
     fatal: bool = False

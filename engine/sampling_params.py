@@ -1,6 +1,6 @@
 """SamplingParams: how one request's tokens are chosen and when it ends. Validated once, immutable, plain values.
 
-Defaults are the engine's neutral ones (greedy off, no filter); Ollama's and OpenAI's defaults are the daemon's business.
+Defaults are the engine's neutral ones (no filter); Ollama's and OpenAI's defaults are the daemon's business.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ class SamplingError(ValueError):
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Options of one request. Order of application: logit bias, penalties, temperature, top-k, typical-p, top-p, min-p, noise."""
+    """Options of one request.
+
+    Order of application: logit bias, penalties, temperature, top-k, typical-p, top-p, min-p, noise.
+    """
 
     temperature: float = 1.0
     """0 is greedy."""
@@ -43,7 +46,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     num_keep: int = 4
     """Prompt tokens kept in front when the context shifts."""
     shift: bool = False
-    """When the context is full: drop the older half after `num_keep` and go on (True) or finish with "length" (False)."""
+    """When the context is full: drop the older half after `num_keep` and go on, or else finish with "length"."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     """Do not stop at the stop token ids (benchmarks)."""

@@ -1,7 +1,7 @@
 """ModelSource: the files one model consists of, by the names that their maker gave them.
 
-The registry builds it from a manifest, tests and `FROM ./folder` build it from a path, the daemon reads the tokenizer and
-the configuration out of it, and the worker its weights. Blobs are named by digest on disk, so the names live here.
+The registry builds it from a manifest, tests and `FROM ./folder` build it from a path, the daemon reads the tokenizer
+and the configuration out of it, and the worker its weights. Blobs are named by digest on disk, so the names live here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class SourceError(ValueError):
 class ModelSource:
     """One model's files.
 
-    `files` maps the maker's file name ("model.gguf", or "config.json", "tokenizer.json", "model-00001-of-00002.safetensors")
-    to the path that holds its bytes.
+    `files` maps the maker's file name ("model.gguf", or "config.json", "tokenizer.json",
+    "model-00001-of-00002.safetensors") to the path that holds its bytes.
     """
 
     files: Mapping[str, Path]

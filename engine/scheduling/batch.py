@@ -31,7 +31,7 @@ class Admission(msgspec.Struct, frozen=True):
     token_ids: list[int]
     """All tokens known so far: prompt and, after a preemption, what was generated."""
     origin: int
-    """The token at position p is generation number p - origin: the counter of its noise. May be negative after a shift."""
+    """The token at position p is generation number p - origin, the counter of its noise; negative after a shift."""
     params: SamplingParams
     adapter: int = 0
 

@@ -1,0 +1,5 @@
+"""Entry point of `hob`."""
+
+
+def main() -> None:
+    raise SystemExit("not built yet")
