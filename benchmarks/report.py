@@ -1,0 +1,89 @@
+"""One JSON line a case: what was measured, on what, against which ceiling, by which command.
+
+Every benchmark prints through here. Lines that are quoted anywhere are kept in `benchmarks/results/*.jsonl` (`--out FILE` appends).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+
+def machine() -> str:
+    """The processor, its cores and, where there is one, the GPU."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    parts = [f"{name}, {os.cpu_count()} cores", f"torch {torch.__version__}"]
+    if torch.cuda.is_available():
+        parts.insert(0, torch.cuda.get_device_name())
+    return ", ".join(parts)
+
+
+class Report:
+    """Prints cases, and appends them to a file where one is given."""
+
+    def __init__(self, out: Path | None = None) -> None:
+        self._out = out
+        self._machine = machine()
+        argv = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        self._command = "python benchmarks/" + shlex.join(argv)
+
+    def case(self, case: str, value: float, unit: str, *, ceiling: float | None = None, **more: object) -> None:
+        """Reports one figure.
+
+        Args:
+            case: what was measured, with its peer or its parameters in the name.
+            value: the figure, in `unit`.
+            ceiling: the limit of the machine in the same unit, measured in the same run.
+            more: whatever else a reader needs (repeats, spread, a ratio).
+        """
+        line = {
+            "case": case,
+            "value": round(value, 4),
+            "unit": unit,
+            "ceiling": None if ceiling is None else round(ceiling, 4),
+            "share": None if ceiling is None else round(value / ceiling, 4),
+            **more,
+            "machine": self._machine,
+            "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+            "command": self._command,
+        }
+        text = json.dumps(line, ensure_ascii=False)
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+        if self._out is not None:
+            with self._out.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+
+def seconds(run: Callable[[], object], repeats: int) -> list[float]:
+    """Wall time of each of `repeats` calls, in seconds."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second that a large copy moves, read plus written."""
+    source = torch.ones(256 * 1024 * 1024 // 4)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return 2 * source.numel() * 4 / median(seconds(lambda: target.copy_(source), 7))
