@@ -69,15 +69,15 @@ def test_variables(tmp_path: Path, environ: dict[str, str], field: str, value: o
 @pytest.mark.parametrize(
     ("name", "text", "problem"),
     [
-        ("HOB_MAX_QUEUE", "many", \'which is not a whole number from 1 to 1048576'),
-        ("HOB_MAX_QUEUE", "0", \'which is not a whole number from 1 to 1048576'),
-        ("OLLAMA_CONTEXT_LENGTH", "1_000", \'which is not a whole number from 0 to 16777216'),
-        ("OLLAMA_NOHISTORY", "maybe", \'which is neither true nor false; write 1 or 0'),
-        ("OLLAMA_HOST", "ftp://x", \'but the scheme "ftp" is not known; write http:// or https://, or leave it out'),
-        ("OLLAMA_HOST", "h:99999", \'but the port "99999" is not a number from 0 to 65535'),
-        ("HOB_ORIGINS", "example.org", \'but the origin "example.org" has no scheme; write e.g. https://example.org'),
-        ("HOB_DTYPE", "int8", \'which is not one of auto, float32, float16, bfloat16'),
-        ("HOB_MODELS", "a\0b", \'which holds a NUL character'),
+        ("HOB_MAX_QUEUE", "many", "which is not a whole number from 1 to 1048576"),
+        ("HOB_MAX_QUEUE", "0", "which is not a whole number from 1 to 1048576"),
+        ("OLLAMA_CONTEXT_LENGTH", "1_000", "which is not a whole number from 0 to 16777216"),
+        ("OLLAMA_NOHISTORY", "maybe", "which is neither true nor false; write 1 or 0"),
+        ("OLLAMA_HOST", "ftp://x", 'but the scheme "ftp" is not known; write http:// or https://, or leave it out'),
+        ("OLLAMA_HOST", "h:99999", 'but the port "99999" is not a number from 0 to 65535'),
+        ("HOB_ORIGINS", "example.org", 'but the origin "example.org" has no scheme; write e.g. https://example.org'),
+        ("HOB_DTYPE", "int8", "which is not one of auto, float32, float16, bfloat16"),
+        ("HOB_MODELS", "a\0b", "which holds a NUL character"),
     ],
 )
 def test_wrong_values_name_their_variable(tmp_path: Path, name: str, text: str, problem: str) -> None:
