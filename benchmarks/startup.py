@@ -69,7 +69,9 @@ def main() -> None:
         environ = os.environ | {"HOME": home, "XDG_CONFIG_HOME": home, "XDG_DATA_HOME": home, "XDG_STATE_HOME": home}
         environ |= {"HOB_HOST": f"127.0.0.1:{port}", "HOB_MODELS": f"{home}/models"}
         hob = [sys.executable, "-P", "-m", "cli.main", "--help"]
-        times = seconds(lambda: subprocess.run(hob, env=environ, check=True, stdout=subprocess.DEVNULL), args.repeats + 1)
+        times = seconds(
+            lambda: subprocess.run(hob, env=environ, check=True, stdout=subprocess.DEVNULL), args.repeats + 1
+        )
         report.case("hob --help", median(times[1:]), "s", repeats=args.repeats)
 
         ready, cold, warm = [], [], []
@@ -81,8 +83,12 @@ def main() -> None:
             process.terminate()
             process.wait(30)
         report.case("daemon ready", median(ready), "s", repeats=args.repeats, worst=round(max(ready), 4))
-        report.case(f"first token of {args.model}, cold", median(cold), "s", repeats=args.repeats, worst=round(max(cold), 4))
-        report.case(f"first token of {args.model}, warm", median(warm), "s", repeats=len(warm), worst=round(max(warm), 4))
+        report.case(
+            f"first token of {args.model}, cold", median(cold), "s", repeats=args.repeats, worst=round(max(cold), 4)
+        )
+        report.case(
+            f"first token of {args.model}, warm", median(warm), "s", repeats=len(warm), worst=round(max(warm), 4)
+        )
 
 
 if __name__ == "__main__":

@@ -74,7 +74,9 @@ def main() -> None:
     llm = LLM(args.model, dtype=args.dtype, enable_prefix_cache=False)
     requests = prompts(peer.config.vocab_size, args.prompt_tokens)
     params = SamplingParams(temperature=0.0, max_tokens=args.new_tokens, ignore_eos=True)
-    shape = f"{args.model.name} {args.dtype}, {args.prompt_tokens} tokens in, {args.new_tokens} out, {args.threads} threads"
+    shape = (
+        f"{args.model.name} {args.dtype}, {args.prompt_tokens} tokens in, {args.new_tokens} out, {args.threads} threads"
+    )
 
     num_bytes = sum(p.numel() * p.element_size() for p in peer.parameters())
     ceiling = copy_bandwidth() / num_bytes
@@ -83,7 +85,13 @@ def main() -> None:
     transformers_seconds(peer, requests[:1], 8)
 
     # Interleaved, so that both see the same weather on a shared machine.
-    times: dict[str, list[float]] = {"hob 1": [], "peer 1": [], "hob 16": [], "peer 16 in turn": [], "peer 16 padded": []}
+    times: dict[str, list[float]] = {
+        "hob 1": [],
+        "peer 1": [],
+        "hob 16": [],
+        "peer 16 in turn": [],
+        "peer 16 padded": [],
+    }
     for _ in range(args.repeats):
         times["hob 1"].append(hob_seconds(llm, requests[:1], params))
         times["peer 1"].append(transformers_seconds(peer, requests[:1], args.new_tokens))
