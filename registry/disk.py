@@ -1,0 +1,76 @@
+"""Disk: the system calls by which the store changes something, one method each.
+
+The store calls nothing else to change a file, so a test can fail or stop it at the k-th change, for every k, and look
+at what is left. Reading is not part of the seam: `read_regular` is how the store reads files that somebody else may
+have put there.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+
+class Disk:
+    """Changes to files; every method is one step that happened or did not."""
+
+    def create(self, path: Path) -> int:
+        """Open a file that must not exist yet, for writing.
+
+        Returns:
+            The descriptor, which the caller closes.
+        """
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+
+    def write(self, fd: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+
+    def sync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Atomically put `source` in the place of `target`."""
+        os.replace(source, target)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink()
+
+    def make_directory(self, path: Path) -> None:
+        path.mkdir()
+
+    def remove_directory(self, path: Path) -> None:
+        path.rmdir()
+
+    def sync_directory(self, path: Path) -> None:
+        """Make the directory's entries durable; a rename is only so after this."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def read_regular(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
+    """The bytes of a regular file and what it was when they were read.
+
+    A link is not followed and a pipe or device not waited for, since anybody may have put one into the store.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+        ValueError: it is longer than `limit` bytes.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(None, "it is no regular file")
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
+    finally:
+        os.close(fd)
+    if len(data) > limit:
+        raise ValueError(f"it is longer than {limit} bytes")
+    return data, status

@@ -1,0 +1,123 @@
+"""ModelName: which model is meant, as text and as a place in the store.
+
+    [scheme://][host/][namespace/]model[:tag]
+
+    host       1..350 characters   letters digits _ - . :     default registry.ollama.ai
+    namespace  1..80               letters digits _ -         default library
+    model      1..80               letters digits _ - .
+    tag        1..80               letters digits _ - .       default latest
+
+Every part starts with an ASCII letter, digit or underscore, so none is empty, hidden, "." or "..", and none holds a
+separator: a name that was parsed can be joined to a folder and stays inside it. Two names that differ in case are
+equal, but each keeps the case it was given. A repository of the Hugging Face hub has the same form,
+"hf.co/maker/repository:Q4_K_M".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from registry.errors import InvalidName
+
+DEFAULT_HOST = "registry.ollama.ai"
+DEFAULT_NAMESPACE = "library"
+DEFAULT_TAG = "latest"
+DEFAULT_SCHEME = "https"
+
+SCHEMES = ("https", "http")
+
+# part -> (longest, characters beside letters, digits and "_" that may follow the first)
+PARTS = {
+    "host": (350, "-.:"),
+    "namespace": (80, "-"),
+    "model": (80, "-."),
+    "tag": (80, "-."),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ModelName:
+    """A complete model name; the constructor checks every part.
+
+    Raises:
+        InvalidName: a part is empty, too long, or has a character that it must not have.
+    """
+
+    model: str
+    tag: str = DEFAULT_TAG
+    namespace: str = DEFAULT_NAMESPACE
+    host: str = DEFAULT_HOST
+    scheme: str = DEFAULT_SCHEME
+    """How to reach the host; no part of the model's identity."""
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise InvalidName('only "https://" and "http://" can lead to a registry')
+        for part in PARTS:
+            _check_part(part, getattr(self, part))
+
+    @classmethod
+    def parse(cls, text: str) -> ModelName:
+        """The name that a person or program wrote, with defaults for what they left out.
+
+        Raises:
+            InvalidName: the text breaks the grammar above.
+        """
+        scheme, found, rest = text.rpartition("://")
+        *parts, last = rest.split("/")
+        if len(parts) > 2:
+            raise InvalidName(f"it has {len(parts) + 1} parts; host/namespace/model are the most there are")
+        model, colon, tag = last.partition(":")
+        return cls(
+            scheme=scheme.lower() if found else DEFAULT_SCHEME,
+            host=parts[0] if len(parts) == 2 else DEFAULT_HOST,
+            namespace=parts[-1] if parts else DEFAULT_NAMESPACE,
+            model=model,
+            tag=tag if colon else DEFAULT_TAG,
+        )
+
+    @property
+    def short(self) -> str:
+        """The shortest text that parses to this name and still shows the tag: "qwen:7b", "tale:latest"."""
+        name = f"{self.model}:{self.tag}"
+        if self.host.lower() != DEFAULT_HOST:
+            return f"{self.host}/{self.namespace}/{name}"
+        if self.namespace.lower() != DEFAULT_NAMESPACE:
+            return f"{self.namespace}/{name}"
+        return name
+
+    @property
+    def full(self) -> str:
+        """All four parts: "registry.ollama.ai/library/tale:latest"."""
+        return f"{self.host}/{self.namespace}/{self.model}:{self.tag}"
+
+    @property
+    def path_parts(self) -> tuple[str, str, str, str]:
+        """The manifest's path under the store's manifests folder, one safe file name each."""
+        return (self.host, self.namespace, self.model, self.tag)
+
+    def __str__(self) -> str:
+        return self.short
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ModelName):
+            return NotImplemented
+        return self.full.lower() == other.full.lower()
+
+    def __hash__(self) -> int:
+        return hash(self.full.lower())
+
+
+def _check_part(part: str, text: str) -> None:
+    longest, marks = PARTS[part]
+    if not text:
+        raise InvalidName(f"the {part} is empty")
+    if len(text) > longest:
+        raise InvalidName(f"the {part} has {len(text)} characters; the limit is {longest}")
+    if not re.match("[A-Za-z0-9_]", text):
+        raise InvalidName(f'the {part} starts with {text[0]!r}; it must start with a letter, a digit or "_"')
+    wrong = re.search(f"[^A-Za-z0-9_{re.escape(marks)}]", text)
+    if wrong:
+        allowed = " ".join(marks)
+        raise InvalidName(f"the {part} contains {wrong[0]!r}; letters, digits, _ and {allowed} are allowed")
