@@ -1,9 +1,11 @@
-"""A ten-turn chat: how many prompt tokens each turn computes, and how many came from the prefix cache; and the KV memory wasted.
+"""A ten-turn chat: how many prompt tokens each turn computes, and how many came from the prefix cache; and the KV
+memory wasted.
 
     python benchmarks/prefix_cache.py [--model FOLDER] [--out benchmarks/results/prefix_cache.jsonl]
 
-Counted, not timed. The ceiling of the share of cached tokens is every token but the newest message and the one partial block; waste is the share of
-slots in allocated blocks that hold no token, over sequences of log-normal length.
+Counted, not timed. The ceiling of the share of cached tokens is every token but the newest message and the one
+partial block; waste is the share of slots in allocated blocks that hold no token, over sequences of log-normal
+length.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ import argparse
 import random
 from pathlib import Path
 
+from engine.llm import LLM
 from report import Report
 
-from engine.llm import LLM
 from engine.sampling_params import SamplingParams
 
 TALE = Path(__file__).resolve().parent.parent / "registry" / "builtin" / "tale"

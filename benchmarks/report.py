@@ -1,6 +1,7 @@
 """One JSON line a case: what was measured, on what, against which ceiling, by which command.
 
-Every benchmark prints through here. Lines that are quoted anywhere are kept in `benchmarks/results/*.jsonl` (`--out FILE` appends).
+Every benchmark prints through here. Lines that are quoted anywhere are kept in `benchmarks/results/*.jsonl`
+(`--out FILE` appends).
 """
 
 from __future__ import annotations

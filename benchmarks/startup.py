@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py [--model tale] [--out benchmarks/results/startup.jsonl]
 
-Everything runs as its own process in an empty home. "Cold" is a daemon that has just been started and has no worker; the operating
-system's file cache is as it is.
+Everything runs as its own process in an empty home. "Cold" is a daemon that has just been started and has no
+worker; the operating system's file cache is as it is.
 """
 
 from __future__ import annotations

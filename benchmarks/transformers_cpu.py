@@ -1,10 +1,11 @@
 """Hob's engine beside Transformers' `generate`, on the CPU, on the same weights, threads and type, in one run.
 
-    python benchmarks/transformers_cpu.py [--model FOLDER] [--dtype float32] [--out benchmarks/results/transformers_cpu.jsonl]
+    python benchmarks/transformers_cpu.py [--model FOLDER] [--dtype float32] [--out FILE]
 
-Greedy, every prompt its own, no stop: each request makes exactly `--new-tokens`. Reported are single-stream decode, 16 requests at
-once against 16 one after another, and Transformers' static padded batch of the same 16. The ceiling of the single stream is the
-copy bandwidth over the bytes of weights that one token reads; small models live in the cache and may pass it.
+Greedy, every prompt its own, no stop: each request makes exactly `--new-tokens`. Reported are single-stream
+decode, 16 requests at once against 16 one after another, and Transformers' static padded batch of the same 16. The
+ceiling of the single stream is the copy bandwidth over the bytes of weights that one token reads; small models
+live in the cache and may pass it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from engine.llm import LLM
 from report import Report, copy_bandwidth
 from transformers import AutoModelForCausalLM
 
-from engine.llm import LLM
 from engine.sampling_params import SamplingParams
 
 TALE = Path(__file__).resolve().parent.parent / "registry" / "builtin" / "tale"

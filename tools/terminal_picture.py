@@ -2,8 +2,8 @@
 
     python tools/terminal_picture.py docs/pictures/run.svg 'hob run tale "Tell me a story about a fox."' 'hob ps'
 
-Each command runs in a pseudo-terminal of WIDTH columns, so programs behave as before a person; nothing is edited. Used for the
-pictures in the README.
+Each command runs in a pseudo-terminal of WIDTH columns, so programs behave as before a person; nothing is edited.
+Used for the pictures in the README.
 """
 
 from __future__ import annotations
