@@ -1,0 +1,128 @@
+"""LLMEngine: the one place where the scheduler and the runner meet. Called by the worker's loop and by engine.llm.
+
+One step is three calls: schedule, launch, update. With `run_ahead` n, n more steps are launched before the result of
+the first is awaited, so that the device never waits for Python; 0 is the plain order, and both give the same tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import Protocol
+
+from engine.errors import EngineError
+from engine.messages import Load, Ready, Stats, TokenRow
+from engine.scheduling.batch import Handle, Runner, ScheduledBatch
+from engine.scheduling.scheduler import Scheduler, SchedulerConfig
+from engine.scheduling.sequence import Sequence
+
+
+class LoadedRunner(Runner, Protocol):
+    """A model on a device, as the worker needs it (ModelRunner, or a fake in tests)."""
+
+    @property
+    def ready(self) -> Ready:
+        """What Load is answered with."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        ...
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """One a KV group; position p attends [p - window + 1, p], None: all before p."""
+        ...
+
+    def release_kv_cache(self) -> None:
+        """Gives the memory of the KV cache back. No step is in flight."""
+        ...
+
+    def allocate_kv_cache(self, *, budget_bytes: int = 0, num_blocks: int = 0) -> Ready:
+        """Allocates the KV cache anew; without arguments as at load. No step is in flight, all rows are forgotten."""
+        ...
+
+
+class LLMEngine:
+    """A scheduler and a runner, and the steps between them."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, run_ahead: int = 1) -> None:
+        self.scheduler = scheduler
+        self._runner = runner
+        self._run_ahead = run_ahead
+        self._launched: deque[tuple[ScheduledBatch, Handle]] = deque()
+
+    @classmethod
+    def for_runner(cls, runner: LoadedRunner, load: Load) -> LLMEngine:
+        """The engine over a loaded model, with the limits that it was loaded with."""
+        ready = runner.ready
+        config = SchedulerConfig(
+            num_blocks=ready.num_blocks,
+            block_size=ready.block_size,
+            windows=runner.windows,
+            max_num_seqs=load.max_num_seqs,
+            max_num_batched_tokens=max(load.max_num_batched_tokens, load.max_num_seqs),
+            max_context=ready.max_context,
+            kv_cache_type=load.kv_cache_type,
+        )
+        return cls(Scheduler(config), runner, load.run_ahead)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self.scheduler.has_work
+
+    def add(self, seq: Sequence) -> None:
+        """Queues a sequence.
+
+        Raises:
+            SchedulerError: it can never run.
+        """
+        self.scheduler.add(seq)
+
+    def abort(self, seq_id: int) -> TokenRow | None:
+        """Ends a sequence; its row, or None if there is none of that number."""
+        return self.scheduler.abort(seq_id)
+
+    def step(self) -> list[TokenRow]:
+        """Launches what can be launched and takes in the oldest result.
+
+        Raises:
+            EngineError: sequences wait and nothing can ever wake them, a bug of the scheduler.
+            Exception: whatever the runner raises; then call `fail` before the next step.
+        """
+        while len(self._launched) <= self._run_ahead:
+            batch = self.scheduler.schedule()
+            if batch is None:
+                break
+            self._launched.append((batch, self._runner.launch(batch)))
+        if not self._launched:
+            if self.scheduler.has_work:
+                raise EngineError("no sequence can run although some are unfinished; this is a bug of the scheduler")
+            return []
+        return self._collect()
+
+    def drain(self) -> list[TokenRow]:
+        """Takes in the results of all launched steps and launches no more."""
+        rows = []
+        while self._launched:
+            rows += self._collect()
+        return rows
+
+    def fail(self, error: str) -> list[TokenRow]:
+        """After an exception of `step` or `drain`: ends the running sequences with `error` and forgets all KV."""
+        while self._launched:
+            _, handle = self._launched.popleft()
+            # Their sequences end here anyway, and a broken device would only say the same again.
+            with contextlib.suppress(Exception):
+                handle.result()
+        return self.scheduler.fail(error)
+
+    def stats(self) -> Stats:
+        """Counters since the model was loaded."""
+        return self.scheduler.stats()
+
+    def _collect(self) -> list[TokenRow]:
+        batch, handle = self._launched.popleft()
+        return self.scheduler.update(batch, handle.result())

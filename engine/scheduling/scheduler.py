@@ -1,0 +1,461 @@
+"""Scheduler: who computes how many tokens next. Called by LLMEngine; meets the device only through values.
+
+Theory of operation
+-------------------
+There are no phases. Every sequence has `num_computed_tokens` that chases `num_tokens`, and a step hands out tokens
+under one budget: running sequences first, in order of (priority, arrival), then waiting ones in the same order. A long
+prompt gets what the budget leaves and continues in the next step; a decoding sequence always gets its one token.
+Prefix hits, preemption and context shifts only change where `num_computed_tokens` starts.
+
+*Running ahead.* `schedule()` may be called again before `update()`. A launched step's tokens count as computed, its
+sampled token as a placeholder whose value the runner knows and the host does not. Results arrive in the order of
+launch. A sequence that wants no more tokens gets no more steps, so length stops cost nothing; a stop token is seen one
+step late, and the result of the step launched meanwhile is ignored. Rows and blocks of a sequence that left return
+when its last launched step has.
+
+*Preemption.* When no block is free, the last of the running sequences goes back to waiting with all its tokens and is
+computed again later; its full blocks stay in the radix cache, so that this is cheap. Tokens in flight are kept, too: it
+is not admitted before they have arrived. The first running sequence can take everything from the others, and `add`
+refuses what does not fit alone, so somebody always gets on.
+
+*Context.* At the end of its context a sequence finishes with "length", or its tokens are replaced by the kept prefix
+and the tail and computed again, as if preempted. `origin` moves along, so the noise counter goes on.
+
+What may live here: integers, Sequence, TokenRow. No clock, no I/O, no randomness, no logging.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from engine.errors import SchedulerError
+from engine.messages import Stats, TokenRow
+from engine.scheduling.batch import Admission, BlockAppend, RowStep, ScheduledBatch, StepResult, TokenLogprobs
+from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.block_pool import Node
+from engine.scheduling.sequence import Sequence, SequenceStatus
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of one worker. `num_blocks` is known once the model is loaded."""
+
+    num_blocks: int
+    """KV blocks of each group, the dummy block not counted."""
+    block_size: int = 16
+    windows: tuple[int | None, ...] = (None,)
+    """One a KV group: position p attends [p - window + 1, p]; None is full attention."""
+    max_num_seqs: int = 256
+    """Rows: sequences in one step."""
+    max_num_batched_tokens: int = 2048
+    """Tokens in one step."""
+    max_context: int = 2**31 - 1
+    """The model's own limit on prompt plus generated tokens."""
+    kv_cache_type: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "block_size", "max_num_seqs", "max_context"):
+            if getattr(self, name) < 1:
+                raise SchedulerError(f"{name} is {getattr(self, name)} but must be at least 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise SchedulerError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens} but must be at least max_num_seqs, "
+                f"which is {self.max_num_seqs}: every running sequence gets a token a step"
+            )
+        if not self.windows or any(window is not None and window < 1 for window in self.windows):
+            raise SchedulerError(f"windows are {self.windows} but must be at least one, each None or at least 1")
+
+
+class _Launched(NamedTuple):
+    """A step whose result has not arrived, with the sequence of each of its rows."""
+
+    batch: ScheduledBatch
+    sequences: list[Sequence]
+
+
+class Scheduler:
+    """Hands out tokens, rows and blocks to sequences."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        self._blocks = self._new_block_manager(config.num_blocks)
+        self._sequences: dict[int, Sequence] = {}
+        self._waiting: list[Sequence] = []  # both sorted by rank
+        self._running: list[Sequence] = []
+        self._launched: deque[_Launched] = deque()
+        self._free_rows = list(range(config.max_num_seqs))  # heap: low rows first keeps the batch dense
+        self._retired_rows: list[tuple[int, int]] = []  # (row, step that may still use it)
+        self._refused: tuple[Sequence | None, int] = (None, 0)  # who did not fit, and how many blocks were free
+        self._num_arrivals = 0
+        self._num_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_cached_tokens = 0
+        self._num_computed_tokens = 0
+        self._num_generated_tokens = 0
+        self._num_preemptions = 0
+        self._num_shifts = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a sequence is unfinished or a step is in flight."""
+        return bool(self._sequences or self._launched)
+
+    @property
+    def max_context(self) -> int:
+        """The longest sequence that fits both the model and the pools."""
+        return self._blocks.max_context(self._config.max_context)
+
+    def add(self, seq: Sequence) -> None:
+        """Queues a sequence.
+
+        Raises:
+            SchedulerError: it can never run; the message says why.
+        """
+        if seq.seq_id in self._sequences:
+            raise SchedulerError(f"sequence {seq.seq_id} is already there; every request needs a number of its own")
+        if seq.num_prompt_tokens == 0:
+            raise SchedulerError("the prompt is empty; the engine needs at least one token to continue")
+        limit = self._limit(seq)
+        needed = seq.num_prompt_tokens + (seq.params.max_tokens != 0)
+        if needed > limit:
+            raise SchedulerError(
+                f"the prompt has {seq.num_prompt_tokens} tokens, which leaves no room in a context of {limit} tokens; "
+                f"shorten the prompt or raise {self._name_of_limit(limit, seq)}"
+            )
+        seq.max_context = limit
+        seq.arrival = self._num_arrivals
+        self._num_arrivals += 1
+        self._sequences[seq.seq_id] = seq
+        insort(self._waiting, seq, key=_rank)
+
+    def abort(self, seq_id: int) -> TokenRow | None:
+        """Ends a sequence with "abort"; None if it is unknown or has ended already."""
+        seq = self._sequences.get(seq_id)
+        return None if seq is None else self._finish(seq, "abort")
+
+    def schedule(self) -> ScheduledBatch | None:
+        """The next step, or None if nobody can compute anything now: all wait for results, or there is nobody."""
+        step = self._num_steps + 1
+        budget = self._config.max_num_batched_tokens
+        num_preemptions = self._num_preemptions
+        scheduled: list[tuple[Sequence, int]] = []
+
+        num_decodes = sum(seq.num_uncomputed_tokens == 1 for seq in self._running)
+        index = 0
+        while index < len(self._running):
+            seq = self._running[index]
+            index += 1
+            wanted = seq.num_uncomputed_tokens
+            if wanted == 1:
+                num_decodes -= 1
+            # What is left for a prompt leaves one token for every decoding sequence behind it.
+            num_tokens = self._make_room(seq, min(wanted, budget - num_decodes)) if wanted > 0 else 0
+            if num_tokens > 0:
+                scheduled.append((seq, num_tokens))
+                budget -= num_tokens
+
+        # Whoever has just lost its blocks would otherwise take them back at once.
+        admitted = self._admit(budget, scheduled) if self._num_preemptions == num_preemptions else []
+        if not scheduled:
+            return None
+        self._num_steps = step
+        return self._launch(step, admitted, scheduled)
+
+    def update(self, batch: ScheduledBatch, result: StepResult) -> list[TokenRow]:
+        """Takes in the result of the oldest launched step.
+
+        Returns:
+            A row for each sequence that got a token or ended. A step of a sequence that ended meanwhile yields none.
+        """
+        launched = self._launched.popleft()
+        assert launched.batch.step == batch.step, f"the result of step {launched.batch.step} is due, not {batch.step}"
+        samples = iter(zip(result.token_ids, result.logprobs, result.errors, strict=True))
+        rows = []
+        for step, seq in zip(batch.steps, launched.sequences, strict=True):
+            sample = next(samples) if step.samples else None
+            seq.num_in_flight -= 1
+            seq.num_placeholders -= step.samples
+            if seq.status is SequenceStatus.FINISHED:
+                continue
+            # A sequence that was preempted is not admitted before its steps have arrived, so this one is of now.
+            if seq.status is SequenceStatus.RUNNING:
+                seq.num_done_tokens = step.start + step.num_tokens
+                self._blocks.step_result_arrived(seq)
+            row = self._take_sample(seq, *sample) if sample is not None else self._take_prompt_end(seq)
+            if row is not None:
+                rows.append(row)
+        self._step_done(batch.step)
+        return rows
+
+    def fail(self, error: str) -> list[TokenRow]:
+        """A step went wrong: ends every running sequence with "error" and forgets all KV.
+
+        Waiting sequences stay, those that were preempted with tokens in flight too: they draw the same tokens again.
+        """
+        self._launched.clear()
+        for seq in self._sequences.values():
+            seq.num_in_flight = seq.num_placeholders = 0
+        rows = [self._finish(seq, "error", error=error) for seq in list(self._running)]
+        self._step_done(self._num_steps)
+        self._blocks.cache.clear()
+        return rows
+
+    def preempt_all(self) -> None:
+        """Sends every running sequence back to waiting and forgets all KV. No step may be in flight."""
+        assert not self._launched, "a step is in flight"
+        while self._running:
+            self._preempt(self._running[-1])
+        self._blocks.cache.clear()
+
+    def resize(self, num_blocks: int) -> list[TokenRow]:
+        """Goes on with pools of another size. No step may be in flight.
+
+        Returns:
+            The ends of sequences that do not fit any more.
+        """
+        self.preempt_all()
+        self._blocks = self._new_block_manager(num_blocks)
+        rows = []
+        for seq in list(self._waiting):
+            limit = self._limit(seq)
+            if len(seq.token_ids) + (seq.params.max_tokens != 0) > limit:
+                error = (
+                    f"the KV cache was made smaller and holds {limit} tokens now, this sequence has "
+                    f"{len(seq.token_ids)}; unload another model or ask again with a shorter prompt"
+                )
+                rows.append(self._finish(seq, "error", error=error))
+            else:
+                seq.max_context = limit
+        return rows
+
+    def stats(self) -> Stats:
+        """Counters since the start; `num_prompt_tokens` and `num_cached_tokens` count first admissions only."""
+        return Stats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_blocks=self._blocks.num_blocks,
+            num_free_blocks=self._blocks.num_free_blocks,
+            num_steps=self._num_steps,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+            num_computed_tokens=self._num_computed_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            num_preemptions=self._num_preemptions,
+            num_shifts=self._num_shifts,
+        )
+
+    def check(self) -> None:
+        """Recomputes every invariant; for tests and for debugging."""
+        config = self._config
+        assert [seq.rank for seq in self._waiting] == sorted(seq.rank for seq in self._waiting)
+        assert [seq.rank for seq in self._running] == sorted(seq.rank for seq in self._running)
+        assert all(seq.status is SequenceStatus.WAITING for seq in self._waiting)
+        assert all(seq.status is SequenceStatus.RUNNING for seq in self._running)
+        assert {seq.seq_id for seq in (*self._waiting, *self._running)} == self._sequences.keys()
+        assert len(self._waiting) + len(self._running) == len(self._sequences)
+        rows = [*self._free_rows, *(row for row, _ in self._retired_rows), *(seq.row for seq in self._running)]
+        assert sorted(row for row in rows if row is not None) == list(range(config.max_num_seqs)), "a row is lost"
+        assert all(seq.row is None and not seq.block_tables for seq in self._waiting)
+        for launched in self._launched:
+            assert launched.batch.num_tokens <= config.max_num_batched_tokens, "a step is over its budget"
+            assert len(launched.batch.steps) <= config.max_num_seqs
+        in_flight = [id(seq) for launched in self._launched for seq in launched.sequences]
+        for seq in self._sequences.values():
+            assert seq.num_in_flight == in_flight.count(id(seq)), f"{seq} miscounts its steps in flight"
+            assert seq.num_done_tokens <= seq.num_computed_tokens <= seq.num_tokens <= seq.max_context
+        self._blocks.check(self._running)
+        if not self._running and not self._launched:
+            assert self._blocks.num_free_blocks == self._blocks.num_blocks, "blocks leaked"
+            assert not self._blocks.has_retired
+            assert not self._retired_rows
+
+    # ---- schedule
+
+    def _make_room(self, seq: Sequence, wanted: int) -> int:
+        """Slots for the next `wanted` tokens of a running sequence, or for some of them, or 0: not in this step."""
+        while True:
+            num_tokens = self._blocks.grow(seq, wanted)
+            if num_tokens > 0 or wanted <= 0:
+                return num_tokens
+            victim = self._running[-1]
+            # Blocks will come with the next result: those that were retired, or `seq`'s own that left a window.
+            if self._blocks.has_retired or (victim is seq and seq.num_in_flight):
+                return 0
+            self._preempt(victim)
+            if victim is seq:
+                return 0
+
+    def _preempt(self, seq: Sequence) -> None:
+        self._num_preemptions += 1
+        self._running.remove(seq)
+        self._back_to_waiting(seq)
+
+    def _back_to_waiting(self, seq: Sequence) -> None:
+        seq.status = SequenceStatus.WAITING
+        self._give_back(seq)
+        insort(self._waiting, seq, key=_rank)
+
+    def _admit(self, budget: int, scheduled: list[tuple[Sequence, int]]) -> list[Sequence]:
+        """Moves waiting sequences to running while tokens, rows and blocks last."""
+        admitted: list[Sequence] = []
+        owed: list[int] | None = None
+        while self._waiting and self._free_rows and budget > 0:
+            seq = self._waiting[0]
+            if seq.num_in_flight:  # preempted with tokens in flight
+                break
+            # Looking up a long prompt in every step, only to refuse it again, would cost more than the step's decode.
+            if self._running and self._refused[0] is seq and self._blocks.num_free_blocks <= self._refused[1]:
+                break
+            owed = self._blocks.owed(self._running) if owed is None else owed
+            path = self._blocks.match(seq)
+            if not self._blocks.can_admit(seq, path, owed, len(self._running)):
+                self._refused = (seq, self._blocks.num_free_blocks)
+                break
+            self._start_running(seq, path)
+            num_tokens = self._blocks.grow(seq, min(seq.num_uncomputed_tokens, budget))
+            assert num_tokens > 0, f"{seq} was admitted without a free block"
+            owed = [ours + others for ours, others in zip(self._blocks.owed([seq]), owed, strict=True)]
+            budget -= num_tokens
+            admitted.append(seq)
+            scheduled.append((seq, num_tokens))
+        return admitted
+
+    def _start_running(self, seq: Sequence, path: list[Node]) -> None:
+        self._refused = (None, 0)
+        self._waiting.remove(seq)
+        seq.status = SequenceStatus.RUNNING
+        seq.row = heapq.heappop(self._free_rows)
+        insort(self._running, seq, key=_rank)
+        self._blocks.admit(seq, path)
+        if not seq.was_admitted:
+            seq.was_admitted = True
+            seq.num_cached_tokens = seq.num_computed_tokens
+            self._num_prompt_tokens += seq.num_prompt_tokens
+            self._num_cached_tokens += seq.num_cached_tokens
+
+    def _launch(self, step: int, admitted: Iterable[Sequence], scheduled: list[tuple[Sequence, int]]) -> ScheduledBatch:
+        """Writes the step down and counts it as computed."""
+        admissions = [
+            Admission(seq.row, seq.seq_id, list(seq.token_ids), seq.origin, seq.params, seq.adapter)
+            for seq in admitted
+            if seq.row is not None
+        ]
+        # Rows that only decode come first: their kernel knows that a row is one token.
+        scheduled.sort(key=lambda item: item[1] != 1)
+        appended: list[BlockAppend] = []
+        steps: list[RowStep] = []
+        for seq, num_tokens in scheduled:
+            assert seq.row is not None
+            start = seq.num_computed_tokens
+            samples = num_tokens == seq.num_uncomputed_tokens and seq.is_sampling
+            appended += self._blocks.take_appends(seq)
+            steps.append(RowStep(seq.row, seq.seq_id, start, num_tokens, samples))
+            seq.num_computed_tokens += num_tokens
+            seq.num_placeholders += samples
+            seq.num_in_flight += 1
+            seq.last_step = step
+            self._num_computed_tokens += num_tokens
+        batch = ScheduledBatch(step, admissions, appended, steps)
+        self._launched.append(_Launched(batch, [seq for seq, _ in scheduled]))
+        return batch
+
+    # ---- update
+
+    def _take_sample(self, seq: Sequence, token_id: int, logprobs: TokenLogprobs | None, error: str | None) -> TokenRow:
+        if error is not None:
+            return self._finish(seq, "error", error=error)
+        seq.token_ids.append(token_id)
+        self._num_generated_tokens += 1
+        kept = [] if logprobs is None else [logprobs]
+        params = seq.params
+        if token_id in params.stop_token_ids and not params.ignore_eos:
+            return self._finish(seq, "stop", [token_id], kept)
+        if seq.num_generated_tokens == params.max_tokens:
+            return self._finish(seq, "length", [token_id], kept)
+        if len(seq.token_ids) < seq.max_context:
+            return self._row(seq, [token_id], kept)
+        if not params.shift:
+            return self._finish(seq, "length", [token_id], kept)
+        self._shift(seq)
+        return self._row(seq, [token_id], kept)
+
+    def _take_prompt_end(self, seq: Sequence) -> TokenRow | None:
+        """A sequence that wants no token ends when its prompt is computed."""
+        if seq.params.max_tokens == 0 and seq.num_done_tokens == len(seq.token_ids):
+            return self._finish(seq, "length")
+        return None
+
+    def _shift(self, seq: Sequence) -> None:
+        self._num_shifts += 1
+        if seq.status is SequenceStatus.RUNNING:
+            self._running.remove(seq)
+            self._back_to_waiting(seq)
+        seq.shift()
+
+    def _finish(
+        self,
+        seq: Sequence,
+        reason: str,
+        token_ids: list[int] | None = None,
+        logprobs: list[TokenLogprobs] | None = None,
+        error: str | None = None,
+    ) -> TokenRow:
+        (self._running if seq.status is SequenceStatus.RUNNING else self._waiting).remove(seq)
+        seq.status = SequenceStatus.FINISHED
+        del self._sequences[seq.seq_id]
+        self._give_back(seq)
+        return self._row(seq, token_ids or [], logprobs or [], reason, error)
+
+    def _row(
+        self,
+        seq: Sequence,
+        token_ids: list[int],
+        logprobs: list[TokenLogprobs],
+        reason: str | None = None,
+        error: str | None = None,
+    ) -> TokenRow:
+        num_cached_tokens = 0 if seq.is_reported else seq.num_cached_tokens
+        seq.is_reported = True
+        return TokenRow(seq.seq_id, token_ids, logprobs, reason, num_cached_tokens, seq.is_truncated, error)
+
+    def _give_back(self, seq: Sequence) -> None:
+        """Takes row and blocks from a sequence; they return with the result of its last launched step."""
+        self._blocks.release(seq)
+        if seq.row is not None:
+            if seq.num_in_flight:
+                self._retired_rows.append((seq.row, seq.last_step))
+            else:
+                heapq.heappush(self._free_rows, seq.row)
+            seq.row = None
+
+    def _step_done(self, step: int) -> None:
+        self._blocks.step_done(step)
+        for row, last_step in self._retired_rows:
+            if last_step <= step:
+                heapq.heappush(self._free_rows, row)
+        self._retired_rows = [(row, last_step) for row, last_step in self._retired_rows if last_step > step]
+
+    # ---- limits
+
+    def _limit(self, seq: Sequence) -> int:
+        return min(self.max_context, seq.params.max_context or self.max_context)
+
+    def _name_of_limit(self, limit: int, seq: Sequence) -> str:
+        if limit == seq.params.max_context:
+            return "num_ctx"
+        return "the memory of the KV cache" if limit < self._config.max_context else "the limit by another model"
+
+    def _new_block_manager(self, num_blocks: int) -> BlockManager:
+        config = self._config
+        return BlockManager(
+            num_blocks, config.block_size, config.windows, config.max_num_batched_tokens, config.kv_cache_type
+        )
+
+
+def _rank(seq: Sequence) -> tuple[int, int]:
+    return seq.rank
