@@ -1,5 +1,136 @@
-"""Entry point of `hob`."""
+"""Entry point of `hob`: the commands, and the one place where an error becomes a sentence and an exit status.
+
+Exit statuses: 0 done, 1 an error (`Error: sentence` on stderr), 2 a command line that makes no sense, 130 stopped by
+Ctrl-C. A pipe whose reader went away ends a command quietly with 1. No traceback reaches a person, unless HOB_DEBUG
+asks for one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from cli import create, models, run, serve, show
+from cli.connection import connected, load_settings
+from cli.environment import epilog
+from cli.errors import CliError, DaemonUnreachable
+from cli.version import VERSION
+
+SPELLINGS = {
+    "--think": "--think=true",
+    "--truncate=true": "--truncate",
+    "--truncate=false": "--no-truncate",
+    "--verbose=true": "--verbose",
+}
+"""Spellings of Ollama's flags, whose values are optional, in terms of ours. A level of thinking needs the "=" there
+too.
+"""
+
+# Plain help: it opens twice as fast as the boxes that rich draws, and a screen reader reads words, not frames.
+app = typer.Typer(
+    name="hob",
+    help="Run language models on this machine.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=epilog("HOB_HOST", "HOB_MODELS", "HOB_HOME", "HOB_DEBUG"),
+)
+
+CONNECTING = ("HOB_HOST", "HOB_API_KEY")
+SERVING = (
+    "HOB_HOST", "HOB_MODELS", "HOB_KEEP_ALIVE", "HOB_CONTEXT_LENGTH", "HOB_MAX_QUEUE", "HOB_MAX_LOADED_MODELS",
+    "HOB_LOAD_TIMEOUT", "HOB_ORIGINS", "HOB_DEVICE", "HOB_DTYPE", "HOB_KV_CACHE_TYPE", "HOB_NUM_THREADS",
+    "HOB_GPU_OVERHEAD", "HOB_API_KEY", "HOB_DEBUG",
+)  # fmt: skip
+
+app.command("serve", epilog=epilog(*SERVING))(serve.serve)
+app.command("start", hidden=True)(serve.serve)
+app.command("run", epilog=epilog(*CONNECTING, "HOB_NOHISTORY", "HOB_EDITOR"))(run.run)
+app.command("list", epilog=epilog(*CONNECTING))(models.list_models)
+app.command("ls", hidden=True)(models.list_models)
+app.command("ps", epilog=epilog(*CONNECTING))(models.ps)
+app.command("show", epilog=epilog(*CONNECTING))(show.show)
+app.command("create", epilog=epilog(*CONNECTING))(create.create)
+app.command("pull", epilog=epilog(*CONNECTING))(models.pull)
+app.command("cp", epilog=epilog(*CONNECTING))(models.cp)
+app.command("rm", epilog=epilog(*CONNECTING))(models.rm)
+app.command("stop", epilog=epilog(*CONNECTING))(models.stop)
+app.command("shutdown", epilog=epilog(*CONNECTING))(serve.shutdown)
+
+
+def print_version(asked: bool) -> None:
+    """The daemon's version, and ours where they differ."""
+    if not asked:
+        return
+    try:
+        with connected(load_settings(), start=False) as client:
+            running = client.version().hob_version
+        sys.stdout.write(f"hob version is {running}\n")
+        if running != VERSION:
+            sys.stdout.write(f"Warning: client version is {VERSION}\n")
+    except DaemonUnreachable:
+        sys.stdout.write("Warning: could not connect to a running hob daemon\n")
+        sys.stdout.write(f"Warning: client version is {VERSION}\n")
+    raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", "-v", help="Show the version and exit.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Run language models on this machine."""
 
 
 def main() -> None:
-    raise SystemExit("not built yet")
+    """The console script."""
+    sys.exit(run_app(sys.argv[1:]))
+
+
+def run_app(arguments: Sequence[str]) -> int:
+    """Run one command line; the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A character that the terminal's encoding lacks is shown as "?", instead of ending an answer half-way.
+            stream.reconfigure(errors="replace")
+    try:
+        app(args=spelled(arguments), prog_name="hob")
+    except SystemExit as end:  # typer ends this way, also after --help, usage errors and Ctrl-C
+        return flushed(end.code if isinstance(end.code, int) else 0)
+    except CliError as error:
+        return fail(str(error), error.exit_status)
+    except OSError as error:
+        return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error), 1)
+    except Exception as error:
+        if os.environ.get("HOB_DEBUG"):  # not through Settings, whose reading may be what failed
+            raise
+        return fail(f"hob has a defect: {type(error).__name__}: {error}. HOB_DEBUG=1 shows where", 1)
+    return flushed(0)
+
+
+def flushed(status: int) -> int:
+    """The status, once stdout is written: a reader that went away is noticed here, and not by Python's last flush."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status or 1
+    return status
+
+
+def fail(sentence: str, status: int) -> int:
+    sys.stderr.write(f"Error: {sentence}\n")
+    return status
+
+
+def spelled(arguments: Sequence[str]) -> list[str]:
+    """The arguments in our spelling; what stands after "--" is text and stays."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return [*(SPELLINGS.get(argument, argument) for argument in arguments[:end]), *arguments[end:]]

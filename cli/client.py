@@ -1,0 +1,220 @@
+"""Client: the daemon's REST API as typed methods; streams are iterators of `daemon.api` replies.
+
+Every command talks to the daemon through this class and through nothing else. `connect` is the one place that makes
+an HTTP client. Errors of the daemon, also those that end a stream, are raised as `ServerError` with the daemon's own
+sentence. There is no time limit on an answer: a model may be loading, and Ctrl-C is the way out.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TypeVar
+
+# Costs 60 to 100 ms and is needed by every command, so cli.main imports this module inside its commands: `hob --help`
+# and completion stay quick.
+import httpx
+import msgspec
+
+from cli.errors import DaemonUnreachable, NotFound, ServerError
+from cli.version import VERSION
+from daemon import api
+
+T = TypeVar("T")
+CONNECT_TIMEOUT_S = 5.0
+
+
+class Client:
+    """A connection to one daemon. Closes with `with`; one thread at a time."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    @classmethod
+    def connect(cls, base_url: str, api_key: str = "", transport: httpx.BaseTransport | None = None) -> Client:
+        """A client of the daemon at `base_url`. Nothing is sent yet.
+
+        Args:
+            api_key: sent as a bearer token where it is not empty.
+            transport: what carries requests; tests give one of their own.
+        """
+        headers = {"User-Agent": f"hob/{VERSION} ({platform.machine()} {platform.system().lower()})"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        # trust_env off: a proxy that the environment names for the internet must not see a local conversation.
+        http = httpx.Client(
+            base_url=base_url,
+            headers=headers,
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            transport=transport,
+            trust_env=False,
+        )
+        return cls(http)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    @property
+    def base_url(self) -> str:
+        return str(self._http.base_url).rstrip("/")
+
+    # ---- conversation
+
+    def generate(self, request: api.GenerateRequest) -> Generator[api.GenerateResponse, None, None]:
+        """Chunks of an answer. Closing the iterator ends the request, and with it the work in the daemon."""
+        return self._stream("POST", "/api/generate", request, api.GenerateResponse)
+
+    def chat(self, request: api.ChatRequest) -> Generator[api.ChatResponse, None, None]:
+        """Chunks of the assistant's next message. Closing the iterator ends the request."""
+        return self._stream("POST", "/api/chat", request, api.ChatResponse)
+
+    def embed(self, request: api.EmbedRequest) -> api.EmbedResponse:
+        return self._ask("POST", "/api/embed", request, api.EmbedResponse)
+
+    # ---- models
+
+    def list_models(self) -> list[api.ListedModel]:
+        """All models in the store, the newest first."""
+        return self._ask("GET", "/api/tags", None, api.ListResponse).models
+
+    def running(self) -> list[api.RunningModel]:
+        """The models that are loaded now."""
+        return self._ask("GET", "/api/ps", None, api.ProcessResponse).models
+
+    def show(self, model: str, *, verbose: bool = False) -> api.ShowResponse:
+        """What a model is.
+
+        Raises:
+            NotFound: the store has no such model.
+        """
+        return self._ask("POST", "/api/show", api.ShowRequest(model=model, verbose=verbose), api.ShowResponse)
+
+    def copy(self, source: str, destination: str) -> None:
+        self._send("POST", "/api/copy", api.CopyRequest(source=source, destination=destination))
+
+    def delete(self, model: str) -> None:
+        self._send("DELETE", "/api/delete", api.DeleteRequest(model=model))
+
+    def pull(self, model: str, *, insecure: bool = False) -> Iterator[api.ProgressResponse]:
+        """Progress of a download."""
+        request = api.PullRequest(model=model, insecure=insecure or None)
+        return self._stream("POST", "/api/pull", request, api.ProgressResponse)
+
+    def create(self, request: api.CreateRequest) -> Iterator[api.ProgressResponse]:
+        """Progress of making a model."""
+        return self._stream("POST", "/api/create", request, api.ProgressResponse)
+
+    def load(self, model: str, keep_alive: api.KeepAlive | None = None) -> None:
+        """Load a model without asking it anything, or unload it with a keep_alive of 0."""
+        for _ in self.generate(api.GenerateRequest(model=model, keep_alive=keep_alive)):
+            pass
+
+    # ---- blobs
+
+    def has_blob(self, digest: str) -> bool:
+        """Whether the daemon has the file already; `digest` is "sha256:" and 64 hex digits."""
+        with self._reached():
+            response = self._http.head(f"/api/blobs/{digest}")
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return False
+        _raise_for_error(response)
+        return True
+
+    def send_blob(self, digest: str, chunks: Iterable[bytes]) -> None:
+        """Send a file's bytes. The daemon refuses them unless they hash to `digest`."""
+        with self._reached():
+            response = self._http.post(f"/api/blobs/{digest}", content=chunks)
+        _raise_for_error(response)
+
+    # ---- the daemon itself
+
+    def version(self) -> api.VersionResponse:
+        """Who answers. `hob_version` is empty where it is another server.
+
+        Raises:
+            DaemonUnreachable: nobody does.
+        """
+        with self._reached():
+            response = self._http.get("/api/version")
+        if response.is_error:
+            return api.VersionResponse(version="")
+        try:
+            return msgspec.json.decode(response.content, type=api.VersionResponse)
+        except msgspec.DecodeError:  # it speaks HTTP and is neither Hob nor Ollama
+            return api.VersionResponse(version="")
+
+    def shutdown(self) -> None:
+        """Ask the daemon to unload its models and end."""
+        self._send("POST", "/api/shutdown", None)
+
+    # ---- plumbing
+
+    def _send(self, method: str, path: str, body: api.Request | None) -> bytes:
+        with self._reached():
+            response = self._http.request(method, path, content=msgspec.json.encode(body) if body else None)
+        _raise_for_error(response)
+        return response.content
+
+    def _ask(self, method: str, path: str, body: api.Request | None, kind: type[T]) -> T:
+        return _decode(self._send(method, path, body), kind)
+
+    def _stream(self, method: str, path: str, body: api.Request, kind: type[T]) -> Generator[T, None, None]:
+        with self._reached(), self._http.stream(method, path, content=msgspec.json.encode(body)) as response:
+            if response.is_error:
+                response.read()
+                _raise_for_error(response)
+            for line in _lines(response.iter_bytes()):
+                # An error after the first byte cannot change the status any more: it is the stream's last line.
+                if line.startswith(b'{"error"'):
+                    raise ServerError(_error_text(line), response.status_code)
+                yield _decode(line, kind)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise DaemonUnreachable(f"could not connect to hob at {self.base_url}: {error}") from error
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            raise DaemonUnreachable(f"the connection to hob at {self.base_url} broke: {reason}") from error
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """NDJSON lines. Not `iter_lines`, which also splits at U+2028 and other separators that JSON strings may hold."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line for line in lines if line.strip())
+    if rest.strip():
+        yield rest
+
+
+def _decode(line: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except msgspec.DecodeError as error:
+        raise ServerError(
+            f"the daemon's answer is not what hob understands ({error}); are both of one version?", 200
+        ) from error
+
+
+def _raise_for_error(response: httpx.Response) -> None:
+    if response.is_error:
+        kind = NotFound if response.status_code == httpx.codes.NOT_FOUND else ServerError
+        raise kind(_error_text(response.content) or response.reason_phrase, response.status_code)
+
+
+def _error_text(body: bytes) -> str:
+    """The sentence in an error's body, or the body itself where it is plain text."""
+    try:
+        return msgspec.json.decode(body, type=api.ErrorReply).error
+    except msgspec.DecodeError:
+        return body.decode("utf-8", "replace").strip()[:500]

@@ -1,0 +1,5 @@
+"""stub"""
+
+
+def create(model: str) -> None:
+    """x"""

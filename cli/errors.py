@@ -1,0 +1,38 @@
+"""What can go wrong in a command, as the person at the keyboard will read it.
+
+CliError                 a sentence and an exit status; cli/main.py is the one place that prints it
++-- UsageError           the command line makes no sense (status 2)
++-- DaemonUnreachable    nothing answers, or something that is not Hob
++-- ServerError          the daemon answered with an error, before a stream or in the middle of it
+    +-- NotFound         ... that the model is not there (HTTP 404)
+"""
+
+from __future__ import annotations
+
+
+class CliError(Exception):
+    """The message is a sentence: what, the value, the limit, the remedy."""
+
+    exit_status = 1
+
+
+class UsageError(CliError):
+    """Arguments that contradict each other or cannot be read."""
+
+    exit_status = 2
+
+
+class DaemonUnreachable(CliError):
+    """No daemon of ours at the address."""
+
+
+class ServerError(CliError):
+    """The daemon's own sentence. `status` is the HTTP status, 200 where the error ended a stream."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class NotFound(ServerError):
+    """The model is not in the store."""

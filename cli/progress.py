@@ -1,0 +1,94 @@
+"""show_progress(): the status lines of pull and create, as bars and spinners on a terminal, as plain lines elsewhere.
+
+A status with a digest becomes a bar, one without becomes a spinner that ends when the next status comes. Everything
+goes to stderr, so stdout stays free for results.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TaskID
+from rich.table import Column
+from rich.text import Text
+
+from cli.human import human_bytes
+from daemon.api import ProgressResponse
+
+BAR_COLUMNS = 18
+BLOCKS = " ▏▎▍▌▋▊▉█"
+"""Eighths of a column."""
+
+
+def show_progress(events: Iterable[ProgressResponse]) -> None:
+    """Show events until they end. Errors that the events raise pass through, with the terminal in order."""
+    if sys.stderr.isatty():
+        _show_bars(events)
+    else:
+        _show_lines(events)
+
+
+def _show_lines(events: Iterable[ProgressResponse]) -> None:
+    """Each status once: a log has no use for a hundred lines about one file."""
+    shown = None
+    for event in events:
+        if event.status != shown:
+            shown = event.status
+            sys.stderr.write(f"{event.status}\n")
+            sys.stderr.flush()
+
+
+def _show_bars(events: Iterable[ProgressResponse]) -> None:
+    columns = (SpinnerColumn(finished_text=""), StatusColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
+        bars: dict[str, TaskID] = {}
+        spinner: TaskID | None = None
+        for event in events:
+            if event.digest:
+                if event.digest not in bars:
+                    bars[event.digest] = progress.add_task(event.status, total=event.total or None)
+                progress.update(bars[event.digest], completed=event.completed, total=event.total or None)
+            elif spinner is None or progress.tasks[progress.task_ids.index(spinner)].description != event.status:
+                _finish(progress, spinner)
+                spinner = progress.add_task(event.status, total=None)
+        _finish(progress, spinner)
+
+
+def _finish(progress: Progress, spinner: TaskID | None) -> None:
+    if spinner is not None:
+        progress.update(spinner, total=1, completed=1)
+
+
+class StatusColumn(ProgressColumn):
+    """`label: 42% ▕███▌   ▏ 1.2 GB/2.8 GB  35 MB/s  45s`, or the label alone for a status without a size."""
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
+    def render(self, task: Task) -> Text:
+        if task.total is None or task.total <= 1:
+            return Text(task.description)
+        line = f"{task.description}: {task.percentage:3.0f}% ▕{bar(task.completed / task.total)}▏ "
+        line += f"{human_bytes(int(task.completed))}/{human_bytes(int(task.total))}"
+        if not task.finished and task.speed:
+            line += f"  {human_bytes(int(task.speed))}/s  {remaining(task.time_remaining)}"
+        return Text(line)
+
+
+def bar(share: float) -> str:
+    """A share of 0 to 1 as a bar whose end is exact to an eighth of a column."""
+    eighths = int(min(max(share, 0.0), 1.0) * BAR_COLUMNS * 8)
+    full, part = divmod(eighths, 8)
+    return (BLOCKS[8] * full + (BLOCKS[part] if part else "")).ljust(BAR_COLUMNS)
+
+
+def remaining(seconds: float | None) -> str:
+    """Time left: "45s", "3m20s", "2h5m"."""
+    if seconds is None:
+        return ""
+    whole = int(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60}m"
+    return f"{whole // 60}m{whole % 60}s" if whole >= 60 else f"{whole}s"

@@ -1,0 +1,135 @@
+"""Answer: writes a streamed answer to stdout; and the table of timings that --verbose writes to stderr.
+
+On a terminal the text is wrapped between words, thoughts are faint, and control characters are dropped, because a
+model's output must not be able to move the cursor or set the window's title. Anywhere else every byte goes out as it
+came.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+from cli.wordwrap import WordWrap
+from modelfiles.durations import format_duration
+
+FAINT, PLAIN = "\x1b[2m", "\x1b[0m"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+LABEL_COLUMNS = 22
+
+
+class Metrics(Protocol):
+    """What the last chunk of an answer tells; durations in nanoseconds, 0 where unknown."""
+
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+    prompt_eval_duration: int
+    eval_count: int
+    eval_duration: int
+
+
+class Answer:
+    """One answer on its way to the reader.
+
+    Args:
+        wordwrap: break between words where `out` is a terminal.
+        hide_thinking: leave the thoughts out.
+    """
+
+    def __init__(self, out: TextIO, *, wordwrap: bool = True, hide_thinking: bool = False) -> None:
+        self._out = out
+        self._terminal = out.isatty()
+        columns = shutil.get_terminal_size().columns
+        self._wrap = WordWrap(columns) if self._terminal and wordwrap else None
+        self._hide_thinking = hide_thinking
+        self._thinking = False
+
+    def thinking(self, text: str) -> None:
+        """The next piece of the model's thoughts."""
+        if not text or self._hide_thinking:
+            return
+        if not self._thinking:
+            self._thinking = True
+            self._write((FAINT if self._terminal else "") + "Thinking...\n")
+        self._text(text)
+
+    def content(self, text: str) -> None:
+        """The next piece of the answer."""
+        if text:
+            self._end_thinking()
+            self._text(text)
+
+    def end(self) -> None:
+        """Two newlines: the last line's end, and a blank line before whatever comes next."""
+        self._end_thinking()
+        self._write("\n\n")
+
+    def interrupt(self) -> None:
+        """The reader has stopped it: leave the terminal as it should be, at the start of a line."""
+        self._write((PLAIN if self._thinking and self._terminal else "") + "\n")
+
+    def _end_thinking(self) -> None:
+        if self._thinking:
+            self._thinking = False
+            self._text("\n...done thinking.\n\n")
+            if self._terminal:
+                self._write(PLAIN)
+
+    def _text(self, text: str) -> None:
+        if self._terminal:
+            text = CONTROL.sub("", text)
+        self._write(self._wrap.feed(text) if self._wrap else text)
+
+    def _write(self, text: str) -> None:
+        self._out.write(text)
+        self._out.flush()
+
+
+def tool_call(name: str, arguments: object) -> str:
+    """What to show where a model calls a function although it was given none."""
+    return f"Model called a non-existent function '{name}()' with arguments: {arguments}"
+
+
+def timings(metrics: Metrics) -> str:
+    """The table of --verbose: one line a figure, those that are zero left out."""
+    rows = [
+        ("total duration", _duration(metrics.total_duration)),
+        ("load duration", _duration(metrics.load_duration)),
+        ("prompt eval count", _count(metrics.prompt_eval_count)),
+        ("prompt eval duration", _duration(metrics.prompt_eval_duration)),
+        ("prompt eval rate", _rate(metrics.prompt_eval_count, metrics.prompt_eval_duration)),
+        ("eval count", _count(metrics.eval_count)),
+        ("eval duration", _duration(metrics.eval_duration)),
+        ("eval rate", _rate(metrics.eval_count, metrics.eval_duration)),
+    ]
+    return "".join(f"{label + ':':<{LABEL_COLUMNS}}{value}\n" for label, value in rows if value)
+
+
+@contextmanager
+def waiting(text: str = "") -> Iterator[None]:
+    """A spinner on stderr while nothing can be shown yet; nothing at all where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    # Imported here because rich's live display costs 40 to 60 ms, which only somebody who watches should pay.
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def _duration(ns: int) -> str:
+    return format_duration(ns) if ns > 0 else ""
+
+
+def _count(tokens: int) -> str:
+    return f"{tokens} token(s)" if tokens > 0 else ""
+
+
+def _rate(tokens: int, ns: int) -> str:
+    return f"{tokens / ns * 1e9:.2f} tokens/s" if tokens > 0 and ns > 0 else ""
