@@ -43,6 +43,7 @@ class BlobWriter:
         self._size = size
         self._hash = hashlib.sha256()
         self._fd = -1
+        self._is_published = False
         self.num_bytes = 0
 
     def __enter__(self) -> BlobWriter:
@@ -79,15 +80,16 @@ class BlobWriter:
         with as_store_error("write into the models folder"):
             self._disk.sync(self._fd)
             self._publish(self._temporary, digest)
+        self._is_published = True
         return digest
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._fd)
-        # After a commit it is not there any more. Where it cannot be removed the next start of a daemon does it.
-        with suppress(OSError):
-            self._disk.unlink(self._temporary)
+        if not self._is_published:
+            with suppress(OSError):  # where it cannot be removed, or is in its place already, the next start cleans up
+                self._disk.unlink(self._temporary)
 
 
 def hash_file(path: Path) -> Digest:

@@ -23,9 +23,9 @@ somebody asked Hob to delete a model made of them, so a blob that an Ollama besi
 (4) every manifest parses, since one that does not may name anything. What stays for these reasons goes at the next
 `collect_garbage`.
 
-*Leases* live in memory: whoever builds a model leases the blobs it relies on, and a blob that was just written is
-leased until a manifest names it. They need not outlive the process, because `collect_garbage` runs once, at the start
-of the one daemon, before it serves.
+*Leases* live in memory: whoever builds a model leases the blobs it relies on, before it looks whether they are there,
+and a blob that was just written is as good as leased until a manifest names it. They need not outlive the process,
+because `collect_garbage` runs once, at the start of the one daemon, before it serves.
 
 *What a damaged manifest does*: `list` leaves it out, `broken` reports it, `get` says what is wrong; all else goes on.
 
