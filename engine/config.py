@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from engine.config_fields import ConfigError
 from engine.config_gguf import TensorData, TensorInfo, fields_from_gguf
 from engine.config_hf import fields_from_hf
 from engine.rope import Rope
+from modelfiles.gguf import open_shards
 from modelfiles.source import ModelSource
 
 __all__ = ["Activation", "ConfigError", "KVGroup", "ModelConfig"]
@@ -190,13 +190,8 @@ class ModelConfig:
             if config is None:
                 raise ConfigError("config.json is missing; safetensors weights cannot be loaded without it")
             return cls.from_hf(config, _read_json(source, "generation_config.json"))
-        from modelfiles.gguf import GGUFFile
-
-        with ExitStack() as stack:
-            shards = [stack.enter_context(GGUFFile.open(path)) for path in source.gguf_files]
-            owner = {name: shard for shard in shards for name in shard.tensors}
-            tensors = {name: shard.tensors[name] for name, shard in owner.items()}
-            return cls.from_gguf(shards[0].metadata, tensors, lambda name: owner[name].data(name))
+        with open_shards(source.gguf_files) as model:
+            return cls.from_gguf(model.metadata, model.tensors, model.data)
 
 
 def _read_json(source: ModelSource, name: str) -> dict[str, Any] | None:
