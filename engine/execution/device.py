@@ -1,0 +1,87 @@
+"""What this machine can do: which device, which type to compute in, how much memory is free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from engine.execution.errors import Unsupported
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+SMALL_WEIGHTS_BYTES = 2 << 30
+"""On a CPU, models of up to this size in float32 are computed in float32."""
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def choose_device(name: str) -> torch.device:
+    """
+    Args:
+        name: "auto", or what torch.device takes.
+
+    Raises:
+        Unsupported: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise Unsupported(f'device "{name}" is unknown; use "auto", "cpu" or "cuda"') from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise Unsupported('device "cuda" was asked for, but no CUDA device is usable here; use "auto" or "cpu"')
+    return device
+
+
+def choose_dtype(name: str, device: torch.device, num_parameters: int) -> torch.dtype:
+    """
+    Args:
+        name: "auto" or a key of DTYPES.
+
+    Raises:
+        Unsupported: no such type.
+    """
+    if name != "auto":
+        return _named(name, DTYPES, "dtype")
+    if device.type == "cuda":
+        return torch.bfloat16
+    if num_parameters * 4 <= SMALL_WEIGHTS_BYTES or not has_fast_bfloat16():
+        return torch.float32
+    return torch.bfloat16
+
+
+def choose_kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """
+    Args:
+        name: "auto", which is the computing type, or a key of KV_DTYPES.
+
+    Raises:
+        Unsupported: no such type.
+    """
+    return dtype if name == "auto" else _named(name, KV_DTYPES, "KV cache type")
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; without, it is slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that can still be allocated, a container's limit counted."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no cgroup of version 2: not in a container that limits
+        return available
+    return available if limit == "max" else max(0, min(available, int(limit) - used))
+
+
+def _named(name: str, table: dict[str, torch.dtype], what: str) -> torch.dtype:
+    if name not in table:
+        raise Unsupported(f'{what} "{name}" is not supported; use "auto", {", ".join(table)}')
+    return table[name]

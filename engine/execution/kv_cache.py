@@ -1,0 +1,91 @@
+"""The KV cache: two tensors a layer, and how many blocks of them fit, by calculation.
+
+K and V are separate tensors [num_blocks, num_kv_heads, block_size, head_dim], so that one head's tokens of a block lie
+together. All layers have the same number of blocks; a block id of a KV group means that block in each of the group's
+layers. Block 0 is nobody's (`scheduling.batch.DUMMY_BLOCK`). Memory is not cleared: attention never lets an unused slot
+matter, and an operating system that hands out pages on first touch then charges for used blocks only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.config import ModelConfig
+from engine.execution.errors import ModelTooLarge
+
+Tensor = torch.Tensor
+
+DEFAULT_SEQUENCES = 16
+"""Without a budget: room for two sequences of full context, or for this many of DEFAULT_TOKENS, whichever is more..."""
+DEFAULT_TOKENS = 4096
+DEFAULT_FRACTION = 0.25
+"""...but never more than this part of the memory that is free."""
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Allocated blocks."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    """(K, V) of each layer: [num_blocks + 1, num_kv_heads, block_size, head_dim]."""
+    num_blocks: int
+    """Usable ones, with ids 1 ... num_blocks."""
+    block_size: int
+
+    @classmethod
+    def allocate(
+        cls, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> KVCache:
+        """
+        Raises:
+            ModelTooLarge: the device refuses.
+        """
+        shape = num_blocks + 1, config.num_kv_heads, block_size, config.head_dim
+        try:
+            layers = tuple(
+                (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+                for _ in range(config.num_layers)
+            )
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            needs = (num_blocks + 1) * block_bytes(config, block_size, dtype)
+            raise ModelTooLarge("the KV cache", needs, 0, f"ask for fewer than {num_blocks} blocks") from error
+        return cls(layers, num_blocks, block_size)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(k.nbytes + v.nbytes for k, v in self.layers)
+
+
+def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one block id over all layers."""
+    return 2 * config.num_layers * config.num_kv_heads * block_size * config.head_dim * dtype.itemsize
+
+
+def num_blocks_in(budget_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Usable blocks that a budget holds beside the dummy block.
+
+    Raises:
+        ModelTooLarge: not a single one.
+    """
+    one = block_bytes(config, block_size, dtype)
+    num_blocks = budget_bytes // one - 1
+    if num_blocks < 1:
+        raise ModelTooLarge(
+            "the smallest KV cache", 2 * one, max(0, budget_bytes), "free memory, or choose a smaller model or type"
+        )
+    return min(num_blocks, _enough(config, block_size, sequences=4096))
+
+
+def default_num_blocks(
+    available_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype, max_context: int
+) -> int:
+    """Blocks for a machine that others use too; see the constants above."""
+    wanted = -(-max(2 * max_context, DEFAULT_SEQUENCES * DEFAULT_TOKENS) // block_size)
+    return min(wanted, num_blocks_in(int(available_bytes * DEFAULT_FRACTION), config, block_size, dtype))
+
+
+def _enough(config: ModelConfig, block_size: int, sequences: int) -> int:
+    """More blocks than this can never be used."""
+    return sequences * -(-config.max_position_embeddings // block_size)

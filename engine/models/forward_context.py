@@ -1,0 +1,27 @@
+"""ForwardContext: everything one forward pass needs beside the weights. Built by the runner, passed down as an
+argument."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.kernels.reference import AttentionPlan
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class ForwardContext:
+    """One step. Tokens of all rows lie behind each other, row by row."""
+
+    token_ids: Tensor
+    """int64 [num_tokens]"""
+    positions: Tensor
+    """int64 [num_tokens], absolute."""
+    plans: Sequence[AttentionPlan]
+    """One for each KV group of the model."""
+    kv_cache: Sequence[tuple[Tensor, Tensor]]
+    """K and V of each layer: [num_blocks, num_kv_heads, block_size, head_dim]."""
