@@ -10,6 +10,8 @@ import contextlib
 from collections import deque
 from typing import Protocol
 
+import msgspec
+
 from engine.errors import EngineError
 from engine.messages import Load, Ready, Stats, TokenRow
 from engine.scheduling.batch import Handle, Runner, ScheduledBatch
@@ -119,9 +121,9 @@ class LLMEngine:
                 handle.result()
         return self.scheduler.fail(error)
 
-    def stats(self) -> Stats:
+    def stats(self, *, is_sleeping: bool = False) -> Stats:
         """Counters since the model was loaded."""
-        return self.scheduler.stats()
+        return msgspec.structs.replace(self.scheduler.stats(), is_sleeping=is_sleeping)
 
     def _collect(self) -> list[TokenRow]:
         batch, handle = self._launched.popleft()

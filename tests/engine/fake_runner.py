@@ -1,10 +1,11 @@
 """FakeRunner: a model that checks how it is scheduled. The fake at the runner's seam.
 
-It keeps the KV cache as a real runner does, in blocks reached through the rows' tables, but what it stores in a slot is a
-hash of the whole text up to that position. Computing a position checks that each position it attends holds the hash of
-this very text: a wrong table, a wrong position, a block given away too early or shared between different texts fails at
-once, in the step that would have gone wrong. The next token is a function of the text, the seed and the number of tokens
-generated, so it does not depend on batching, and outputs can be compared with those of the prompt run alone.
+It keeps the KV cache as a real runner does, in blocks reached through the rows' tables, but what it stores in a slot
+is a hash of the whole text up to that position. Computing a position checks that each position it attends holds the
+hash of this very text: a wrong table, a wrong position, a block given away too early or shared between different texts
+fails at once, in the step that would have gone wrong. The next token is a function of the text, the seed and the
+number of tokens generated, so it does not depend on batching, and outputs can be compared with those of the prompt run
+alone.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class FakeHandle:
     """A launched step: computed at once, its result held back."""
 
     runner: FakeRunner
-    step: int
+    batch: ScheduledBatch
     outcome: StepResult
     reads: dict[tuple[int, int], int]  # (group, block) -> the sequence that this step reads or writes it for
     rows: dict[int, int]  # row -> sequence
@@ -57,13 +58,13 @@ class FakeHandle:
     def result(self) -> StepResult:
         assert self.runner.in_flight[0] is self, "results are not asked for in the order of launch"
         self.runner.in_flight.pop(0)
-        self.runner.before_result(self.step)
+        self.runner.before_result(self.batch)
         return self.outcome
 
 
 @dataclass
 class FakeRunner:
-    """See the module. `before_launch` and `before_result` get the step's number and may raise or wait."""
+    """See the module. `before_result` may raise or wait."""
 
     num_blocks: int = 64
     block_size: int = 4
@@ -74,8 +75,7 @@ class FakeRunner:
     max_context: int = 4096
     bad_tokens: frozenset[int] = frozenset()
     """A row whose last token is one of these yields an error."""
-    before_launch: Callable[[int], None] = lambda step: None
-    before_result: Callable[[int], None] = lambda step: None
+    before_result: Callable[[ScheduledBatch], None] = lambda batch: None
     in_flight: list[FakeHandle] = field(default_factory=list)
     num_computed_tokens: int = 0
 
@@ -112,7 +112,6 @@ class FakeRunner:
         return self.ready
 
     def launch(self, batch: ScheduledBatch) -> FakeHandle:
-        self.before_launch(batch.step)
         assert self.has_kv_cache, "a step while the KV cache is released"
         assert batch.step > self.last_step, "steps are numbered upwards"
         self.last_step = batch.step
@@ -133,7 +132,7 @@ class FakeRunner:
             self.num_computed_tokens += step.num_tokens
             if step.samples:
                 self._sample(row, step.start + step.num_tokens, outcome)
-        handle = FakeHandle(self, batch.step, outcome, reads, {step.row: step.seq_id for step in batch.steps})
+        handle = FakeHandle(self, batch, outcome, reads, {step.row: step.seq_id for step in batch.steps})
         self.in_flight.append(handle)
         return handle
 

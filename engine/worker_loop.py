@@ -1,0 +1,279 @@
+"""The loop of an engine worker: messages in, steps, messages out. Run by engine.worker, and by tests with a fake model.
+
+Two threads. The reader decodes frames into a queue, so that a long prompt is decoded while the device computes; the
+main thread drains the queue between two steps and blocks on it when there is nothing to compute. No asyncio, no
+polling. A step answers with one StepOutput for all sequences.
+
+The daemon's end of the socket is the worker's lease of life: when it closes, the reader ends the process at once, also
+in the middle of a step, because then nobody is left to hear the result.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import NamedTuple
+
+from engine.channel import InvalidMessage, decode_for_worker, encode_frame, read_payload
+from engine.errors import ChannelError, EngineError, SchedulerError
+from engine.llm_engine import LLMEngine, LoadedRunner
+from engine.messages import (
+    Abort,
+    Embed,
+    Failed,
+    GetStats,
+    Load,
+    Message,
+    Quantize,
+    Ready,
+    Resize,
+    Shutdown,
+    Sleep,
+    Stats,
+    StepOutput,
+    Submit,
+    TokenRow,
+    ToWorker,
+    Wake,
+)
+from engine.scheduling.sequence import Sequence
+
+LoadRunner = Callable[[Load], LoadedRunner]
+
+
+class Fault(NamedTuple):
+    """What an exception means for the worker."""
+
+    kind: str
+    """As in messages.Failed."""
+    fatal: bool = False
+    """Whether the process cannot go on, such as after an illegal access on the device."""
+
+
+Classify = Callable[[Exception], Fault]
+
+
+def classify_builtin(error: Exception) -> Fault:
+    """For exceptions that need no torch to be known."""
+    if isinstance(error, MemoryError):
+        return Fault("memory")
+    if isinstance(error, (ValueError, OSError)):  # formats, configurations, files: the model's fault
+        return Fault("invalid")
+    if isinstance(error, NotImplementedError):
+        return Fault("unsupported")
+    return Fault("internal")
+
+
+def serve(sock: socket.socket, load_runner: LoadRunner, classify: Classify = classify_builtin) -> int:
+    """Serves one daemon over a connected socket until Shutdown; returns the exit status.
+
+    Ends the whole process with status 0 when the daemon's end closes.
+    """
+    return WorkerLoop(sock, load_runner, classify).run()
+
+
+class WorkerLoop:
+    """State of a worker: at most one model."""
+
+    def __init__(self, sock: socket.socket, load_runner: LoadRunner, classify: Classify) -> None:
+        self._sock = sock
+        self._load_runner = load_runner
+        self._classify = classify
+        self._inbox: queue.SimpleQueue[ToWorker | InvalidMessage] = queue.SimpleQueue()
+        self._runner: LoadedRunner | None = None
+        self._engine: LLMEngine | None = None
+        self._is_sleeping = False
+        self._exit_status: int | None = None
+
+    def run(self) -> int:
+        threading.Thread(target=self._read_forever, name="channel-reader", daemon=True).start()
+        while self._exit_status is None:
+            if not self._can_step:
+                self._handle(self._inbox.get())  # idle: no CPU until a message comes
+            while self._exit_status is None and not self._inbox.empty():
+                self._handle(self._inbox.get())
+            if self._exit_status is None and self._engine is not None and self._can_step:
+                self._step(self._engine.step)
+        return self._exit_status
+
+    @property
+    def _can_step(self) -> bool:
+        return self._engine is not None and self._engine.has_work and not self._is_sleeping
+
+    # ---- the reader's thread
+
+    def _read_forever(self) -> None:
+        try:
+            while (payload := read_payload(self._sock)) is not None:
+                try:
+                    self._inbox.put(decode_for_worker(payload))
+                except InvalidMessage as error:
+                    self._inbox.put(error)
+        except ChannelError as error:
+            print(f"engine worker: {error}", file=sys.stderr, flush=True)  # noqa: T201 -- stderr is the daemon's log
+            os._exit(1)
+        os._exit(0)
+
+    # ---- the main thread
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._sock.sendall(encode_frame(message))
+        except ConnectionError:
+            self._exit_status = 0
+
+    def _handle(self, message: ToWorker | InvalidMessage) -> None:
+        if isinstance(message, Submit):
+            self._submit(message)
+        elif isinstance(message, Abort):
+            self._abort(message)
+        elif isinstance(message, InvalidMessage):
+            self._send(Failed(error=str(message), kind="invalid", seq_id=message.seq_id))
+        elif isinstance(message, Shutdown):
+            self._exit_status = 0
+        elif isinstance(message, Embed):
+            error = "this worker cannot embed; load an embedding model for that"
+            self._send(Failed(error=error, kind="unsupported", request_id=message.request_id))
+        else:
+            self._control(message)
+
+    def _control(self, message: Load | Resize | Sleep | Wake | GetStats | Quantize) -> None:
+        """Messages that are answered in their order by Ready, Stats or Failed."""
+        try:
+            self._send(self._answer(message))
+        except Exception as error:
+            # One of the worker's two catch points (the other is a step): whatever it was, the daemon gets a sentence.
+            traceback.print_exc()
+            fault = self._classify(error)
+            self._send(Failed(error=_sentence(error), kind=fault.kind, fatal=fault.fatal))
+            if fault.fatal:
+                self._exit_status = 1
+
+    def _answer(self, message: Load | Resize | Sleep | Wake | GetStats | Quantize) -> Ready | Stats | Failed:
+        if isinstance(message, Load):
+            return self._load(message)
+        if isinstance(message, Quantize):
+            return Failed(error="this worker cannot quantize models; pull one that is quantized", kind="unsupported")
+        if isinstance(message, GetStats):
+            return self._stats()
+        if self._engine is None or self._runner is None:
+            error = f"{type(message).__name__} needs a loaded model, and this worker has none; send Load first"
+            return Failed(error=error, kind="invalid")
+        if isinstance(message, Resize):
+            return self._resize(message, self._engine, self._runner)
+        if isinstance(message, Sleep):
+            return self._sleep(self._engine, self._runner)
+        return self._wake(self._engine, self._runner)
+
+    def _load(self, load: Load) -> Ready | Failed:
+        if self._runner is not None:
+            return Failed(error="this worker has loaded a model already; start another worker", kind="invalid")
+        runner = self._load_runner(load)
+        self._engine = LLMEngine.for_runner(runner, load)
+        self._runner = runner
+        # The model lives as long as the process: the collector need not look at it in every full collection.
+        gc.collect()
+        gc.freeze()
+        return runner.ready
+
+    def _resize(self, resize: Resize, engine: LLMEngine, runner: LoadedRunner) -> Ready:
+        self._sleep(engine, runner)
+        ready = runner.allocate_kv_cache(budget_bytes=resize.budget_bytes, num_blocks=resize.num_blocks)
+        return self._go_on(engine, ready)
+
+    def _sleep(self, engine: LLMEngine, runner: LoadedRunner) -> Stats:
+        """Sequences wait; new ones may be submitted and wait, too."""
+        if not self._is_sleeping:
+            self._step(engine.drain)
+            engine.scheduler.preempt_all()
+            runner.release_kv_cache()
+            self._is_sleeping = True  # and so it stays if there is no memory to wake
+        return self._stats()
+
+    def _wake(self, engine: LLMEngine, runner: LoadedRunner) -> Ready:
+        if not self._is_sleeping:
+            return runner.ready
+        return self._go_on(engine, runner.allocate_kv_cache())
+
+    def _go_on(self, engine: LLMEngine, ready: Ready) -> Ready:
+        self._is_sleeping = False
+        self._send_rows(engine.scheduler.resize(ready.num_blocks))
+        return ready
+
+    def _stats(self) -> Stats:
+        if self._engine is None:
+            return Stats()
+        return self._engine.stats(is_sleeping=self._is_sleeping)
+
+    def _submit(self, submit: Submit) -> None:
+        if self._engine is None or self._runner is None:
+            error = "this worker has no model; send Load first"
+            self._send(Failed(error=error, kind="invalid", seq_id=submit.seq_id))
+            return
+        try:
+            _check_token_ids(submit, self._runner.vocab_size)
+            self._engine.add(
+                Sequence(
+                    submit.seq_id,
+                    submit.prompt_ids,
+                    submit.params,
+                    cache_salt=submit.cache_salt,
+                    adapter=submit.adapter,
+                    priority=submit.priority,
+                )
+            )
+        except SchedulerError as error:
+            self._send(Failed(error=str(error), kind="invalid", seq_id=submit.seq_id))
+
+    def _abort(self, abort: Abort) -> None:
+        if self._engine is not None:
+            rows = [self._engine.abort(seq_id) for seq_id in abort.seq_ids]
+            self._send_rows([row for row in rows if row is not None])
+
+    def _step(self, step: Callable[[], list[TokenRow]]) -> None:
+        """Runs one step, or all that are in flight."""
+        assert self._engine is not None
+        try:
+            rows = step()
+        except Exception as error:
+            # The other catch point: a step that failed ends its sequences, not the worker, unless the device is gone.
+            traceback.print_exc()
+            fault = self._classify(error)
+            self._send_rows(self._engine.fail(f"the model failed while it computed: {_sentence(error)}"))
+            if fault.fatal or isinstance(error, EngineError):
+                self._send(Failed(error=_sentence(error), kind=fault.kind, fatal=True))
+                self._exit_status = 1
+            return
+        self._send_rows(rows)
+
+    def _send_rows(self, rows: list[TokenRow]) -> None:
+        if rows:
+            self._send(StepOutput(rows=rows))
+
+
+def _check_token_ids(submit: Submit, vocab_size: int) -> None:
+    """Token ids index tensors on the device, where one out of range would take the whole worker down.
+
+    Raises:
+        SchedulerError: a token id that the model does not have.
+    """
+    params = submit.params
+    for name, token_ids in (
+        ("the prompt", submit.prompt_ids),
+        ("logit_bias", params.logit_bias),
+        ("stop_token_ids", params.stop_token_ids),
+    ):
+        # min and max run in C: a prompt of 100,000 tokens takes a millisecond.
+        if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+            wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+            raise SchedulerError(f"{name} holds token id {wrong}, but the model's ids are 0 to {vocab_size - 1}")
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) or type(error).__name__

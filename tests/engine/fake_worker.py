@@ -1,0 +1,61 @@
+"""A worker process with a fake model, started by tests as `python -P fake_worker.py KNOBS --fd N`.
+
+KNOBS is JSON: fields of FakeRunner, and `fail_at_rows` (the first step with so many rows raises), `hang_at`, `die_at`
+(steps), `fail_load`, `fatal`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+from typing import Any
+
+from engine.messages import Load
+from engine.scheduling.batch import ScheduledBatch
+from engine.worker_loop import Fault, serve
+from tests.engine.fake_runner import FakeRunner
+
+
+def main() -> int:
+    knobs: dict[str, Any] = json.loads(sys.argv[1])
+    assert sys.argv[2] == "--fd"
+    fail_at_rows, hang_at, die_at = (knobs.pop(name, -1) for name in ("fail_at_rows", "hang_at", "die_at"))
+    is_fatal, fail_load = knobs.pop("fatal", False), knobs.pop("fail_load", "")
+
+    def before_result(batch: ScheduledBatch) -> None:
+        if len(batch.steps) == fail_at_rows:
+            raise RuntimeError("the device is on fire")
+        if batch.step == hang_at:
+            threading.Event().wait()
+        if batch.step == die_at:
+            os._exit(7)
+
+    def load_runner(load: Load) -> FakeRunner:
+        if load.files.get("config.json") == "missing":
+            raise FileNotFoundError("config.json is not there")
+        if fail_load:
+            raise MemoryError(fail_load)
+        if "windows" in knobs:
+            knobs["windows"] = tuple(knobs["windows"])
+        return FakeRunner(
+            max_num_seqs=load.max_num_seqs,
+            max_num_batched_tokens=load.max_num_batched_tokens,
+            before_result=before_result,
+            **knobs,
+        )
+
+    def classify(error: Exception) -> Fault:
+        return Fault("memory" if isinstance(error, MemoryError) else "internal", is_fatal)
+
+    with socket.socket(fileno=int(sys.argv[3])) as sock:
+        sock.setblocking(True)
+        return serve(sock, load_runner, classify)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)
