@@ -64,6 +64,12 @@ class Settings:
     editor: str
     api_key: str = field(repr=False)
     """What clients must send as a bearer token; empty asks for none."""
+    allow_remote: bool
+    """Whether the daemon may listen where other machines reach it."""
+    spare_worker: bool
+    """Whether an empty worker waits, so that the first load need not start one."""
+    drain_s: float
+    """Seconds that running answers get to finish when the daemon is told to end."""
     notes: tuple[str, ...] = ()
     """Sentences for the log about variables that are set and have no effect."""
 
@@ -267,6 +273,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("debug", "debug", ("HOB_DEBUG", "OLLAMA_DEBUG"), _debug, 0),
     Setting("editor", "editor", ("HOB_EDITOR", "OLLAMA_EDITOR", "VISUAL", "EDITOR"), str, "vi"),
     Setting("api_key", "api_key", ("HOB_API_KEY",), str, ""),
+    Setting("allow_remote", "allow_remote", ("HOB_ALLOW_REMOTE",), _boolean, False),
+    Setting("spare_worker", "spare_worker", ("HOB_SPARE_WORKER",), _boolean, True),
+    Setting("drain_s", "drain", ("HOB_DRAIN",), _seconds, 30.0),
 )
 
 WITHOUT_EFFECT = {
