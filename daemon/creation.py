@@ -1,0 +1,77 @@
+"""Create and pull as streams of progress. Blocking generators: the routes run them in a thread, one item at a time.
+
+What is wrong with a request raises before the first event, so that it gets a status of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from daemon import api
+from daemon.errors import BadRequest
+from daemon.library import parse_name
+from engine.config import ModelConfig
+from engine.text.tokenizer import Tokenizer
+from modelfiles.source import ModelSource
+from registry.builtin_models import builtin_names, package_folder, restore
+from registry.create import CreateRequest, create_model
+from registry.name import ModelName
+from registry.store import Store
+
+
+def create_events(store: Store, body: api.CreateRequest) -> Iterator[api.ProgressResponse]:
+    """Make a model as POST /api/create says.
+
+    Raises:
+        BadRequest, RegistryError: as registry.create.create_model.
+    """
+    request = CreateRequest(
+        name=parse_name(body.model or body.name, "invalid model name"),
+        from_name=parse_name(body.from_, f'invalid model name in from: "{body.from_}"') if body.from_ else None,
+        files=body.files or {},
+        adapters=body.adapters or {},
+        template=body.template,
+        system=body.system,
+        parameters=body.parameters,
+        messages=None if body.messages is None else [_message(message) for message in body.messages],
+        licenses=[body.license] if isinstance(body.license, str) else body.license or [],
+        renderer=body.renderer,
+        parser=body.parser,
+        requires=body.requires,
+        quantize=body.quantize or body.quantization or "",
+    )
+    for event in create_model(store, request, check_source):
+        yield api.ProgressResponse(status=event.status)
+
+
+def pull_events(store: Store, name: ModelName) -> Iterator[api.ProgressResponse]:
+    """Bring back a model that comes with Hob.
+
+    Raises:
+        BadRequest: it is another one.
+    """
+    builtin = builtin_names(package_folder())
+    if name not in builtin:
+        known = ", ".join(model.short for model in builtin) or "none"
+        raise BadRequest(
+            f"pulling {name.short} from a registry is not available in this version of Hob; it brings back built-in "
+            f"models only ({known})"
+        )
+    yield api.ProgressResponse(status="pulling manifest")
+    restore(store, name)
+    yield api.ProgressResponse(status="writing manifest")
+    yield api.ProgressResponse(status="success")
+
+
+def check_source(source: ModelSource) -> None:
+    """Whether the engine's daemon side can read these files.
+
+    Raises:
+        ValueError: it cannot; the message says what is missing.
+    """
+    ModelConfig.from_source(source)
+    Tokenizer.from_source(source)
+
+
+def _message(message: api.RequestMessage) -> dict[str, str]:
+    return {"role": message.role.lower(), "content": message.content or ""}

@@ -1,0 +1,48 @@
+"""The seam between the daemon and its workers: engine.client fits these protocols, and the fake of the tests does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+from engine.messages import Load, Ready
+from engine.sampling_params import SamplingParams
+from engine.scheduling.batch import TokenLogprobs
+
+
+class TokenOutput(Protocol):
+    """What a stream yields: the tokens of one step, or of several when the reader was slow."""
+
+    @property
+    def token_ids(self) -> list[int]: ...
+    @property
+    def logprobs(self) -> list[TokenLogprobs]: ...
+    @property
+    def finish_reason(self) -> str | None: ...
+    @property
+    def num_prompt_tokens(self) -> int: ...
+    @property
+    def num_cached_tokens(self) -> int: ...
+    @property
+    def truncated(self) -> bool: ...
+
+
+class TokenStream(Protocol):
+    """One sequence's tokens; closing it aborts the sequence."""
+
+    def __aiter__(self) -> AsyncIterator[TokenOutput]: ...
+    async def aclose(self) -> None: ...
+
+
+class Engine(Protocol):
+    """The seam between daemon and worker: engine.client.EngineClient, or a fake in tests."""
+
+    @property
+    def alive(self) -> bool: ...
+    async def load(self, load: Load) -> Ready: ...
+    def submit(self, prompt_ids: list[int], params: SamplingParams) -> TokenStream: ...
+    async def close(self) -> None: ...
+
+
+EngineFactory = Callable[[], Awaitable[Engine]]
+"""Starts an empty worker, with its libraries imported by the time it answers."""

@@ -1,0 +1,180 @@
+"""The one path of a prompt: every protocol translates its request into a Job and its reply from what `generate` yields.
+
+Whether it is streamed, and in which format, is the consumer's affair. A consumer that closes the iterator early, or is
+cancelled while it waits, aborts the sequence and gives the model back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from daemon.clock import Clock
+from daemon.model_manager import ModelManager
+from daemon.options import Options
+from daemon.output import Chunk, OutputReader
+from daemon.parsers.thinking import OPEN_TAG, ThinkingParser
+from daemon.prompts import Fitting, Prompt, PromptSource, compose
+from daemon.workers import LoadedModel
+from registry.stored_model import StoredModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One request, in no protocol's words."""
+
+    stored: StoredModel
+    source: Callable[[LoadedModel], PromptSource]
+    """The prompt, which may be rendered by the model's own template."""
+    context_ids: tuple[int, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    keep_alive_s: float | None = None
+    parses_thinking: bool = False
+    shows_thinking: bool = True
+    parses_tools: bool = False
+    truncate: bool = True
+    shift: bool = True
+    logprobs: int | None = None
+    """How many of the likeliest tokens to name beside the chosen one; None: no log-probabilities."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of a generation. Durations are nanoseconds and never 0 for something that happened."""
+
+    done_reason: str
+    """"stop" or "length"."""
+    context_ids: list[int]
+    """Prompt and answer."""
+    is_truncated: bool
+    total_ns: int
+    load_ns: int
+    """From the request to the loaded model."""
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    prompt_ns: int
+    """Until the first token."""
+    num_tokens: int
+    """Generated, the one that ended the text included."""
+    generation_ns: int
+
+
+class Stopwatch:
+    """Splits a request's time into loading, reading the prompt and generating."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._start = self._loaded = self._submitted = self._first = clock.monotonic_ns()
+
+    def loaded(self) -> None:
+        self._loaded = self._submitted = self._first = self._clock.monotonic_ns()
+
+    def submitted(self) -> None:
+        self._submitted = self._first = self._clock.monotonic_ns()
+
+    def first_token(self) -> None:
+        self._first = self._clock.monotonic_ns()
+
+    def summary(self, prompt: Prompt, reader: OutputReader, num_cached_tokens: int, *, was_cut: bool) -> Summary:
+        now = self._clock.monotonic_ns()
+        num_tokens = len(reader.token_ids)
+        return Summary(
+            done_reason="length" if reader.finish_reason == "length" else "stop",
+            context_ids=[*prompt.token_ids, *reader.token_ids],
+            is_truncated=prompt.is_truncated or was_cut,
+            total_ns=max(1, now - self._start),
+            load_ns=max(1, self._loaded - self._start),
+            num_prompt_tokens=len(prompt.token_ids),
+            num_cached_tokens=num_cached_tokens,
+            prompt_ns=max(1, self._first - self._submitted),
+            num_tokens=num_tokens,
+            generation_ns=max(1, now - self._first) if num_tokens else 0,
+        )
+
+
+class Generator:
+    """What every generation needs.
+
+    Args:
+        draw_seed: a random seed for requests that do not name one.
+        new_call_id: an id for a tool call.
+    """
+
+    def __init__(
+        self, models: ModelManager, clock: Clock, draw_seed: Callable[[], int], new_call_id: Callable[[], str]
+    ) -> None:
+        self._models = models
+        self._clock = clock
+        self._draw_seed = draw_seed
+        self._new_call_id = new_call_id
+
+    async def generate(self, job: Job) -> AsyncGenerator[Chunk | Summary]:
+        """Chunks, then one Summary.
+
+        Raises:
+            DaemonError: the request cannot be served as it stands, or not now.
+            EngineError: the model could not be loaded, or its worker died.
+        """
+        watch = Stopwatch(self._clock)
+        with self._models.queue() as place:
+            async with self._models.acquire(job.stored, job.keep_alive_s) as model:
+                watch.loaded()
+                prompt, options, num_ctx = await self._compose(job, model)
+                reader = self._reader(job, model, prompt, options)
+                params = options.sampling_params(
+                    num_ctx,
+                    shift=job.shift,
+                    logprobs=job.logprobs,
+                    stop_token_ids=tuple(sorted({*model.tokenizer.eos_ids, *model.config.eos_token_ids})),
+                    random_seed=self._draw_seed(),
+                )
+                num_cached_tokens, was_cut = 0, False
+                watch.submitted()
+                async with aclosing(model.engine.submit(prompt.token_ids, params)) as stream:
+                    async for output in stream:
+                        if not reader.token_ids:
+                            place.served()
+                            watch.first_token()
+                        num_cached_tokens = max(num_cached_tokens, output.num_cached_tokens)
+                        was_cut = was_cut or output.truncated
+                        if chunk := reader.push(output):
+                            yield chunk
+                        if reader.finish_reason is not None:
+                            break
+                yield reader.flush()
+                yield watch.summary(prompt, reader, num_cached_tokens, was_cut=was_cut)
+
+    async def render(self, job: Job) -> str:
+        """The prompt's text as it would go to the engine."""
+        async with self._models.acquire(job.stored, job.keep_alive_s) as model:
+            prompt, _, _ = await self._compose(job, model)
+            return prompt.text
+
+    async def load(self, stored: StoredModel, keep_alive_s: float | None) -> None:
+        """Load a model and leave it for its keep-alive."""
+        async with self._models.acquire(stored, keep_alive_s):
+            pass
+
+    async def _compose(self, job: Job, model: LoadedModel) -> tuple[Prompt, Options, int]:
+        options = Options.merge(model.stored.params, job.options)
+        num_ctx = options.num_ctx(model.default_context, model.max_context)
+        fitting = Fitting(num_ctx, options.num_keep, truncate=job.truncate, shift=job.shift)
+        # Templates come from strangers and texts may be long: neither must hold up the loop.
+        prompt = await asyncio.to_thread(compose, job.source(model), model.tokenizer, job.context_ids, fitting)
+        return prompt, options, num_ctx
+
+    def _reader(self, job: Job, model: LoadedModel, prompt: Prompt, options: Options) -> OutputReader:
+        inside = prompt.text.rstrip().endswith(OPEN_TAG)  # some templates open the thought themselves
+        return OutputReader(
+            model.tokenizer,
+            prompt.token_ids,
+            stop=options.stop,
+            thinking=ThinkingParser(inside=inside) if job.parses_thinking else None,
+            show_thinking=job.shows_thinking,
+            tools=job.parses_tools,
+            new_call_id=self._new_call_id,
+            logprobs=job.logprobs is not None,
+        )

@@ -1,0 +1,110 @@
+"""Options of a request: defaults, then the model's parameters, then the request's; and what they mean to the engine.
+
+Names, types and defaults are Ollama's, read from the table in modelfiles.parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modelfiles.parameters import PARAMETERS, check_options
+
+from daemon.errors import BadRequest
+from engine.sampling_params import MAX_TOP_LOGPROBS, SamplingParams
+
+MIN_CONTEXT = 4
+UNBOUNDED_CONTEXTS = 10
+"""A request without a limit ends after this many contexts' worth of tokens, as in Ollama."""
+MAX_INT = 2**31 - 1
+RANDOM_SEED = -1
+
+
+@dataclass(frozen=True)
+class Options:
+    """One request's options, checked and complete."""
+
+    values: Mapping[str, Any]
+
+    @classmethod
+    def merge(cls, params: Mapping[str, Any], options: Mapping[str, Any]) -> Options:
+        """The model's parameters under the request's options; null leaves an option as it was.
+
+        Raises:
+            ParameterError: an option of the request has the wrong type or is out of range.
+        """
+        given = check_options({name: value for name, value in options.items() if value is not None})
+        defaults = {name: parameter.default for name, parameter in PARAMETERS.items()}
+        return cls({**defaults, **params, **given})
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end the text; the request's replace the model's."""
+        stop = self.values["stop"] or ()
+        return (stop,) if isinstance(stop, str) else tuple(text for text in stop if text)
+
+    @property
+    def num_keep(self) -> int:
+        return _integer(self.values["num_keep"], 0)
+
+    def num_ctx(self, default: int, limit: int) -> int:
+        """Tokens of context of this request.
+
+        Args:
+            default: where nobody says.
+            limit: what model and cache can hold.
+        """
+        wanted = _integer(self.values["num_ctx"] or 0, 0)
+        return min(max(wanted or default, MIN_CONTEXT), limit)
+
+    def sampling_params(
+        self, num_ctx: int, *, shift: bool, logprobs: int | None, stop_token_ids: tuple[int, ...], random_seed: int
+    ) -> SamplingParams:
+        """What the engine is told.
+
+        Args:
+            num_ctx: this request's context.
+            random_seed: taken where the request wants any seed.
+
+        Raises:
+            SamplingError: an option is out of range.
+        """
+        value = self.values
+        num_predict = _integer(value["num_predict"], -1)
+        bound = min(UNBOUNDED_CONTEXTS * num_ctx, MAX_INT)
+        seed = int(value["seed"])
+        return SamplingParams(
+            temperature=value["temperature"],
+            top_k=_integer(value["top_k"], 0),
+            top_p=value["top_p"],
+            min_p=value["min_p"],
+            typical_p=value["typical_p"],
+            repeat_penalty=value["repeat_penalty"],
+            repeat_last_n=_integer(value["repeat_last_n"], -1),
+            presence_penalty=value["presence_penalty"],
+            frequency_penalty=value["frequency_penalty"],
+            # Other negative seeds are as good as any: they are read as the 32-bit numbers that they would be in C.
+            seed=random_seed if seed == RANDOM_SEED else seed % 2**32 if seed < 0 else seed,
+            max_tokens=bound if num_predict < 0 else min(num_predict, bound),
+            max_context=num_ctx,
+            num_keep=self.num_keep,
+            shift=shift,
+            stop_token_ids=stop_token_ids,
+            logprobs=logprobs,
+        )
+
+
+def check_top_logprobs(logprobs: bool | None, top_logprobs: int | None) -> int | None:
+    """The engine's `logprobs` for a request: None, or how many of the likeliest to name beside the chosen token.
+
+    Raises:
+        BadRequest: more were asked for than there can be.
+    """
+    if not 0 <= (top_logprobs or 0) <= MAX_TOP_LOGPROBS:
+        raise BadRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}")
+    return (top_logprobs or 0) if logprobs or top_logprobs else None
+
+
+def _integer(value: float, low: int) -> int:
+    return min(max(int(value), low), MAX_INT)

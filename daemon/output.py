@@ -1,0 +1,143 @@
+"""OutputReader: from the engine's token ids to what a reply says: text, thoughts, tool calls, log-probabilities. Pure.
+
+It chains the detokenizer (partial UTF-8, stop strings), the thinking parser and the tool call parser. Each holds back
+what is not certain yet; `flush` lets go of it when the stream has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from engine.text.detokenizer import Detokenizer
+from engine.text.tokenizer import Tokenizer
+
+from daemon.api import FunctionCall, Logprob, ToolCall, TopLogprob
+from daemon.engines import TokenOutput
+from daemon.parsers.thinking import ThinkingParser
+from daemon.parsers.tool_calls import ParsedCall, ToolCallParser
+from engine.scheduling.batch import TokenLogprobs
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What became certain with some tokens."""
+
+    text: str = ""
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.thinking or self.tool_calls)
+
+
+class OutputReader:
+    """Reads one sequence's output.
+
+    Args:
+        prompt_ids: what the text continues.
+        stop: strings that end the text and are not part of it.
+        thinking: takes thoughts out of the text; None leaves the text alone.
+        show_thinking: whether thoughts are handed out or dropped.
+        tools: whether calls of tools are taken out of the text.
+        new_call_id: an id for each call.
+        logprobs: whether log-probabilities were asked for.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        stop: Sequence[str],
+        thinking: ThinkingParser | None,
+        show_thinking: bool,
+        tools: bool,
+        new_call_id: Callable[[], str],
+        logprobs: bool,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer, stop, prompt_ids)
+        self._thinking = thinking
+        self._show_thinking = show_thinking
+        self._tools = ToolCallParser() if tools else None
+        self._new_call_id = new_call_id
+        self._wants_logprobs = logprobs
+        self._logprobs: list[Logprob] = []
+        self._num_calls = 0
+        self.token_ids: list[int] = []
+        """All that was generated, the token that ended it included."""
+        self.finish_reason: str | None = None
+        """"stop" or "length" once the output has ended."""
+
+    def push(self, output: TokenOutput) -> Chunk:
+        """Take the tokens of some steps. A chunk is false while it would say nothing."""
+        ids = output.token_ids
+        # The engine's "stop" means that the last token is an end-of-text token, which is not part of the text.
+        num_visible = len(ids) - (output.finish_reason == "stop")
+        text = ""
+        for index, token_id in enumerate(ids):
+            self.token_ids.append(token_id)
+            if index == num_visible:
+                break
+            if self._wants_logprobs and index < len(output.logprobs):
+                self._logprobs.append(self._logprob(token_id, output.logprobs[index]))
+            text += self._detokenizer.push([token_id])
+            if self._detokenizer.stopped is not None:
+                self.finish_reason = "stop"
+                break
+        self.finish_reason = self.finish_reason or output.finish_reason
+        return self._read(text)
+
+    def flush(self) -> Chunk:
+        """The output has ended; returns what was held back, with log-probabilities that no chunk carried yet."""
+        last = self._read("" if self._detokenizer.stopped is not None else self._detokenizer.flush())
+        thinking, text, calls = last.thinking, last.text, last.tool_calls
+        if self._thinking is not None:
+            split = self._thinking.flush()
+            thinking += split.thinking if self._show_thinking else ""
+            more_text, more_calls = self._take_calls(split.answer)
+            text, calls = text + more_text, calls + more_calls
+        if self._tools is not None:
+            rest = self._tools.flush()
+            text, calls = text + rest.text, calls + self._with_ids(rest.calls)
+        return Chunk(text, thinking, calls, (*last.logprobs, *self._take_logprobs()))
+
+    def _read(self, text: str) -> Chunk:
+        thinking = ""
+        if self._thinking is not None:
+            thinking, text = self._thinking.push(text)
+        text, calls = self._take_calls(text)
+        chunk = Chunk(text, thinking if self._show_thinking else "", calls)
+        return Chunk(chunk.text, chunk.thinking, chunk.tool_calls, self._take_logprobs()) if chunk else chunk
+
+    def _take_calls(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
+        if self._tools is None:
+            return text, ()
+        output = self._tools.push(text)
+        return output.text, self._with_ids(output.calls)
+
+    def _with_ids(self, parsed: Sequence[ParsedCall]) -> tuple[ToolCall, ...]:
+        calls = []
+        for call in parsed:
+            function = FunctionCall(index=self._num_calls, name=call.name, arguments=call.arguments)
+            calls.append(ToolCall(id=self._new_call_id(), function=function))
+            self._num_calls += 1
+        return tuple(calls)
+
+    def _take_logprobs(self) -> tuple[Logprob, ...]:
+        taken, self._logprobs = tuple(self._logprobs), []
+        return taken
+
+    def _logprob(self, token_id: int, logprobs: TokenLogprobs) -> Logprob:
+        token = self._tokenizer.token_bytes(token_id)
+        top = []
+        for other_id, logprob in logprobs.top:
+            other = self._tokenizer.token_bytes(other_id)
+            top.append(TopLogprob(token=_text(other), logprob=logprob, bytes=list(other)))
+        return Logprob(token=_text(token), logprob=logprobs.logprob, bytes=list(token), top_logprobs=top)
+
+
+def _text(token: bytes) -> str:
+    return token.decode("utf-8", "replace")

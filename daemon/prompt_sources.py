@@ -1,0 +1,82 @@
+"""From a request of the native API to what is rendered: whose system message counts, and which messages come first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from daemon import api
+from daemon.errors import BadRequest
+from daemon.prompts import MessagesPrompt, PromptSource, TextPrompt
+from daemon.workers import LoadedModel
+from modelfiles.prompt import Message, PromptTemplate, ToolCall, go_prompt_template
+from registry.stored_model import StoredModel
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def generate_source(
+    body: api.GenerateRequest, think: api.Think | None, now: datetime, model: LoadedModel
+) -> PromptSource:
+    prompt = body.prompt or ""
+    if body.raw:
+        return TextPrompt(lambda: prompt)
+    template = go_prompt_template(body.template) if body.template else model.template
+    system = model.stored.system if body.system is None else body.system
+    if body.suffix:
+        suffix = body.suffix
+        return TextPrompt(lambda: template.render_generate(prompt, suffix=suffix, system=system, think=think, now=now))
+    messages = [] if body.context else _stored_messages(model.stored)
+    if system:
+        messages.insert(0, Message("system", system))
+    return _messages_prompt([*messages, Message("user", prompt)], template, (), think, now)
+
+
+def chat_source(
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    think: api.Think | None,
+    now: datetime,
+    model: LoadedModel,
+) -> PromptSource:
+    return _messages_prompt(messages, model.template, tools, think, now)
+
+
+def _messages_prompt(
+    messages: Sequence[Message],
+    template: PromptTemplate,
+    tools: Sequence[Mapping[str, Any]],
+    think: api.Think | None,
+    now: datetime,
+) -> MessagesPrompt:
+    return MessagesPrompt(messages, lambda kept: template.render(kept, tools=tools, think=think, now=now))
+
+
+def with_model_messages(stored: StoredModel, messages: Sequence[Message]) -> list[Message]:
+    """The model's own MESSAGEs come first; its SYSTEM before all, unless the request begins with a system message."""
+    result = [*_stored_messages(stored), *messages]
+    if stored.system and messages and messages[0].role != "system":
+        result.insert(0, Message("system", stored.system))
+    return result
+
+
+def _stored_messages(stored: StoredModel) -> list[Message]:
+    return [Message(message["role"], message["content"]) for message in stored.messages]
+
+
+def read_message(message: api.RequestMessage) -> Message:
+    role = message.role.lower()
+    if role not in ROLES:
+        raise BadRequest(f'the role "{message.role[:40]}" is not one of {", ".join(ROLES)}')
+    calls = tuple(
+        ToolCall(call.id or "", call.function.name, call.function.arguments or {}) for call in message.tool_calls or ()
+    )
+    return Message(
+        role,
+        message.content or "",
+        thinking=message.thinking or "",
+        tool_calls=calls,
+        tool_name=message.tool_name or "",
+        tool_call_id=message.tool_call_id or "",
+    )

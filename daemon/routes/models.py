@@ -1,0 +1,188 @@
+"""Routes about stored and loaded models: tags, show, ps, copy, delete, create, pull, push and blobs."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Iterator
+from functools import partial
+from typing import Any
+
+from modelfiles.parameters import check_options
+from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from daemon import api
+from daemon.bodies import ClientLeft, read
+from daemon.clock import rfc3339
+from daemon.creation import create_events, pull_events
+from daemon.errors import BadRequest
+from daemon.library import parse_name
+from daemon.services import Services
+from daemon.show import show
+from daemon.streaming import EmptyResponse, JSONReply, JSONResponse, NDJSONReply, iterate_in_thread
+from registry.manifest import Digest
+from registry.store import Store
+from registry.stored_model import StoredModel
+
+FOREVER_NS = 9_000_000_000 * 10**9
+"""Where `expires_at` stands for a model that stays: in the year 2255, as far as nanoseconds since 1970 go in 64 bits."""
+
+
+def routes(services: Services) -> list[Route]:
+    """The routes of this file."""
+    return [
+        Route("/api/tags", partial(_tags, services)),
+        Route("/api/ps", partial(_ps, services)),
+        Route("/api/show", partial(_show, services), methods=["POST"]),
+        Route("/api/copy", partial(_copy, services), methods=["POST"]),
+        Route("/api/delete", partial(_delete, services), methods=["DELETE"]),
+        Route("/api/create", partial(_create, services), methods=["POST"]),
+        Route("/api/pull", partial(_pull, services), methods=["POST"]),
+        Route("/api/push", partial(_push, services), methods=["POST"]),
+        Route("/api/blobs/{digest}", partial(_has_blob, services), methods=["HEAD"]),
+        Route("/api/blobs/{digest}", partial(_put_blob, services), methods=["POST"]),
+    ]
+
+
+# ---- looking
+
+
+async def _tags(services: Services, request: Request) -> JSONResponse:
+    stored = await asyncio.to_thread(services.store.list)
+    return JSONResponse(api.ListResponse(models=[await _listed(services, model) for model in stored]))
+
+
+async def _listed(services: Services, stored: StoredModel) -> api.ListedModel:
+    description = await services.library.describe(stored)
+    return api.ListedModel(
+        name=stored.name.short,
+        model=stored.name.short,
+        modified_at=stored.modified_at.isoformat().replace("+00:00", "Z"),
+        size=stored.size,
+        digest=stored.digest.hex,
+        details=description.details,
+        capabilities=list(description.capabilities),
+    )
+
+
+async def _ps(services: Services, request: Request) -> JSONResponse:
+    rows = []
+    now_ns = services.clock.time_ns()
+    for row in services.models.running():
+        expires_ns = FOREVER_NS if math.isinf(row.remaining_s) else now_ns + int(row.remaining_s * 1e9)
+        rows.append(
+            api.RunningModel(
+                name=row.stored.name.short,
+                model=row.stored.name.short,
+                size=row.size_bytes,
+                digest=row.stored.digest.hex,
+                details=(await services.library.describe(row.stored)).details,
+                expires_at=rfc3339(expires_ns),
+                size_vram=row.vram_bytes,
+                context_length=row.context_length,
+            )
+        )
+    return JSONResponse(api.ProcessResponse(models=rows))
+
+
+async def _show(services: Services, request: Request) -> JSONResponse:
+    body = await read(request, api.ShowRequest)
+    stored = await services.library.find_valid(body.model or body.name)
+    description = await services.library.describe(stored)
+    options = check_options(body.options or {})
+    reply = await asyncio.to_thread(show, stored, description, options, body.system, verbose=body.verbose is True)
+    return JSONResponse(reply)
+
+
+# ---- changing
+
+
+async def _copy(services: Services, request: Request) -> ASGIApp:
+    body = await read(request, api.CopyRequest)
+    source = parse_name(body.source, f'source "{body.source or ""}" is invalid')
+    destination = parse_name(body.destination, f'destination "{body.destination or ""}" is invalid')
+    await asyncio.to_thread(services.store.copy, source, destination)
+    return EmptyResponse()
+
+
+async def _delete(services: Services, request: Request) -> ASGIApp:
+    body = await read(request, api.DeleteRequest)
+    given = body.model or body.name or ""
+    name = parse_name(given, f'name "{given}" is invalid')
+    await services.models.unload(name)
+    await services.library.delete(name)
+    return EmptyResponse()
+
+
+async def _create(services: Services, request: Request) -> ASGIApp:
+    body = await read(request, api.CreateRequest)
+    return _progress(create_events(services.store, body), streams=body.stream is not False)
+
+
+async def _pull(services: Services, request: Request) -> ASGIApp:
+    body = await read(request, api.PullRequest)
+    name = parse_name(body.model or body.name, "invalid model name")
+    return _progress(pull_events(services.store, name), streams=body.stream is not False)
+
+
+async def _push(services: Services, request: Request) -> ASGIApp:
+    body = await read(request, api.PullRequest)
+    await services.library.find_valid(body.model or body.name)
+    raise BadRequest("pushing to a registry is not available in this version of Hob")
+
+
+def _progress(events: Iterator[api.ProgressResponse], *, streams: bool) -> ASGIApp:
+    lines = _lines(events)
+    return NDJSONReply(lines) if streams else JSONReply(_last(lines))
+
+
+async def _lines(events: Iterator[api.ProgressResponse]) -> AsyncGenerator[api.ProgressResponse]:
+    async for event in iterate_in_thread(events):
+        yield event
+
+
+async def _last(lines: AsyncGenerator[api.ProgressResponse]) -> api.ProgressResponse:
+    status = ""
+    async for line in lines:
+        status = line.status
+    return api.ProgressResponse(status=status)
+
+
+# ---- blobs
+
+
+async def _has_blob(services: Services, request: Request) -> ASGIApp:
+    digest = Digest.parse(request.path_params["digest"])
+    found = await asyncio.to_thread(services.store.has_blob, digest)
+    return EmptyResponse(200 if found else 404)
+
+
+async def _put_blob(services: Services, request: Request) -> ASGIApp:
+    digest = Digest.parse(request.path_params["digest"])
+    if await asyncio.to_thread(services.store.has_blob, digest):
+        return EmptyResponse(200)
+    try:
+        await asyncio.to_thread(_write_blob, services.store, digest, request, asyncio.get_running_loop())
+    except ClientDisconnect:
+        raise ClientLeft from None
+    return EmptyResponse(201)
+
+
+def _write_blob(store: Store, digest: Digest, request: Request, loop: asyncio.AbstractEventLoop) -> None:
+    """Hash and write in this thread what the loop receives, one piece at a time: no more than one is in memory."""
+    stream = request.stream()
+
+    def pieces() -> Iterator[bytes]:
+        while True:
+            piece: Any = asyncio.run_coroutine_threadsafe(_next_piece(stream), loop).result()
+            if piece is None:
+                return
+            yield piece
+
+    store.write_blob(pieces(), digest)
+
+
+async def _next_piece(stream: Any) -> bytes | None:
+    return await anext(stream, None)

@@ -1,0 +1,29 @@
+"""Services: what the routes work with. Built once by app.build_app, frozen, handed to every route."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from daemon.clock import Clock, rfc3339
+from daemon.generation import Generator
+from daemon.library import Library
+from daemon.model_manager import ModelManager
+from registry.store import Store
+
+
+@dataclass(frozen=True)
+class Services:
+    """The daemon's parts, as the routes see them."""
+
+    store: Store
+    library: Library
+    models: ModelManager
+    generator: Generator
+    clock: Clock
+    shut_down: Callable[[], None] | None
+    """Begins the daemon's end; None where it runs in somebody's terminal or under a service manager."""
+
+    def now(self) -> str:
+        """For `created_at`."""
+        return rfc3339(self.clock.time_ns())
