@@ -8,8 +8,8 @@ forty times, so one environment is made for each rendering and carries its budge
   one call could produce more than memory holds ("x" * 10**10, ljust, %9999999s, nested lists that share their parts);
 - the rest is Python's own: recursion depth, and the conversion limit of long integers.
 
-Not bounded: comparing deep structures that share parts, sorting and grouping inside one filter call (linear in what the
-budget let the template build), and the time of one regular string method on the longest string allowed.
+What remains is bounded by the budget times a small constant, not exactly: sorting inside one filter call, and calls
+whose price is estimated from the sizes of their arguments. A rendering that spends everything takes about a second.
 
 Source: jinja2.sandbox; CVE-2024-56201, CVE-2024-56326, CVE-2025-27516 (hence jinja2 from 3.1.6); CVE-2025-61620.
 """
@@ -40,7 +40,10 @@ MAX_DATE_FORMAT = 256
 # Their integer arguments multiply what they produce.
 PADDING_METHODS = {"ljust", "rjust", "center", "zfill", "expandtabs", "to_bytes"}
 PADDING_FILTERS = {"center", "indent", "batch", "slice", "tojson", "round", "wordwrap", "truncate"}
-FORMAT_METHODS = {"format", "format_map"}
+COMPILERS_OWN = {"_loop_vars", "_block_vars"}
+"""Arguments that compiled templates add to every call inside loops and blocks."""
+COMPARING_FILTERS = {"sort", "unique", "groupby", "min", "max", "dictsort"}
+PRINTING_FILTERS = {"join", "string", "pprint", "sum", "tojson", "urlencode", "xmlattr"}
 WIDE_FORMAT = re.compile(r"[0-9]{5,}|%[^A-Za-z%]*\*|\{[^{}]*\{")
 
 
@@ -101,6 +104,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = functools.partial(_strftime, now)
 
+        for name, function in list(self.tests.items()):
+            self.tests[name] = self._bounded_test(function)
+
     # ---- called from the compiled template
 
     def step(self, characters: int) -> str:
@@ -113,12 +119,25 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.budget.spend_value(values)
         return "".join(map(str, values))
 
+    def compared(self, value: object) -> object:
+        """Stands around both sides of a comparison: Python compares shared parts as often as they are met."""
+        self._spend_input(value)
+        return value
+
+    def flat_tuple(self, *values: object) -> tuple[object, ...]:
+        """What a tuple in the template becomes. One in another would be hashed without end when they share parts."""
+        if any(isinstance(value, tuple) for value in values):
+            raise SecurityError("a template may not put tuples into tuples")
+        return values
+
     def call(self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        self.budget.spend(1)
-        name = getattr(__obj, "__name__", "")
         owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str | bytes | int):
-            self._check_method(owner, name, args, kwargs)
+        if owner is self:
+            return __obj(*args)
+        self.budget.spend(1)
+        if owner is not None:
+            named = [value for key, value in kwargs.items() if key not in COMPILERS_OWN]
+            self._check_method(owner, getattr(__obj, "__name__", ""), [*args, *named])
         result = super().call(__context, __obj, *args, **kwargs)
         self._spend_result(result)
         return result
@@ -138,66 +157,99 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self._spend_result(result)
         return result
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Jinja's hook where `text.format` is looked up, which later calls no longer show."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            self._check_format(value.__self__, ())
+        return wrapped
+
     # ---- prices
 
     def _finalize(self, value: Any) -> Any:
         self.budget.spend_value(value)
         return value
 
+    def _spend_input(self, value: object) -> None:
+        """Pay for looking through a value; text goes by in sixteenths, because searching it is fast."""
+        if isinstance(value, str | bytes):
+            self.budget.spend(0, len(value) // 16)
+        elif isinstance(value, list | tuple | Mapping):
+            self.budget.spend_value(value)
+
     def _spend_result(self, result: object) -> None:
-        if isinstance(result, str | list | tuple | range):
-            self.budget.spend(len(result) if isinstance(result, range) else 1, len(result))
+        if isinstance(result, range):
+            self.budget.spend(len(result))
+        elif isinstance(result, str | list | tuple):
+            self.budget.spend(1, len(result))
 
     def _bounded_filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)  # keeps Jinja's marks, such as "pass me the environment"
         def bounded(*args: Any, **kwargs: Any) -> Any:
             self.budget.spend(1)
             values = [*args, *kwargs.values()]
+            for value in values:
+                if isinstance(value, str) or name in COMPARING_FILTERS:
+                    self._spend_input(value)
             if name in PADDING_FILTERS:
                 self._check_padding(name, values)
-            elif name == "format" and values:
+            if name in PRINTING_FILTERS:
+                self._check_print(values)
+            if name == "format":
                 self._check_format(values[0], values[1:])
-            elif name == "replace":
+            if name == "replace":
                 self._check_replace([value for value in values if isinstance(value, str)])
-            elif name in ("join", "string", "pprint", "sum"):
-                self.budget.spend_value([v for v in values if isinstance(v, str | list | tuple | Mapping)])
-            if name == "tojson":
-                self.budget.spend_value(args[0] if args else None)
             result = function(*args, **kwargs)
             self._spend_result(result)
             return result
 
         return bounded
 
-    def _check_method(self, owner: str | bytes | int, name: str, args: Any, kwargs: Mapping[str, Any]) -> None:
-        values = [*args, *kwargs.values()]
+    def _bounded_test(self, function: Any) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def bounded(*args: Any) -> Any:
+            if len(args) > 1:  # the others, such as "is defined", look at no part of the value
+                for value in args:
+                    self._spend_input(value)
+            return function(*args)
+
+        return bounded
+
+    def _check_method(self, owner: object, name: str, values: list[Any]) -> None:
+        if isinstance(owner, str | bytes):
+            self._spend_input(owner)
+        if isinstance(owner, list | tuple) and name in ("index", "count"):
+            self._spend_input([owner, values])
         if name in PADDING_METHODS:
             self._check_padding(name, [owner, *values])
-        elif name in FORMAT_METHODS:
-            self._check_format(str(owner), values)
-        elif isinstance(owner, str) and name == "replace":
+        if isinstance(owner, str) and name == "replace":
             self._check_replace([owner, *values])
-        elif isinstance(owner, str) and name == "join" and args and isinstance(args[0], list | tuple):
-            self.budget.spend(len(args[0]), len(owner) * len(args[0]))
-            self.budget.spend_value(args[0])
+        if isinstance(owner, str) and name == "join":
+            self._check_print([owner, *values])
+        if name == "translate":
+            raise SecurityError("a template may not call translate")
+
+    def _check_print(self, values: list[Any]) -> None:
+        """Values that become one text: each is paid, and a separator as often as it can stand between others."""
+        self.budget.spend_value(values)
+        parts = max((len(value) for value in values if isinstance(value, list | tuple | Mapping)), default=1)
+        if parts > 1:
+            self.budget.spend(0, parts * sum(len(value) for value in values if isinstance(value, str)))
 
     def _check_padding(self, name: str, values: list[Any]) -> None:
-        width = max((abs(v) for v in values if isinstance(v, int) and not isinstance(v, bool)), default=0)
-        if name == "to_bytes" or name == "round":
-            values = values[1:]
-            width = max((abs(v) for v in values if isinstance(v, int)), default=0)
+        counts = values[1:] if name in ("to_bytes", "round") else values
+        width = max((abs(v) for v in counts if isinstance(v, int)), default=0)
         if width > MAX_PADDING:
             raise SecurityError(f"the template asks {name} for {width}; {MAX_PADDING} is allowed")
-        lines = sum(1 + v.count("\n") for v in values if isinstance(v, str) and name in ("indent", "expandtabs"))
-        tabs = sum(v.count("\t") for v in values if isinstance(v, str) and name == "expandtabs")
-        self.budget.spend(1, width * (lines + tabs))
+        texts = [value for value in values if isinstance(value, str)]
+        self.budget.spend(1, width * sum(1 + text.count("\n") + text.count("\t") for text in texts))
 
     def _check_format(self, text: object, values: object) -> None:
         if isinstance(text, str) and WIDE_FORMAT.search(text):
             raise SecurityError("the template formats with a width that is too large or not written out")
-        self.budget.spend_value(list(values) if isinstance(values, list | tuple) else [values])
+        self.budget.spend_value([text, values])
 
-    def _check_replace(self, texts: list[str]) -> None:
+    def _check_replace(self, texts: list[Any]) -> None:
         if len(texts) >= 3 and all(isinstance(text, str) for text in texts[:3]):
             self.budget.spend(1, len(texts[0]) + texts[0].count(texts[1]) * len(texts[2]))
 
@@ -226,8 +278,19 @@ class AddSteps(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        concat = nodes.EnvironmentAttribute("concat_texts", lineno=node.lineno)
-        return nodes.Call(concat, node.nodes, [], None, None, lineno=node.lineno)
+        return _call("concat_texts", node.nodes, node.lineno)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("flat_tuple", node.items, node.lineno) if node.ctx == "load" else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        holders: list[nodes.Compare | nodes.Operand] = [node, *node.ops]
+        for holder in holders:
+            if not isinstance(holder.expr, nodes.Const):
+                holder.expr = _call("compared", [holder.expr], node.lineno)
+        return node
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         return self._with_step(node)
@@ -241,9 +304,13 @@ class AddSteps(NodeTransformer):
     def _with_step(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
         self.generic_visit(node)
         characters = nodes.Const(sum(len(data.data) for data in node.find_all(nodes.TemplateData)))
-        step = nodes.Call(nodes.EnvironmentAttribute("step"), [characters], [], None, None)
-        node.body.insert(0, nodes.ExprStmt(step).set_lineno(node.lineno))
+        node.body.insert(0, nodes.ExprStmt(_call("step", [characters], node.lineno)).set_lineno(node.lineno))
         return node
+
+
+def _call(method: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
+    """A call of one of BoundedEnvironment's methods."""
+    return nodes.Call(nodes.EnvironmentAttribute(method), arguments, [], None, None, lineno=line)
 
 
 def _to_json(
