@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ longer.
 POLL_S = 0.05
 
 
-def start_daemon(settings: Settings, client: Client) -> VersionResponse:
+def start_daemon(settings: Settings, client: Client, command: Sequence[str] = tuple(DAEMON_COMMAND)) -> VersionResponse:
     """Start a daemon and wait until it answers.
 
     Raises:
@@ -38,7 +39,7 @@ def start_daemon(settings: Settings, client: Client) -> VersionResponse:
     """
     if sys.stderr.isatty():
         sys.stderr.write("Starting the hob daemon in the background.\n")
-    process, begin = _spawn(settings.log_file)
+    process, begin = _spawn(command, settings.log_file)
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         ended = process.poll()  # read before asking: a daemon that ended after our question is seen the next time
@@ -69,14 +70,14 @@ def last_line(log_file: Path, begin: int) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _spawn(log_file: Path) -> tuple[subprocess.Popen[bytes], int]:
+def _spawn(command: Sequence[str], log_file: Path) -> tuple[subprocess.Popen[bytes], int]:
     """The child, and the log's length before it wrote anything."""
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with log_file.open("ab") as log:
             begin = log.tell()
             process = subprocess.Popen(
-                DAEMON_COMMAND,
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

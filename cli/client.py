@@ -94,7 +94,7 @@ class Client:
         Raises:
             NotFound: the store has no such model.
         """
-        return self._ask("POST", "/api/show", api.ShowRequest(model=model, verbose=verbose), api.ShowResponse)
+        return self._ask("POST", "/api/show", api.ShowRequest(model=model, verbose=verbose or None), api.ShowResponse)
 
     def copy(self, source: str, destination: str) -> None:
         self._send("POST", "/api/copy", api.CopyRequest(source=source, destination=destination))

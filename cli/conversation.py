@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cli.errors import CliError
 from cli.render import Answer, timings, tool_call, waiting
 from daemon import api
 
@@ -96,8 +97,11 @@ class Conversation:
             # Closing the stream is what tells the daemon to stop; the generator would otherwise end when it is
             # collected.
             chunks.close()
-            out.interrupt()
+            out.break_off()
             last = None
+        except CliError:
+            out.break_off()
+            raise
         if self.verbose and last is not None:
             sys.stderr.write(timings(last))
         return api.RequestMessage(role="assistant", content="".join(content), thinking="".join(thinking) or None)

@@ -48,6 +48,7 @@ class Answer:
         self._wrap = WordWrap(columns) if self._terminal and wordwrap else None
         self._hide_thinking = hide_thinking
         self._thinking = False
+        self._begun = False
 
     def thinking(self, text: str) -> None:
         """The next piece of the model's thoughts."""
@@ -69,9 +70,10 @@ class Answer:
         self._end_thinking()
         self._write("\n\n")
 
-    def interrupt(self) -> None:
-        """The reader has stopped it: leave the terminal as it should be, at the start of a line."""
-        self._write((PLAIN if self._thinking and self._terminal else "") + "\n")
+    def break_off(self) -> None:
+        """It ends before its end: leave the terminal as it should be, at the start of a line."""
+        if self._begun:
+            self._write((PLAIN if self._thinking and self._terminal else "") + "\n")
 
     def _end_thinking(self) -> None:
         if self._thinking:
@@ -86,6 +88,7 @@ class Answer:
         self._write(self._wrap.feed(text) if self._wrap else text)
 
     def _write(self, text: str) -> None:
+        self._begun = True
         self._out.write(text)
         self._out.flush()
 

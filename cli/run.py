@@ -98,11 +98,11 @@ def answer(
             out.thinking(chunk.thinking)
             out.content(chunk.response)
             last, chunk = chunk, next(chunks, None)
-    except KeyboardInterrupt:
-        out.interrupt()
+        if last is None or not last.done:
+            raise CliError("the daemon ended its answer before it was complete; its log may say why")
+    except (KeyboardInterrupt, CliError):
+        out.break_off()
         raise
-    if last is None or not last.done:
-        raise CliError("the daemon ended its answer before it was complete; its log may say why")
     if prompt:  # without one the model was only loaded
         out.end()
     if verbose:

@@ -389,3 +389,13 @@ class EmbedRequest(Request):
     dimensions: int | None = None
     options: dict[str, Any] | None = None
     keep_alive: KeepAlive | None = None
+
+
+class EmbedResponse(Reply):
+    """POST /api/embed: one vector of length 1 for each text."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int = 0
+    load_duration: int = 0
+    prompt_eval_count: int = 0

@@ -1,0 +1,12 @@
+# Nothing to install but what `./install.sh --test` puts into .venv-test. PYTHON picks another environment.
+PYTHON ?= $(if $(wildcard .venv-test/bin/python),.venv-test/bin/python,python3)
+
+.PHONY: install lint check test test-gpu build bench
+
+install: ; ./install.sh
+lint: ; $(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
+check: ; $(PYTHON) tools/check.py
+test: ; $(PYTHON) -m pytest
+test-gpu: ; $(PYTHON) -m pytest -m gpu
+build: ; $(PYTHON) -m hatchling build -t wheel
+bench: ; for file in $(filter-out benchmarks/report.py,$(wildcard benchmarks/*.py)); do $(PYTHON) $$file || exit 1; done
