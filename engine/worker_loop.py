@@ -96,7 +96,8 @@ class WorkerLoop:
         while self._exit_status is None:
             if not self._can_step:
                 self._handle(self._inbox.get())  # idle: no CPU until a message comes
-            while self._exit_status is None and not self._inbox.empty():
+            # Only what is there now: messages that keep coming must not keep the device waiting.
+            for _ in range(self._inbox.qsize()):
                 self._handle(self._inbox.get())
             if self._exit_status is None and self._engine is not None and self._can_step:
                 self._step(self._engine.step)
@@ -129,6 +130,8 @@ class WorkerLoop:
             self._exit_status = 0
 
     def _handle(self, message: ToWorker | InvalidMessage) -> None:
+        if self._exit_status is not None:
+            return
         if isinstance(message, Submit):
             self._submit(message)
         elif isinstance(message, Abort):

@@ -183,8 +183,8 @@ class FakeRunner:
                 reads[(group, block_id)] = row.seq_id
                 found = slots[block_id][attended % self.block_size]
                 assert found == row.hashes[attended], (
-                    f"sequence {row.seq_id}: position {position} attends {attended} in block {block_id} of group {group}, "
-                    "which holds another text"
+                    f"sequence {row.seq_id}: position {position} attends {attended} in block {block_id} of group "
+                    f"{group}, which holds another text"
                 )
 
     def _sample(self, row: Row, position: int, outcome: StepResult) -> None:
