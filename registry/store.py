@@ -4,6 +4,7 @@
     blobs/sha256-<hex>                           bytes whose sha256 is their name
     .hob/tmp/                                    files being written
     .hob/collectable/sha256-<hex>                empty; Hob may delete this blob once nothing refers to it
+    .hob/notes/                                  what Hob remembers between two starts, such as `builtin_models`
     .hob/lock                                    held while manifests or names of blobs change
     .hob/daemon.lock                             held by the one daemon that serves from this store
 
@@ -58,6 +59,7 @@ from registry.errors import (
     InvalidName,
     ManifestError,
     ModelNotFound,
+    StoreError,
     StoreLocked,
     as_store_error,
 )
@@ -69,6 +71,7 @@ LOG = logging.getLogger(__name__)
 
 PRIVATE = ".hob"
 NUM_NAME_PARTS = 4
+MAX_NOTE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Store:
         self._thread_lock = threading.RLock()
         self._process_lock = filelock.FileLock(self.private / "lock", timeout=lock_timeout_s)
         self._leases: Counter[Digest] = Counter()  # guarded by _thread_lock
+        self._postponed: set[Digest] = set()  # to collect when their leases end; guarded by _thread_lock
         self._unnamed: set[Digest] = set()  # written here, in no manifest yet; guarded by _thread_lock
 
     # ---- reading
@@ -169,10 +173,7 @@ class Store:
 
     def blob_writer(self, expected: Digest | None = None, size: int | None = None) -> BlobWriter:
         """A context in which one blob is written piece by piece; nothing is left unless `commit` was reached."""
-        with as_store_error("write into the models folder"):
-            self._make_directories(self.private / "tmp")
-        temporary = self.private / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
-        return BlobWriter(self.disk, temporary, self._publish_blob, expected, size)
+        return BlobWriter(self.disk, self._temporary(), self._publish_blob, expected, size)
 
     def write_blob(self, chunks: Iterable[bytes], expected: Digest | None = None, size: int | None = None) -> Digest:
         """Store bytes under their digest; what is there already is replaced by the same, so damage is repaired.
@@ -202,14 +203,7 @@ class Store:
             with suppress(ModelNotFound):
                 name = self.resolve(name)
             replaced = self._digests_named(name)
-            path = self._manifest_path(name)
-            with as_store_error(f"write the manifest of {name}"):
-                self._make_directories(self.private / "tmp")
-                self._make_directories(path.parent)
-            temporary = self.private / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
-            with BlobWriter(self.disk, temporary, lambda source, _: self._publish(source, path)) as writer:
-                writer.write(data)
-                writer.commit()
+            self._write_small(self._manifest_path(name), data)
             self._unnamed -= model.manifest.digests()
             self._collect_quietly(replaced - model.manifest.digests())
             return self._load(name)
@@ -248,7 +242,10 @@ class Store:
 
     @contextmanager
     def lease(self, digests: Iterable[Digest] = ()) -> Iterator[None]:
-        """Protect blobs from deletion inside the block, for whoever is about to name them in a manifest."""
+        """Protect blobs from deletion inside the block, for whoever is about to name them in a manifest.
+
+        What was to be deleted meanwhile and is still not named goes at the end of the block.
+        """
         held = Counter(digests)
         with self._thread_lock:
             self._leases.update(held)
@@ -258,12 +255,34 @@ class Store:
             with self._thread_lock:
                 self._leases.subtract(held)
                 self._leases += Counter()  # drops what is down to zero
+                due = frozenset(self._postponed - self._leases.keys())
+                self._postponed -= due
+                if due:
+                    self._collect_quietly(due)
 
     def discard(self, digests: Iterable[Digest]) -> None:
         """Give up blobs that were written for a model that is not going to be; others' stay."""
         with self._exclusive():
             self._unnamed.difference_update(digests)
             self._collect_quietly(frozenset(digests))
+
+    # ---- notes
+
+    def read_note(self, key: str) -> bytes:
+        """What was last noted under a key, b"" where nothing was."""
+        try:
+            return read_regular(self.private / "notes" / key, MAX_NOTE_BYTES)[0]
+        except FileNotFoundError:
+            return b""
+
+    def write_note(self, key: str, data: bytes) -> None:
+        """Keep a few bytes beside the models, for Hob alone; `key` is a file name that the caller made up.
+
+        Raises:
+            OutOfSpace, StoreError: the disk refused; the old note is still there.
+        """
+        with self._exclusive():
+            self._write_small(self.private / "notes" / key, data)
 
     # ---- looking after the store
 
@@ -392,6 +411,19 @@ class Store:
             self.disk.remove_directory(path)
             path = path.parent
 
+    def _temporary(self) -> Path:
+        """A path for a file that is about to be written."""
+        with as_store_error("write into the models folder"):
+            self._make_directories(self.private / "tmp")
+        return self.private / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
+
+    def _write_small(self, path: Path, data: bytes) -> None:
+        with as_store_error("write into the models folder"):
+            self._make_directories(path.parent)
+        with BlobWriter(self.disk, self._temporary(), lambda source, _: self._publish(source, path)) as writer:
+            writer.write(data)
+            writer.commit()
+
     def _publish(self, temporary: Path, path: Path) -> None:
         self.disk.rename(temporary, path)
         self.disk.sync_directory(path.parent)
@@ -424,8 +456,9 @@ class Store:
     def _collect_quietly(self, digests: frozenset[Digest]) -> None:
         """Collect after a change that has already succeeded: a refusal of the disk is for the log only."""
         try:
-            self._collect(digests)
-        except OSError as error:
+            with self._exclusive():
+                self._collect(digests)
+        except (OSError, StoreError) as error:
             LOG.warning("some unused blobs stay until the next start: %s", error)
 
     def _collect(self, digests: frozenset[Digest]) -> None:
@@ -441,8 +474,8 @@ class Store:
             except (BrokenModel, ManifestError):
                 LOG.warning("unused blobs stay, because %s is damaged and may need them", name)
                 return
-        protected = named | self._unnamed | set(self._leases)
-        for digest in sorted(digests - protected):
+        self._postponed |= digests & self._leases.keys()
+        for digest in sorted(digests - named - self._unnamed - self._leases.keys()):
             mark = self._collectable / digest.file_name
             if not mark.exists():
                 continue

@@ -64,8 +64,6 @@ class StoreMachine(RuleBasedStateMachine):
             had_blob = self.store.has_blob(digest)
             self.delete(name)
             assert self.store.has_blob(digest) == had_blob
-        self.store.discard([digest])
-        self.uploads.discard(weights)
 
     @rule(weights=WEIGHTS)
     def upload(self, weights: bytes) -> None:

@@ -1,0 +1,352 @@
+"""Create: from uploaded files or a stored model, and the words of a Modelfile, to a new model.
+
+Everything is checked before anything is written: names, digests, every weight file with the strict readers, template
+and parameters. Then the small blobs are written, and the manifest last, so the old model of that name stays whole until
+the new one is. `daemon/routes` and the built-in model's installation call it; a parent that is not here is pulled by
+the caller, who sees ModelNotFound.
+
+What a child inherits: parameters are merged, the child's win; template, system and messages are the parent's unless the
+child brings its own, where an empty one takes the parent's away; licences add up.
+Source: docs/api.md and docs/modelfile.md of Ollama for wordings and their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from modelfiles.gotemplate import GoTemplate, TemplateError
+from modelfiles.parameters import ParameterError, check_options
+
+from modelfiles.source import ModelSource
+from registry import model_files
+from registry.errors import BlobNotFound, CreateError, InvalidDigest
+from registry.manifest import (
+    ADAPTER,
+    CONFIG_MEDIA_TYPE,
+    FILE,
+    LICENSE,
+    MESSAGES,
+    MODEL,
+    PARAMS,
+    PROJECTOR,
+    PROMPT,
+    SYSTEM,
+    TEMPLATE,
+    Digest,
+    Layer,
+    Manifest,
+)
+from registry.model_facts import model_facts
+from registry.name import ModelName
+from registry.store import Store
+from registry.stored_model import StoredModel
+
+ROLES = ("system", "user", "assistant")
+
+INFO_KEYS: dict[str, tuple[str, type]] = {
+    "capabilities": ("capabilities", list),
+    "model_family": ("model_family", str),
+    "base_name": ("base_name", str),
+    "quantization_level": ("file_type", str),
+    "parameter_size": ("model_type", str),
+    "context_length": ("context_length", int),
+    "embedding_length": ("embedding_length", int),
+}
+"""Key of `info` in the request -> (key in the config blob, type). Others are passed over, as Ollama does."""
+
+NEW_BLOB = "creating new layer {}"
+OLD_BLOB = "using existing layer {}"
+
+Blobs = list[tuple[str, bytes]]
+"""Media type and bytes of small blobs that are not in the store yet."""
+
+
+@dataclass(frozen=True)
+class CreateRequest:
+    """What to make. None inherits from the parent; an empty value takes the parent's away."""
+
+    name: ModelName
+    from_name: ModelName | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Relative file name -> digest of an uploaded blob."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    template: str | None = None
+    system: str | None = None
+    parameters: Mapping[str, Any] | None = None
+    """A null or an empty list takes the parent's parameter away."""
+    messages: Sequence[Mapping[str, Any]] | None = None
+    licenses: Sequence[str] = ()
+    renderer: str | None = None
+    parser: str | None = None
+    requires: str | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    quantize: str = ""
+
+
+@dataclass(frozen=True)
+class CreateStatus:
+    """One line of progress."""
+
+    status: str
+
+
+CheckSource = Callable[[ModelSource], object]
+
+
+def create_model(
+    store: Store, request: CreateRequest, check_source: CheckSource | None = None
+) -> Iterator[CreateStatus]:
+    """Make a model, yielding progress; the last status is "success". Nothing happens before the first `next`.
+
+    Args:
+        check_source: raises ValueError for weights that cannot be run; whoever knows the engine passes it.
+
+    Raises:
+        CreateError: the request or one of its files is wrong; nothing was changed.
+        ModelNotFound, BrokenModel: the parent is not here, or damaged.
+        BlobNotFound: a file was not uploaded.
+        OutOfSpace, StoreError: the disk refused; the old model is still there.
+    """
+    if not request.from_name and not request.files:
+        raise CreateError("neither 'from' or 'files' was specified")
+    uploads = {**_parse_digests(request.files), **_parse_digests(request.adapters)}
+    parent = store.get(request.from_name) if request.from_name else None
+    inherited = parent.manifest.digests() if parent else frozenset()
+    with store.lease(inherited | set(uploads.values())):
+        for digest in sorted({*inherited, *uploads.values()}):
+            if not store.has_blob(digest):
+                raise BlobNotFound(str(digest))
+        draft = _Draft(store, request, parent)
+        yield from draft.add_files(check_source)
+        yield from draft.add_adapters()
+        yield from draft.publish()
+
+
+class _Draft:
+    """The model as it comes together: layers of blobs that are there, and blobs to write."""
+
+    def __init__(self, store: Store, request: CreateRequest, parent: StoredModel | None) -> None:
+        self.store = store
+        self.request = request
+        self.parent = parent
+        self.inherited = list(parent.manifest.layers) if parent else []
+        self.uploaded: list[Layer] = []
+        self.config: dict[str, Any] = dict(parent.config) if parent else {}
+        if parent:
+            self.config["parent_model"] = parent.name.short
+
+    # ---- weights
+
+    def add_files(self, check_source: CheckSource | None) -> Iterator[CreateStatus]:
+        names = model_files.select(self.request.files) if self.request.files else ()
+        files = self._paths(self.request.files, names)
+        if files and names[0].lower().endswith(".gguf"):
+            yield CreateStatus("parsing GGUF")
+            self._add_gguf(files)
+        elif files:
+            yield CreateStatus("parsing safetensors")
+            model_files.check_safetensors(files)
+            self._add(FILE, self.request.files, names, is_named=True)
+        weights = self._weights()
+        if self.parent and weights:
+            raise CreateError("the files hold weights and 'from' names a model that has its own; give one of them")
+        if weights:
+            source = ModelSource(weights)
+            facts = model_facts(source)
+            if check_source:
+                _check(check_source, source)
+            self.config.update(facts.config_keys())
+        elif not self.parent:
+            raise CreateError("unknown type: the files hold a projector or an adapter, but no model's weights")
+        if self.request.quantize:
+            raise CreateError(
+                f"quantising to {self.request.quantize} at create is not available in this version; the weights are "
+                f"{self.config.get('file_type', 'of an unknown type')}: leave 'quantize' out, or start from files "
+                "that are quantised already"
+            )
+
+    def _add_gguf(self, files: Mapping[str, Path]) -> None:
+        roles = model_files.sort_gguf(files)
+        if roles.adapters:
+            raise CreateError(f"{roles.adapters[0]} is a LoRA adapter; give it as an adapter, beside a model")
+        self._add(MODEL, self.request.files, roles.weights)
+        if roles.projectors:
+            self.inherited = [layer for layer in self.inherited if layer.media_type != PROJECTOR]
+            self._add(PROJECTOR, self.request.files, roles.projectors)
+
+    def _weights(self) -> dict[str, Path]:
+        """The uploaded weights under the names that the store will give them."""
+        shards = [layer for layer in self.uploaded if layer.media_type == MODEL]
+        files = {f"model-{index:05}.gguf": self._path(layer.digest) for index, layer in enumerate(shards, 1)}
+        files |= {layer.name: self._path(layer.digest) for layer in self.uploaded if layer.media_type == FILE}
+        return files
+
+    # ---- adapters
+
+    def add_adapters(self) -> Iterator[CreateStatus]:
+        if not self.request.adapters:
+            return
+        names = model_files.select(self.request.adapters, model_files.ADAPTER_WEIGHTS)
+        files = self._paths(self.request.adapters, names)
+        is_gguf = names[0].lower().endswith(".gguf")
+        if is_gguf:
+            yield CreateStatus("parsing GGUF")
+            if model_files.sort_gguf(files).adapters != names:
+                raise CreateError(f"{names[0]} is no LoRA adapter: its general.type is not adapter")
+        else:
+            yield CreateStatus("parsing safetensors")
+            model_files.check_safetensors(files)
+            if "adapter_config.json" not in files:
+                raise CreateError("there is no adapter_config.json beside the adapter's weights")
+        if len([name for name in names if name.lower().endswith((".gguf", ".safetensors"))]) > 1:
+            raise CreateError("only one adapter is currently supported")
+        self.inherited = [layer for layer in self.inherited if layer.media_type != ADAPTER]
+        self._add(ADAPTER, self.request.adapters, names, is_named=not is_gguf)
+
+    # ---- words
+
+    def publish(self) -> Iterator[CreateStatus]:
+        """Write the small blobs and the manifest."""
+        blobs = self._words()
+        self._complete_config()
+        existing = [*self.uploaded, *self.inherited]
+        kept = sorted(existing, key=lambda layer: _order(layer.media_type))
+        layers = kept + [Layer(media_type, Digest.of(data), len(data)) for media_type, data in blobs]
+        self.config |= {
+            "architecture": "amd64",
+            "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": [str(layer.digest) for layer in layers]},
+        }
+        config = msgspec.json.encode(self.config, order="sorted")
+        manifest = Manifest(Layer(CONFIG_MEDIA_TYPE, Digest.of(config), len(config)), tuple(layers))
+        new = [*(data for _, data in blobs), config]
+        digests = [Digest.of(data) for data in new]
+        try:
+            with self.store.lease(digests):
+                yield from (CreateStatus(OLD_BLOB.format(layer.digest)) for layer in kept)
+                for data, digest in zip(new, digests, strict=True):
+                    is_old = self.store.has_blob(digest)
+                    self.store.write_blob([data])
+                    yield CreateStatus((OLD_BLOB if is_old else NEW_BLOB).format(digest))
+                yield CreateStatus("writing manifest")
+                self.store.write_manifest(self.request.name, manifest)
+        except BaseException:  # a client that left ends the generator here, too
+            self.store.discard(digests)
+            raise
+        yield CreateStatus("success")
+
+    def _words(self) -> Blobs:
+        """Blobs of template, system, parameters, messages and licences; what they replace is no longer inherited."""
+        request = self.request
+        blobs: Blobs = []
+        if request.template is not None:
+            try:
+                GoTemplate.parse(request.template)
+            except TemplateError as error:
+                raise CreateError(f"template error: {error}") from error
+            self._replace((TEMPLATE, PROMPT), request.template.encode(), blobs)
+        if request.system is not None:
+            self._replace((SYSTEM,), request.system.encode(), blobs)
+        if request.parameters is not None:
+            params = self._parameters(request.parameters)
+            self._replace((PARAMS,), msgspec.json.encode(params, order="sorted") if params else b"", blobs)
+        if request.messages is not None:
+            messages = [_message(message) for message in request.messages]
+            self._replace((MESSAGES,), msgspec.json.encode(messages) if messages else b"", blobs)
+        known = set(self.parent.licenses if self.parent else ())
+        for text in dict.fromkeys(request.licenses):
+            if text and text not in known:
+                blobs.append((LICENSE, text.encode()))
+        return blobs
+
+    def _parameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        taken_away = {key for key, value in given.items() if value is None or value == []}
+        try:
+            checked = check_options({key: value for key, value in given.items() if key not in taken_away})
+        except ParameterError as error:
+            raise CreateError(str(error)) from error
+        inherited = self.parent.params if self.parent else {}
+        return {key: value for key, value in {**inherited, **checked}.items() if key not in taken_away}
+
+    def _complete_config(self) -> None:
+        for key, value in (
+            ("renderer", self.request.renderer),
+            ("parser", self.request.parser),
+            ("requires", self.request.requires),
+        ):
+            if value is not None:
+                self.config[key] = value
+        for key, value in self.request.info.items():
+            if key in INFO_KEYS:
+                name, kind = INFO_KEYS[key]
+                self.config[name] = _info_value(key, value, kind)
+
+    # ---- layers
+
+    def _replace(self, media_types: tuple[str, ...], data: bytes, blobs: Blobs) -> None:
+        self.inherited = [layer for layer in self.inherited if layer.media_type not in media_types]
+        if data:
+            blobs.append((media_types[0], data))
+
+    def _add(
+        self, media_type: str, digests: Mapping[str, str], names: Sequence[str], *, is_named: bool = False
+    ) -> None:
+        for name in names:
+            digest = Digest.parse(digests[name])
+            size = self._path(digest).stat().st_size
+            self.uploaded.append(Layer(media_type, digest, size, name=name if is_named else ""))
+
+    def _paths(self, digests: Mapping[str, str], names: Sequence[str]) -> dict[str, Path]:
+        return {name: self._path(Digest.parse(digests[name])) for name in names}
+
+    def _path(self, digest: Digest) -> Path:
+        return self.store.blob_path(digest)
+
+
+def _parse_digests(files: Mapping[str, str]) -> dict[str, Digest]:
+    digests = {}
+    for name, text in files.items():
+        model_files.check_name(name)
+        try:
+            digests[name] = Digest.parse(text)
+        except InvalidDigest as error:
+            raise CreateError(f"{error} (of {name})") from error
+    return digests
+
+
+def _check(check_source: CheckSource, source: ModelSource) -> None:
+    try:
+        check_source(source)
+    except ValueError as error:
+        raise CreateError(str(error)) from error
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise CreateError(f'message role must be one of "system", "user", or "assistant", not {str(role)[:32]!r}')
+    if not isinstance(content, str):
+        raise CreateError("the content of a message must be a text")
+    return {"role": role, "content": content}
+
+
+def _info_value(key: str, value: Any, kind: type) -> Any:
+    is_right = type(value) is kind
+    if kind is list and is_right:
+        is_right = all(isinstance(item, str) for item in value)
+    if kind is int and is_right:
+        is_right = value >= 0
+    if not is_right:
+        wanted = {list: "a list of texts", str: "a text", int: "a whole number that is not negative"}[kind]
+        raise CreateError(f"info {key!r} must be {wanted}")
+    return value
+
+
+def _order(media_type: str) -> int:
+    """Weights before what goes with them, words after; equal ones keep their order."""
+    order = (MODEL, FILE, PROJECTOR, ADAPTER)
+    return order.index(media_type) if media_type in order else len(order)
