@@ -10,8 +10,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Protocol
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
+from engine.text.charsmap import Charsmap
 from engine.text.pre_tokenizers import PreTokenizer
 from engine.text.vocabulary import SPACE, TokenizerError, TokenType, Vocabulary
 
@@ -88,7 +89,7 @@ class Unigram:
         has_bytes = len(vocabulary.byte_ids()) == 256
         pieces = list(zip(vocabulary.tokens, scores, strict=True))
         self._tokenizer = Tokenizer(models.Unigram(pieces, unknown_id, has_bytes))
-        self._normalize = precompiled_normalizer(charsmap)
+        self._normalize = Charsmap(charsmap).normalize
         self._add_space_prefix = add_space_prefix
         self._remove_extra_whitespaces = remove_extra_whitespaces
 
@@ -99,26 +100,6 @@ class Unigram:
         if self._add_space_prefix:
             text = " " + text
         return self._tokenizer.encode(text.replace(" ", SPACE), add_special_tokens=False).ids
-
-
-class _Normalizer(Protocol):
-    def __call__(self, text: str, /) -> str: ...
-
-
-def precompiled_normalizer(charsmap: bytes) -> _Normalizer:
-    """SentencePiece's normalisation as a function.
-
-    Raises:
-        TokenizerError: the map is damaged.
-    """
-    if not charsmap:
-        return str
-    if len(charsmap) < 4 or int.from_bytes(charsmap[:4], "little") + 4 > len(charsmap):
-        raise TokenizerError("the vocabulary's precompiled_charsmap is shorter than it says")
-    try:
-        return normalizers.Precompiled(charsmap).normalize_str
-    except Exception as error:  # what `tokenizers` raises has no narrower type
-        raise TokenizerError(f"the vocabulary's precompiled_charsmap is damaged: {error}") from error
 
 
 def normalized_spaces(text: str, remove_extra: bool) -> str:

@@ -61,7 +61,10 @@ class SentencePieceBPE:
         for word in WORDS.findall(text) if self._cuts_words else [text]:
             known = self._remembered.get(word)
             ids += self._merged(word) if known is None else known
-        return ids
+        if len(self._byte_ids) == 256:
+            return ids
+        # Unknown characters side by side are one unknown token.
+        return [id for index, id in enumerate(ids) if id != self._unknown_id or index == 0 or ids[index - 1] != id]
 
     def _merged(self, word: str) -> list[int]:
         """Ids of one word."""

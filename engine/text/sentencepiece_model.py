@@ -14,8 +14,9 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from engine.text.charsmap import Charsmap
 from engine.text.encoders import VocabularyEncoder
-from engine.text.segmenters import Segmenter, Unigram, normalized_spaces, precompiled_normalizer
+from engine.text.segmenters import Segmenter, Unigram, normalized_spaces
 from engine.text.sentencepiece_bpe import SentencePieceBPE
 from engine.text.vocabulary import MAX_TOKENS, SPACE, TokenizerError, TokenType, Vocabulary, sentencepiece_bytes
 
@@ -42,15 +43,15 @@ def read_sentencepiece_model(data: bytes) -> SentencePieceModel:
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, Value] = {}
     normalizer: dict[int, Value] = {}
-    for number, value in _fields(data):
+    for number, value in message_fields(data):
         if number == 1:
             if len(pieces) == MAX_TOKENS:
                 raise TokenizerError(f"tokenizer.model has more than {MAX_TOKENS} pieces")
             pieces.append(_piece(_as_bytes(value)))
         elif number == 2:
-            trainer.update(_fields(_as_bytes(value)))
+            trainer.update(message_fields(_as_bytes(value)))
         elif number == 3:
-            normalizer.update(_fields(_as_bytes(value)))
+            normalizer.update(message_fields(_as_bytes(value)))
     tokens, scores, types = zip(*pieces, strict=True) if pieces else ((), (), ())
     vocabulary = Vocabulary(tokens, scores, types)
     special_ids = _special_ids(trainer, len(tokens))
@@ -73,7 +74,7 @@ def _segmenter(
     add_space_prefix = bool(normalizer.get(3, 1))
     remove_extra = bool(normalizer.get(4, 1))
     if model_type == BPE:
-        normalize = precompiled_normalizer(charsmap)
+        normalize = Charsmap(charsmap).normalize
         return SentencePieceBPE(
             vocabulary,
             unknown_id,
@@ -105,7 +106,7 @@ def _special_ids(trainer: dict[int, Value], num_tokens: int) -> dict[str, int]:
 
 
 def _piece(data: bytes) -> tuple[str, float, int]:
-    fields = dict(_fields(data))
+    fields = dict(message_fields(data))
     score = fields.get(2, 0)
     try:
         text = _as_bytes(fields.get(1, b"")).decode()
@@ -117,7 +118,7 @@ def _piece(data: bytes) -> tuple[str, float, int]:
     return text, score if isinstance(score, float) else 0.0, kind if isinstance(kind, int) else -1
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, Value]]:
+def message_fields(data: bytes) -> Iterator[tuple[int, Value]]:
     """(number, value) of each field of a message: ints of varints, bytes of strings and messages, floats of fixed32."""
     position = 0
     while position < len(data):
