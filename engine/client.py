@@ -24,7 +24,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -52,6 +52,7 @@ from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import TokenLogprobs
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "engine.worker")
+OnProgress = Callable[[int, int], None]
 Answer = TypeVar("Answer", Ready, Stats)
 
 
@@ -163,6 +164,7 @@ class EngineClient:
         self._death: EngineDied | None = None
         self._is_closing = False
         self._last_words = ""
+        self._on_progress: OnProgress | None = None
         self.exited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Done when the process is gone; its result says how it ended."""
         self._task = asyncio.create_task(self._read_until_exit(), name=f"engine-client-{process.pid}")
@@ -218,13 +220,17 @@ class EngineClient:
         """Requests that have not ended."""
         return len(self._streams)
 
-    async def load(self, load: Load) -> Ready:
+    async def load(self, load: Load, on_progress: OnProgress | None = None) -> Ready:
         """Loads a model; takes as long as it takes.
+
+        Args:
+            on_progress: Called with the bytes read so far and in all.
 
         Raises:
             LoadFailed: the worker says why it could not; it can be asked again.
             EngineDied: the process ended.
         """
+        self._on_progress = on_progress
         return await self._ask(load, Ready)
 
     async def resize(self, *, budget_bytes: int = 0, num_blocks: int = 0) -> Ready:
@@ -327,6 +333,9 @@ class EngineClient:
                 self._take_row(row)
         elif isinstance(message, Failed):
             self._take_failure(message)
+        elif isinstance(message, Progress):
+            if self._on_progress is not None:
+                self._on_progress(message.done_bytes, message.total_bytes)
         elif isinstance(message, (Ready, Stats)) and self._answers:
             future = self._answers.popleft()
             if not future.done():  # whoever asked may have been cancelled

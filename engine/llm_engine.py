@@ -37,12 +37,12 @@ class LoadedRunner(Runner, Protocol):
         """One a KV group; position p attends [p - window + 1, p], None: all before p."""
         ...
 
-    def release_kv_cache(self) -> None:
+    def free_kv(self) -> None:
         """Gives the memory of the KV cache back. No step is in flight."""
         ...
 
-    def allocate_kv_cache(self, *, budget_bytes: int = 0, num_blocks: int = 0) -> Ready:
-        """Allocates the KV cache anew; without arguments as at load. No step is in flight, all rows are forgotten."""
+    def allocate_kv(self, num_blocks: int = 0, budget_bytes: int = 0) -> None:
+        """Allocates the KV cache anew; 0 computes the number. No step is in flight, all rows are forgotten."""
         ...
 
 

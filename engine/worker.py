@@ -17,6 +17,7 @@ import sys
 
 import torch
 
+from engine.execution.errors import ExecutionError
 from engine.execution.model_runner import ModelRunner
 from engine.worker_loop import Fault, classify_builtin, serve
 
@@ -46,6 +47,8 @@ def die_with_parent() -> None:
 
 def classify(error: Exception) -> Fault:
     """What an exception of torch means."""
+    if isinstance(error, ExecutionError):
+        return Fault(error.kind)
     if isinstance(error, torch.OutOfMemoryError):
         return Fault("memory")
     if isinstance(error, torch.AcceleratorError):  # sticky: every later call on the device fails as well

@@ -30,6 +30,7 @@ from engine.messages import (
     GetStats,
     Load,
     Message,
+    Progress,
     Quantize,
     Ready,
     Resize,
@@ -44,7 +45,10 @@ from engine.messages import (
 )
 from engine.scheduling.sequence import Sequence
 
-LoadRunner = Callable[[Load], LoadedRunner]
+OnProgress = Callable[[int, int], None]
+"""Called with the bytes done so far and in all."""
+
+LoadRunner = Callable[[Load, OnProgress], LoadedRunner]
 
 
 class Fault(NamedTuple):
@@ -89,6 +93,7 @@ class WorkerLoop:
         self._runner: LoadedRunner | None = None
         self._engine: LLMEngine | None = None
         self._is_sleeping = False
+        self._kv_size = (0, 0)  # num_blocks and budget_bytes of the last allocation, for Wake
         self._exit_status: int | None = None
 
     def run(self) -> int:
@@ -177,37 +182,42 @@ class WorkerLoop:
     def _load(self, load: Load) -> Ready | Failed:
         if self._runner is not None:
             return Failed(error="this worker has loaded a model already; start another worker", kind="invalid")
-        runner = self._load_runner(load)
+        runner = self._load_runner(load, self._send_progress)
         self._engine = LLMEngine.for_runner(runner, load)
         self._runner = runner
+        self._kv_size = (load.num_blocks, load.budget_bytes)
         # The model lives as long as the process: the collector need not look at it in every full collection.
         gc.collect()
         gc.freeze()
         return runner.ready
 
+    def _send_progress(self, done_bytes: int, total_bytes: int) -> None:
+        self._send(Progress(done_bytes=done_bytes, total_bytes=total_bytes))
+
     def _resize(self, resize: Resize, engine: LLMEngine, runner: LoadedRunner) -> Ready:
         self._sleep(engine, runner)
-        ready = runner.allocate_kv_cache(budget_bytes=resize.budget_bytes, num_blocks=resize.num_blocks)
-        return self._go_on(engine, ready)
+        return self._allocate(engine, runner, resize.num_blocks, resize.budget_bytes)
 
     def _sleep(self, engine: LLMEngine, runner: LoadedRunner) -> Stats:
         """Sequences wait; new ones may be submitted and wait, too."""
         if not self._is_sleeping:
             self._step(engine.drain)
             engine.scheduler.preempt_all()
-            runner.release_kv_cache()
+            runner.free_kv()
             self._is_sleeping = True  # and so it stays if there is no memory to wake
         return self._stats()
 
     def _wake(self, engine: LLMEngine, runner: LoadedRunner) -> Ready:
         if not self._is_sleeping:
             return runner.ready
-        return self._go_on(engine, runner.allocate_kv_cache())
+        return self._allocate(engine, runner, *self._kv_size)
 
-    def _go_on(self, engine: LLMEngine, ready: Ready) -> Ready:
+    def _allocate(self, engine: LLMEngine, runner: LoadedRunner, num_blocks: int, budget_bytes: int) -> Ready:
+        runner.allocate_kv(num_blocks=num_blocks, budget_bytes=budget_bytes)
+        self._kv_size = (num_blocks, budget_bytes)
         self._is_sleeping = False
-        self._send_rows(engine.scheduler.resize(ready.num_blocks))
-        return ready
+        self._send_rows(engine.scheduler.resize(runner.ready.num_blocks))
+        return runner.ready
 
     def _stats(self) -> Stats:
         if self._engine is None:

@@ -151,6 +151,16 @@ class ModelRunner:
         return min(self.config.max_position_embeddings, self.num_blocks * self.load_options.block_size)
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self.config.vocab_size
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Of each KV group, in the order of BlockAppend.group."""
+        return tuple(group.window for group in self.config.kv_groups)
+
+    @property
     def ready(self) -> Ready:
         """What the worker answers to Load, Resize and Wake."""
         return Ready(

@@ -98,18 +98,17 @@ class FakeRunner:
             load_s=0.0,
         )
 
-    def release_kv_cache(self) -> None:
+    def free_kv(self) -> None:
         assert not self.in_flight
         self.has_kv_cache = False
         self.rows.clear()
 
-    def allocate_kv_cache(self, *, budget_bytes: int = 0, num_blocks: int = 0) -> Ready:
+    def allocate_kv(self, num_blocks: int = 0, budget_bytes: int = 0) -> None:
         assert not self.in_flight
         self.num_blocks = num_blocks or self.num_blocks
         self.rows.clear()
         self.slots = [{} for _ in self.windows]
         self.has_kv_cache = True
-        return self.ready
 
     def launch(self, batch: ScheduledBatch) -> FakeHandle:
         assert self.has_kv_cache, "a step while the KV cache is released"

@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.messages import Load
 from engine.scheduling.batch import ScheduledBatch
-from engine.worker_loop import Fault, serve
+from engine.worker_loop import Fault, OnProgress, serve
 from tests.engine.fake_runner import FakeRunner
 
 
@@ -33,7 +33,9 @@ def main() -> int:
         if batch.step == die_at:
             os._exit(7)
 
-    def load_runner(load: Load) -> FakeRunner:
+    def load_runner(load: Load, on_progress: OnProgress) -> FakeRunner:
+        on_progress(1, 2)
+        on_progress(2, 2)
         if load.files.get("config.json") == "missing":
             raise FileNotFoundError("config.json is not there")
         if fail_load:

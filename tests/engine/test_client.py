@@ -100,7 +100,9 @@ def test_a_prompt_yields_what_it_yields_alone(run: Callable[..., None]) -> None:
 
 def test_load_answers_with_what_the_model_has(run: Callable[..., None]) -> None:
     async def test(engine: EngineClient) -> None:
-        ready = await engine.load(LOAD)
+        progress: list[tuple[int, int]] = []
+        ready = await engine.load(LOAD, lambda done, total: progress.append((done, total)))
+        assert progress == [(1, 2), (2, 2)]
         assert (ready.num_blocks, ready.block_size, ready.device) == (31, 4, "fake")
         with pytest.raises(LoadFailed, match="has loaded a model already"):
             await engine.load(LOAD)

@@ -149,7 +149,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def resize(self, num_blocks: int) -> None:
         before = self.scheduler.max_context
         rows = self.scheduler.resize(num_blocks)
-        self.runner.allocate_kv_cache(num_blocks=num_blocks)
+        self.runner.allocate_kv(num_blocks=num_blocks)
         self.failed |= {row.seq_id for row in rows}
         self.take(rows)
         if self.scheduler.max_context != before:
