@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -288,9 +290,6 @@ def test_a_client_that_leaves_leaves_nothing(store: Store, parent: StoredModel) 
 
 
 def test_a_disk_that_fills_up_leaves_the_old_model(store: Store, parent: StoredModel) -> None:
-    import errno
-    import itertools
-
     before = [(model.name.full, model.digest) for model in store.list()]
     num_refused = 0
     for k in itertools.count():
