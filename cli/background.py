@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from daemon.api import VersionResponse
 
 # -P keeps the folder in which `hob` was typed off the import path: a file of its own named engine.py would shadow ours.
-DAEMON_COMMAND = [sys.executable, "-P", "-m", "daemon.main"]
+DAEMON_COMMAND = (sys.executable, "-P", "-m", "daemon.main")
 
 READY_TIMEOUT_S = 60.0
 """A daemon starts in well under a second; a machine that swaps, or reads Python from a cold network disk, takes far
@@ -31,7 +31,9 @@ longer.
 POLL_S = 0.05
 
 
-def start_daemon(settings: Settings, client: Client, command: Sequence[str] = tuple(DAEMON_COMMAND)) -> VersionResponse:
+def start_daemon(
+    settings: Settings, client: Client, command: Sequence[str] = (*DAEMON_COMMAND, "--background")
+) -> VersionResponse:
     """Start a daemon and wait until it answers.
 
     Raises:
@@ -67,7 +69,7 @@ def last_line(log_file: Path, begin: int) -> str:
             lines = log.read().decode("utf-8", "replace").splitlines()
     except OSError:  # no log, no reason: the caller says so
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return next((line.strip().removeprefix("Error: ") for line in reversed(lines) if line.strip()), "")
 
 
 def _spawn(command: Sequence[str], log_file: Path) -> tuple[subprocess.Popen[bytes], int]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 VARIABLES = {
-    "HOB_API_KEY": "A key that clients must send; the commands send it too.",
+    "HOB_ALLOW_REMOTE": "1 allows an address that other machines reach.",
     "HOB_CONTEXT_LENGTH": "Context in tokens where neither request nor model says. Default: by the memory there is.",
     "HOB_DEBUG": "1 shows debug messages and tracebacks.",
     "HOB_DEVICE": "Where models run: auto, cpu or cuda. Default: auto.",
     "HOB_DTYPE": "Type of the weights in memory: auto, float32, float16 or bfloat16. Default: auto.",
+    "HOB_DRAIN": "How long running answers may go on when the daemon ends. Default: 30s.",
     "HOB_EDITOR": "The editor that Ctrl-G opens. Default: VISUAL, then EDITOR, then vi.",
     "HOB_GPU_OVERHEAD": "Bytes of each GPU's memory that are left to others.",
     "HOB_HOME": "One folder for models, configuration and state, instead of the platform's.",
@@ -21,6 +22,7 @@ VARIABLES = {
     "HOB_NOHISTORY": "1 keeps no history of what is typed at the prompt.",
     "HOB_NUM_THREADS": "Threads of a model that runs on the CPU. Default: one for each core.",
     "HOB_ORIGINS": "Web origins that may call the daemon, separated by commas.",
+    "HOB_SPARE_WORKER": "0 keeps no worker ready for the next model. Default: 1.",
 }
 
 

@@ -13,36 +13,33 @@ from cli.background import DAEMON_COMMAND, POLL_S
 from cli.connection import connected, load_settings
 from cli.errors import CliError, DaemonUnreachable
 
-SHUTDOWN_TIMEOUT_S = 30.0
+SHUTDOWN_MARGIN_S = 15.0
+"""Beyond the time that running answers get; the workers must end, too."""
 
 
 def serve(
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address to listen on, with or without a port. Overrides HOB_HOST.")
-    ] = "",
-    port: Annotated[int | None, typer.Option(metavar="PORT", help="Port to listen on.", min=1, max=65535)] = None,
-    models: Annotated[str, typer.Option(metavar="FOLDER", help="Folder of the models. Overrides HOB_MODELS.")] = "",
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on, with or without a port.")] = "",
+    port: Annotated[int | None, typer.Option(metavar="PORT", help="Port to listen on.", min=0, max=65535)] = None,
+    models: Annotated[str, typer.Option(metavar="FOLDER", help="Folder of the models.")] = "",
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Allow an address that other machines reach.")
+    ] = False,
 ) -> None:
     """Run the daemon in the foreground until Ctrl-C."""
-    settings = load_settings({"host": host} if host else None)
-    # Flags travel as the variables that they override, so the daemon needs no second way to be told.
-    environ = dict(os.environ)
-    if host or port:
-        listen = f"[{settings.host}]" if ":" in settings.host else settings.host
-        environ["HOB_HOST"] = f"{listen}:{port or settings.port}"
-    if models:
-        environ["HOB_MODELS"] = models
+    load_settings()  # a wrong variable is said here, before this process is given up
+    flags = {"--host": host, "--port": "" if port is None else str(port), "--models": models}
+    command = [*DAEMON_COMMAND, *(word for flag, value in flags.items() if value for word in (flag, value))]
     sys.stdout.flush()
     # The daemon takes this process's place: signals, exit status and the supervisor's process id are then its own.
-    os.execve(DAEMON_COMMAND[0], DAEMON_COMMAND, environ)
+    os.execv(command[0], [*command, *(["--allow-remote"] if allow_remote else [])])
 
 
 def shutdown() -> None:
-    """End the daemon that runs in the background, and unload its models."""
+    """End the daemon that runs in the background."""
     settings = load_settings()
     with connected(settings, start=False) as client:
         client.shutdown()
-        deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
+        deadline = time.monotonic() + settings.drain_s + SHUTDOWN_MARGIN_S
         while time.monotonic() < deadline:
             try:
                 client.version()
@@ -50,6 +47,5 @@ def shutdown() -> None:
                 return
             time.sleep(POLL_S)
     raise CliError(
-        f"the daemon at {settings.base_url} was asked to end and still answers after {SHUTDOWN_TIMEOUT_S:.0f} s; "
-        f"its log is {settings.log_file}"
+        f"the daemon at {settings.base_url} was asked to end and still answers; its log is {settings.log_file}"
     )
