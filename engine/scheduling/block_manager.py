@@ -71,8 +71,8 @@ class BlockManager:
     def max_context(self, limit: int) -> int:
         """The longest sequence, at most `limit` tokens, that can run when it runs alone."""
         for window in self._windows:
-            # One token a step needs the blocks that [p - window + 1, p] can lie in; then length is no matter.
-            if window is None or self.num_blocks < (window - 1) // self.block_size + 2:
+            # With the blocks that [p - window + 1, p] can lie in, a token a step is possible at any length.
+            if window is None or self.num_blocks < (window + self.block_size - 2) // self.block_size + 1:
                 limit = min(limit, self.num_blocks * self.block_size)
         return limit
 

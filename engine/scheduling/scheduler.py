@@ -142,7 +142,6 @@ class Scheduler:
         """The next step, or None if nobody can compute anything now: all wait for results, or there is nobody."""
         step = self._num_steps + 1
         budget = self._config.max_num_batched_tokens
-        num_preemptions = self._num_preemptions
         scheduled: list[tuple[Sequence, int]] = []
 
         num_decodes = sum(seq.num_uncomputed_tokens == 1 for seq in self._running)
@@ -159,8 +158,7 @@ class Scheduler:
                 scheduled.append((seq, num_tokens))
                 budget -= num_tokens
 
-        # Whoever has just lost its blocks would otherwise take them back at once.
-        admitted = self._admit(budget, scheduled) if self._num_preemptions == num_preemptions else []
+        admitted = self._admit(budget, scheduled)
         if not scheduled:
             return None
         self._num_steps = step

@@ -138,11 +138,12 @@ def test_a_second_request_shares_full_blocks_and_computes_the_rest() -> None:
     driver = Driver()
     driver.add(1, 10, max_tokens=20)
     driver.step()
-    driver.add(2, [*range(8), 90, 91], max_tokens=1)
+    driver.add(2, [*range(8), 90, 91], max_tokens=2)
     batch, rows = driver.step()
     assert work(batch) == [(1, 10, 1), (2, 8, 2)]
     assert blocks(batch) == [(1, 0, 0, [1, 2, 4])], "block 3 holds the tail of the first and is its own"
     assert rows[1].num_cached_tokens == 8
+    assert driver.step()[1][1].num_cached_tokens == 0, "reported once"
 
 
 def test_the_last_token_of_a_prompt_is_always_computed() -> None:
@@ -242,6 +243,39 @@ def test_a_preempted_sequence_finds_its_blocks_again() -> None:
     assert rows[0].num_cached_tokens == 0, "what the first admission found is reported, once"
 
 
+def test_nobody_is_admitted_to_blocks_that_a_prompt_in_chunks_will_need() -> None:
+    driver = Driver(num_blocks=8, max_num_batched_tokens=12)
+    driver.add(1, 20, max_tokens=2)
+    driver.add(2, [70] * 16, max_tokens=1)
+    driver.step()
+    batch, _ = driver.step()
+    assert work(batch) == [(1, 12, 8)], "four tokens and five blocks were left, but not four blocks in the end"
+    driver.run()
+    assert driver.scheduler.stats().num_preemptions == 0
+
+
+def test_who_was_refused_is_admitted_as_soon_as_blocks_come_free() -> None:
+    driver = Driver(num_blocks=6)
+    driver.add(1, [1] * 9, max_tokens=2)
+    driver.add(2, [2], max_tokens=9)
+    driver.step()
+    driver.add(3, [3] * 13, max_tokens=1)
+    assert work(driver.step()[0]) == [(1, 9, 1), (2, 1, 1)]
+    assert work(driver.step()[0]) == [(2, 2, 1), (3, 0, 13)]
+
+
+def test_who_was_refused_is_admitted_after_the_pool_shrank() -> None:
+    driver = Driver(num_blocks=16)
+    driver.add(1, [1] * 30, max_tokens=9)
+    driver.step()
+    driver.step()
+    driver.add(2, [2] * 40, max_tokens=1, priority=-1)
+    driver.step()  # eight blocks are free, eleven are needed
+    driver.scheduler.abort(1)
+    driver.scheduler.resize(11)
+    assert work(driver.step()[0]) == [(2, 0, 16)]
+
+
 def test_a_sequence_in_the_pool_alone_goes_to_its_very_end() -> None:
     driver = Driver(num_blocks=3)
     driver.add(1, 5)
@@ -299,18 +333,17 @@ def test_a_shift_keeps_the_beginning_and_the_tail() -> None:
     assert driver.scheduler.stats().num_shifts == 1
 
 
-@pytest.mark.parametrize(
-    ("num_keep", "kept"),
-    [(-1, [0, 1, 2, 3, 4]), (0, []), (3, [0, 1, 2]), (100, [0, 1, 2, 3, 4, 101])],
-)
-def test_num_keep_of_a_shift(num_keep: int, kept: list[int]) -> None:
+@pytest.mark.parametrize(("num_keep", "num_kept"), [(-1, 9), (0, 0), (3, 3), (100, 12)])
+def test_num_keep_of_a_shift(num_keep: int, num_kept: int) -> None:
     driver = Driver()
-    driver.add(1, 5, max_context=8, shift=True, num_keep=num_keep, max_tokens=4)
-    for _ in range(3):
-        driver.step()
+    driver.add(1, 9, max_context=16, shift=True, num_keep=num_keep, max_tokens=9)
+    generated = [100 + n for n in range(7)]
+    for token_id in generated:
+        driver.step({1: token_id})
     token_ids = driver.launch().admitted[0].token_ids
-    assert token_ids[: len(kept)] == kept
-    assert len(token_ids) == 8 - (8 - len(kept)) // 2
+    whole = [*range(9), *generated]
+    num_dropped = (16 - num_kept) // 2
+    assert token_ids == whole[:num_kept] + whole[num_kept + num_dropped :]
 
 
 class TestRunAhead:
@@ -371,6 +404,38 @@ class TestRunAhead:
             batch, _ = driver.step()
         assert batch.admitted[0].token_ids == [2, 2, 2, 2, 2, 102, 102]
 
+    def test_who_was_preempted_is_not_admitted_before_its_tokens_have_arrived(self) -> None:
+        driver = Driver()
+        driver.add(1, [1, 1, 1], max_tokens=8)
+        first = driver.launch()
+        driver.scheduler._preempt(driver.scheduler._running[0])
+        driver.scheduler.check()
+        assert driver.schedule() is None, "blocks would do, but a token is missing"
+        driver.update(first)
+        assert driver.launch().admitted[0].token_ids == [1, 1, 1, 101]
+
+    def test_one_preemption_is_enough_while_its_blocks_are_on_their_way(self) -> None:
+        driver = Driver(num_blocks=3)
+        for seq_id in (1, 2, 3):
+            driver.add(seq_id, [seq_id] * 3, max_tokens=8)
+        first, second = driver.launch(), driver.launch()
+        driver.update(first)
+        assert driver.schedule() is None
+        assert driver.scheduler.stats().num_preemptions == 1, "the first and the second both wait for the third's block"
+        driver.update(second)
+        assert work(driver.launch()) == [(1, 4, 1)]
+        assert driver.scheduler.stats().num_preemptions == 2
+
+    def test_a_token_in_flight_that_a_failed_step_lost_is_drawn_again(self) -> None:
+        driver = Driver()
+        driver.add(1, [1, 1, 1], max_tokens=8)
+        driver.launch()
+        driver.scheduler._preempt(driver.scheduler._running[0])
+        assert driver.scheduler.fail("the device broke") == []
+        driver.scheduler.check()
+        batch = driver.launch()
+        assert (work(batch), batch.admitted[0].token_ids) == ([(1, 0, 3)], [1, 1, 1])
+
     def test_results_are_taken_in_the_order_of_launch(self) -> None:
         driver = Driver()
         driver.add(1, 3)
@@ -413,6 +478,17 @@ class TestSlidingWindow:
         rows = driver.run()
         assert len(rows) == 100
         assert driver.scheduler.stats().num_preemptions == 0
+
+    def test_it_waits_for_its_own_dead_blocks_when_a_step_is_in_flight(self) -> None:
+        driver = Driver(windows=(5,), num_blocks=2, max_context=1000)
+        driver.add(1, 4, max_tokens=50)
+        batch = driver.launch()
+        while driver.scheduler.has_work:
+            ahead = driver.schedule()
+            driver.update(batch)
+            batch = ahead if ahead is not None or not driver.scheduler.has_work else driver.launch()  # type: ignore[assignment]
+        assert driver.scheduler.stats().num_preemptions == 0
+        assert driver.scheduler.stats().num_generated_tokens == 50
 
 
 class TestRefusals:

@@ -17,7 +17,7 @@ from engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from engine.scheduling.sequence import Sequence
 from tests.engine.fake_runner import FakeHandle, FakeRunner, expected_output
 
-WINDOWS = [(None,), (None, 6), (5,), (1,), (None, None), (3, None, 9)]
+WINDOWS = [(None,), (None, 6), (5,), (6,), (8,), (1,), (None, None), (3, None, 9)]
 MAX_CONTEXT = 30
 VOCAB_SIZE = 12
 
