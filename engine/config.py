@@ -7,8 +7,9 @@ Every difference between the families is data in this class, so that one decoder
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from engine.architectures import BY_NAME
@@ -17,6 +18,7 @@ from engine.config_gguf import TensorData, TensorInfo, fields_from_gguf
 from engine.config_hf import fields_from_hf
 from engine.rope import Rope
 from modelfiles.gguf import open_shards
+from modelfiles.safetensors import SafetensorsModel
 from modelfiles.source import ModelSource
 
 __all__ = ["Activation", "ConfigError", "KVGroup", "ModelConfig"]
@@ -183,15 +185,25 @@ class ModelConfig:
 
         Raises:
             ConfigError: as from_hf; or config.json is missing or is not JSON.
-            GGUFError: the GGUF file is broken.
+            GGUFError, SafetensorsError: the weights' file is broken.
         """
         if source.format == "safetensors":
             config = _read_json(source, "config.json")
             if config is None:
                 raise ConfigError("config.json is missing; safetensors weights cannot be loaded without it")
-            return cls.from_hf(config, _read_json(source, "generation_config.json"))
+            found = cls.from_hf(config, _read_json(source, "generation_config.json"))
+            return found if found.quantization != "unknown" else replace(found, quantization=_stored_dtype(source))
         with open_shards(source.gguf_files) as model:
             return cls.from_gguf(model.metadata, model.tensors, model.data)
+
+
+def _stored_dtype(source: ModelSource) -> str:
+    """The dtype of most of the weights, for a config.json that does not say."""
+    sizes: Counter[str] = Counter()
+    with SafetensorsModel.open(source.files) as model:
+        for tensor in model.tensors.values():
+            sizes[tensor.dtype] += tensor.num_bytes
+    return sizes.most_common(1)[0][0] if sizes else "unknown"
 
 
 def _read_json(source: ModelSource, name: str) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from modelfiles.source import ModelSource
 
 __all__ = ["Tokenizer", "TokenizerError"]
 
-MAX_TEXT_CHARS = 1 << 24
+MAX_TEXT_CHARS = 1 << 23
 """Longest text that is encoded at all, far beyond any context: a bound on the time one request can take."""
 
 
