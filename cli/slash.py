@@ -64,7 +64,8 @@ def set_(talk: Conversation, rest: str) -> None:
 
 
 def set_parameter(talk: Conversation, rest: str) -> None:
-    name, *values = rest.split()
+    name, _, text = rest.partition(" ")
+    values = text.split()
     if not values:
         explain(PARAMETER_USAGE)
         return

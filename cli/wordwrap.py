@@ -45,8 +45,10 @@ class WordWrap:
 
     def _put(self, character: str, width: int) -> str:
         self.column += width
-        # One may break after a space, and after a wide character: Chinese and Japanese have no spaces.
-        self.word = "" if character in " \t" or width > 1 else self.word + character
+        # One may break after a space, and after a wide character: Chinese and Japanese have no spaces. What has no
+        # width of its own belongs to the character before it, so it begins no word.
+        breaks = character in " \t" or width > 1 or (width == 0 and not self.word)
+        self.word = "" if breaks else self.word + character
         return character
 
 

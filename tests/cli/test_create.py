@@ -1,0 +1,145 @@
+"""`hob create`: what a Modelfile asks of the daemon, and which files go over the wire."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.create import build_request, read_modelfile
+from cli.errors import CliError
+from cli.source_files import local_files
+from modelfiles.parser import parse
+from tests.cli.fake_daemon import FakeDaemon, Outcome
+
+Hob = Callable[..., Outcome]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def sha256(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def test_every_instruction_reaches_its_field(here: Path) -> None:
+    text = (
+        "FROM tale\nPARAMETER temperature 0.5\nPARAMETER stop a\nPARAMETER stop b\nSYSTEM one\nSYSTEM two\n"
+        "TEMPLATE {{ .Prompt }}\nLICENSE MIT\nLICENSE more\nMESSAGE user Hi\nMESSAGE assistant Ho\nREQUIRES 0.1\n"
+    )
+    request, files = build_request("mine", parse(text), here)
+    assert (request.model, request.from_) == ("mine", "tale")
+    assert request.parameters == {"temperature": 0.5, "stop": ["a", "b"]}
+    assert (request.system, request.template, request.license) == ("two", "{{ .Prompt }}", ["MIT", "more"])
+    assert [(message.role, message.content) for message in request.messages or []] == [
+        ("user", "Hi"), ("assistant", "Ho")
+    ]  # fmt: skip
+    assert request.requires == "0.1"
+    assert not any(found.paths for found in files.values())
+
+
+def test_files_are_hashed_and_only_missing_ones_are_sent(daemon: FakeDaemon, hob: Hob, here: Path) -> None:
+    (here / "Modelfile").write_text("FROM ./weights.gguf\nADAPTER lora.gguf\n")
+    (here / "weights.gguf").write_bytes(b"weights")
+    (here / "lora.gguf").write_bytes(b"lora")
+    weights, lora = sha256(b"weights"), sha256(b"lora")
+    daemon.routes |= {
+        ("HEAD", f"/api/blobs/{weights}"): 200,
+        ("HEAD", f"/api/blobs/{lora}"): 404,
+        ("POST", f"/api/blobs/{lora}"): 201,
+        ("POST", "/api/create"): [{"status": "writing manifest"}, {"status": "success"}],
+    }
+    outcome = hob("create", "mine")
+    assert outcome.status == 0, outcome.err
+    assert outcome.out == ""
+    assert outcome.err.splitlines()[-2:] == ["writing manifest", "success"]
+    sent = [path for method, path, _ in daemon.asked if method == "POST"]
+    assert sent == [f"/api/blobs/{lora}", "/api/create"]
+    assert daemon.bodies("/api/create") == [
+        {"model": "mine", "files": {"weights.gguf": weights}, "adapters": {"lora.gguf": lora}}
+    ]
+
+
+def test_an_error_of_the_daemon_ends_it(daemon: FakeDaemon, hob: Hob, here: Path) -> None:
+    (here / "Modelfile").write_text("FROM tale\n")
+    daemon.routes["POST", "/api/create"] = [{"status": "parsing"}, {"error": "template: 3: unexpected end"}]
+    assert hob("create", "mine") == (1, "", "parsing\nError: template: 3: unexpected end\n")
+
+
+def test_a_missing_modelfile_counts_only_where_it_was_asked_for(here: Path) -> None:
+    modelfile, folder = read_modelfile(None)
+    assert (str(modelfile), folder) == ("FROM .\n", Path())
+    with pytest.raises(CliError, match="there is no Modelfile at other"):
+        read_modelfile(Path("other"))
+
+
+def test_paths_start_at_the_modelfile(here: Path) -> None:
+    folder = here / "deep"
+    folder.mkdir()
+    (folder / "w.gguf").write_bytes(b"x")
+    (folder / "Modelfile").write_text("FROM w.gguf\n")
+    modelfile, start = read_modelfile(Path("deep/Modelfile"))
+    _, files = build_request("mine", modelfile, start)
+    assert files["files"].paths == {"w.gguf": Path("deep/w.gguf")}
+
+
+def test_a_file_hides_the_model_of_its_name(here: Path) -> None:
+    assert local_files("tale", here) is None
+    (here / "tale").write_bytes(b"GGUF")
+    found = local_files("tale", here)
+    assert found is not None
+    assert found.paths == {"tale": here / "tale"}
+
+
+def test_a_folder_gives_one_kind_of_weights_and_what_describes_them(here: Path) -> None:
+    for name in (
+        "model-1.safetensors",
+        "model-2.safetensors",
+        "old.gguf",
+        "config.json",
+        "tokenizer.json",
+        "README.md",
+    ):
+        (here / name).write_bytes(b"x")
+    (here / "folder.json").mkdir()
+    found = local_files(".", here)
+    assert found is not None
+    assert sorted(found.paths) == ["config.json", "model-1.safetensors", "model-2.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("FROM ./none", "nothing is at .*none"),
+        ("FROM none.gguf", "nothing is at .*none.gguf"),
+        ("FROM .", "holds neither .safetensors nor .gguf"),
+        ("FROM pointer", "a pointer of git-lfs"),
+        ("FROM a\nFROM b", "only one FROM can name a model"),
+        ("FROM a\nADAPTER none", 'ADAPTER "none" is not there'),
+        ("FROM a\nPARAMETER temperature hot", "line 2: .*temperature.* not a number"),
+        ("FROM a\nPARAMETER heat 1", "unknown parameter 'heat'"),
+        ("FROM a\nDRAFT b", "DRAFT is not supported"),
+        ("FROM " + "x" * 5000, "neither a path nor a name"),
+    ],
+)
+def test_what_cannot_be_used_is_said_before_anything_is_sent(here: Path, text: str, said: str) -> None:
+    (here / "pointer").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+    with pytest.raises(CliError, match=said):
+        build_request("mine", parse(text), here)
+
+
+def test_a_wrong_modelfile_names_its_line(daemon: FakeDaemon, hob: Hob, here: Path) -> None:
+    (here / "Modelfile").write_text("FROM tale\nFRIM x\n")
+    outcome: Any = hob("create", "mine")
+    assert outcome.status == 1
+    assert outcome.err.startswith("Error: Modelfile: (line 2): command must be one of")
+    assert daemon.asked == []
