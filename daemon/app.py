@@ -1,4 +1,4 @@
-"""build_app: the ASGI application, from its routes outwards: routes, Host and Origin checks, errors and the access log."""
+"""build_app: the ASGI application, from inside out: routes, Host and Origin checks, errors and the access log."""
 
 from __future__ import annotations
 

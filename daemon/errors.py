@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import logging
 
-from modelfiles.parameters import ParameterError
-
-from engine.errors import EngineDied, EngineError, RequestFailed
+from engine.errors import EngineError, RequestFailed
 from engine.sampling_params import SamplingError
 from engine.text.tokenizer import TokenizerError
 from modelfiles.durations import DurationError
+from modelfiles.parameters import ParameterError
 from modelfiles.prompt import TemplateError
 from registry.errors import (
     BlobNotFound,
@@ -110,8 +109,6 @@ STATUS: dict[type[BaseException], int] = {
     DurationError: 400,
     SamplingError: 400,
     TokenizerError: 400,
-    RequestFailed: 400,
-    EngineDied: 500,
     EngineError: 500,
 }
 
@@ -122,6 +119,8 @@ INTERNAL_ERROR = "internal error; the daemon's log has the details"
 
 def describe(error: BaseException) -> tuple[int, str]:
     """Status and sentence for the client. An exception that nobody designed is logged with its traceback."""
+    if isinstance(error, RequestFailed) and error.kind == "invalid":
+        return 400, str(error)
     for cls in type(error).__mro__:
         if cls in STATUS:
             return STATUS[cls], str(error) or cls.__name__
@@ -131,4 +130,6 @@ def describe(error: BaseException) -> tuple[int, str]:
 
 def headers_for(error: BaseException) -> dict[str, str]:
     """Headers that belong to the error."""
+    if isinstance(error, BodyTooLarge | UnsupportedMediaType):
+        return {"Connection": "close"}  # the rest of the body is not going to be read
     return {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, RETRY_LATER) else {}

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelfiles.parameters import PARAMETERS, check_options
-
 from daemon.errors import BadRequest
 from engine.sampling_params import MAX_TOP_LOGPROBS, SamplingParams
+from modelfiles.parameters import PARAMETERS, check_options
 
 MIN_CONTEXT = 4
 UNBOUNDED_CONTEXTS = 10
@@ -46,7 +45,8 @@ class Options:
 
     @property
     def num_keep(self) -> int:
-        return _integer(self.values["num_keep"], 0)
+        """Tokens in front that no shift drops; -1 is the whole prompt."""
+        return _integer(self.values["num_keep"], -1)
 
     def num_ctx(self, default: int, limit: int) -> int:
         """Tokens of context of this request.

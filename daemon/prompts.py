@@ -116,13 +116,14 @@ def compose(source: PromptSource, tokenizer: Tokenizer, context_ids: Sequence[in
                 "the prompt is longer than the context length currently available: "
                 f"{len(token_ids)} tokens exceed {fitting.num_ctx}; shorten it, raise num_ctx or allow shift"
             )
-        token_ids = cut_middle(token_ids, fitting.num_ctx, fitting.num_keep + (token_ids[0] == tokenizer.bos_id))
+        begins = tokenizer.add_bos and fitting.num_keep >= 0  # the beginning-of-text token is kept besides
+        token_ids = cut_middle(token_ids, fitting.num_ctx, fitting.num_keep + begins)
     return Prompt(text, token_ids, is_truncated=True)
 
 
 def cut_middle(token_ids: list[int], num_ctx: int, num_keep: int) -> list[int]:
     """The first `num_keep` tokens and the newest ones, in fewer than `num_ctx` tokens and at least about half of it."""
-    num_keep = max(0, min(num_keep, num_ctx - MIN_FREE))
+    num_keep = max(0, min(num_ctx if num_keep < 0 else num_keep, num_ctx - MIN_FREE))
     step = max(1, (num_ctx - num_keep) // 2)
     num_erased = -(-(len(token_ids) - num_ctx + 1) // step) * step
     return token_ids[:num_keep] + token_ids[num_keep + num_erased :]

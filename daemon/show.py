@@ -1,16 +1,15 @@
-"""The reply of /api/show: everything that is known of a stored model, as text and as tables. Blocking; call in a thread."""
+"""The reply of /api/show: all that is known of a stored model, as text and as tables. Blocking; call in a thread."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modelfiles.parser import Instruction, Modelfile
-
 from daemon.api import Message, ShowResponse, Tensor
 from daemon.library import Description
 from engine.config import ModelConfig
 from modelfiles.gguf import GGMLType, open_shards
+from modelfiles.parser import Instruction, Modelfile
 from modelfiles.safetensors import SafetensorsModel
 from modelfiles.source import ModelSource
 from registry.stored_model import StoredModel

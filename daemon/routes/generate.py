@@ -1,4 +1,4 @@
-"""/api/generate and /api/chat: each request becomes a Job for daemon.generation, and what that yields becomes replies."""
+"""/api/generate and /api/chat: a request becomes a Job for daemon.generation, and what that yields becomes replies."""
 
 from __future__ import annotations
 
@@ -93,11 +93,10 @@ async def _chat(services: Services, request: Request) -> JSONReply | NDJSONReply
     Options.merge(stored.params, body.options or {})
     if not messages:
         return JSONReply(_load(services, stored, keep_alive_s, replies))
+    messages = with_model_messages(stored, messages)
     job = Job(
         stored=stored,
-        source=partial(
-            chat_source, with_model_messages(stored, messages), body.tools or (), think, _local_now(services)
-        ),
+        source=partial(chat_source, messages, body.tools or (), think, _local_now(services)),
         options=body.options or {},
         keep_alive_s=keep_alive_s,
         parses_thinking="thinking" in (await services.library.describe(stored)).capabilities,

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Iterator
 from functools import partial
 from typing import Any
 
-from modelfiles.parameters import check_options
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -22,12 +21,13 @@ from daemon.library import parse_name
 from daemon.services import Services
 from daemon.show import show
 from daemon.streaming import EmptyResponse, JSONReply, JSONResponse, NDJSONReply, iterate_in_thread
+from modelfiles.parameters import check_options
 from registry.manifest import Digest
 from registry.store import Store
 from registry.stored_model import StoredModel
 
 FOREVER_NS = 9_000_000_000 * 10**9
-"""Where `expires_at` stands for a model that stays: in the year 2255, as far as nanoseconds since 1970 go in 64 bits."""
+"""`expires_at` of a model that stays, in the year 2255: about as far as nanoseconds since 1970 go in 64 bits."""
 
 
 def routes(services: Services) -> list[Route]:

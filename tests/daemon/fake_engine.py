@@ -1,0 +1,147 @@
+"""FakeEngine: a worker without a process. It answers with what a test tells it to, token by token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.client import TokenOutput
+from engine.errors import EngineDied
+from engine.messages import Load, Ready
+from engine.sampling_params import SamplingParams
+from engine.scheduling.batch import TokenLogprobs
+from engine.text.tokenizer import Tokenizer
+from modelfiles.source import ModelSource
+
+
+@dataclass
+class Answer:
+    """What the engine says to one request."""
+
+    text: str = "Once."
+    finish_reason: str = "stop"
+    tokens_per_step: int = 1
+    num_cached_tokens: int = 0
+    truncated: bool = False
+    pause_after: int | None = None
+    """Number of steps after which it waits for `go_on`."""
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    error: Exception | None = None
+    """Raised where the text ends."""
+
+
+class FakeStream:
+    """One request's tokens."""
+
+    def __init__(self, engine: FakeEngine, token_ids: list[int], num_prompt_tokens: int, answer: Answer) -> None:
+        self._engine = engine
+        self._answer = answer
+        self._num_prompt_tokens = num_prompt_tokens
+        size = answer.tokens_per_step
+        self._steps = deque(token_ids[start : start + size] for start in range(0, len(token_ids), size))
+        self._num_steps = 0
+        self.is_over = False
+
+    def __aiter__(self) -> FakeStream:
+        return self
+
+    async def __anext__(self) -> TokenOutput:
+        if self.is_over:
+            raise StopAsyncIteration
+        if self._num_steps == self._answer.pause_after:
+            self._engine.paused.set()
+            await asyncio.wait({asyncio.ensure_future(self._answer.go_on.wait()), self._engine.death})
+        if self._engine.death.done():
+            self.is_over = True
+            raise EngineDied(
+                "the engine worker was killed by signal 9 (Killed); the next request loads the model again"
+            )
+        await asyncio.sleep(0)
+        if not self._steps and self._answer.error is not None:
+            self.is_over = True
+            raise self._answer.error
+        ids = self._steps.popleft() if self._steps else []
+        self._num_steps += 1
+        self.is_over = not self._steps and self._answer.error is None
+        return TokenOutput(
+            token_ids=ids,
+            logprobs=[TokenLogprobs(-0.5, [(token_id, -0.5), (0, -1.5)]) for token_id in ids],
+            finish_reason=self._answer.finish_reason if self.is_over else None,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=self._answer.num_cached_tokens,
+            truncated=self._answer.truncated,
+        )
+
+    async def aclose(self) -> None:
+        if not self.is_over:
+            self.is_over = True
+            self._engine.num_aborted += 1
+            self._engine.aborted.set()
+
+
+class FakeEngine:
+    """Fits daemon.engines.Engine."""
+
+    def __init__(self, answer: Callable[[str], Answer]) -> None:
+        self._answer = answer
+        self.tokenizer: Tokenizer | None = None
+        self.loads: list[Load] = []
+        self.load_gate = asyncio.Event()
+        self.load_gate.set()
+        self.load_error: Exception | None = None
+        self.prompts: list[list[int]] = []
+        self.params: list[SamplingParams] = []
+        self.num_aborted = 0
+        self.aborted = asyncio.Event()
+        self.paused = asyncio.Event()
+        self.closed = asyncio.Event()
+        self.death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.max_context = 256
+        self.device = "cpu"
+
+    @property
+    def alive(self) -> bool:
+        return not self.death.done() and not self.closed.is_set()
+
+    def die(self) -> None:
+        """As a worker that was killed."""
+        self.death.set_result(None)
+
+    async def load(self, load: Load) -> Ready:
+        self.loads.append(load)
+        await self.load_gate.wait()
+        if self.load_error is not None:
+            raise self.load_error
+        source = ModelSource({name: Path(path) for name, path in load.files.items()})
+        self.tokenizer = Tokenizer.from_source(source)
+        return Ready(
+            num_blocks=16,
+            block_size=16,
+            weights_bytes=1000,
+            kv_cache_bytes=24,
+            max_context=self.max_context,
+            device=self.device,
+            dtype="float32",
+            load_s=0.0,
+        )
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> FakeStream:
+        assert self.tokenizer is not None
+        self.prompts.append(list(prompt_ids))
+        self.params.append(params)
+        answer = self._answer(self.tokenizer.decode(prompt_ids, skip_special=False))
+        token_ids = self.tokenizer.encode(answer.text, add_special=False)
+        if answer.finish_reason == "stop":
+            token_ids.append(min(self.tokenizer.eos_ids))
+        if params.max_tokens is not None and len(token_ids) > params.max_tokens:
+            token_ids = token_ids[: params.max_tokens]
+            answer.finish_reason = "length"
+        return FakeStream(self, token_ids, len(prompt_ids), answer)
+
+    async def close(self) -> None:
+        self.closed.set()
+        if not self.death.done():
+            self.death.set_result(None)
