@@ -80,15 +80,8 @@ class BlockManager:
         """The cached path of a sequence that is to be admitted; the last token is always computed again."""
         return self.cache.match(self._key(seq), seq.token_ids, (seq.num_tokens - 1) // self.block_size)
 
-    def owed(self, running: Collection[Sequence]) -> list[int]:
-        """Blocks a group that `running` will still take for the tokens they have now."""
-        return [
-            sum(max(0, self._num_needed(group, seq) - self._num_held(group, seq)) for seq in running)
-            for group in range(len(self.pools))
-        ]
-
-    def can_admit(self, seq: Sequence, path: Seq[Node], owed: Seq[int], num_running: int) -> bool:
-        """Whether all tokens of `seq` will fit beside what running sequences are `owed`.
+    def can_admit(self, seq: Sequence, path: Seq[Node], num_running: int) -> bool:
+        """Whether all tokens of `seq` fit beside the running sequences, which hold what they need for theirs.
 
         A margin of one block a running sequence, at most 1/32 of the pool, keeps a full pool from admitting what it
         would preempt a few steps later.
@@ -97,7 +90,7 @@ class BlockManager:
         for group, pool in enumerate(self.pools):
             hits = [node.blocks[group] for node in path[self._num_dead(group, len(path)) :]]
             free = pool.num_free - sum(1 for block in hits if block is not None and block.ref_count == 0)
-            if self._num_needed(group, seq) - len(hits) > free - owed[group] - margin:
+            if self._num_needed(group, seq) - len(hits) > free - margin:
                 return False
         return True
 
@@ -256,9 +249,6 @@ class BlockManager:
         if window is None:
             return num_blocks
         return min(num_blocks, -(-(window - 1 + self._max_step_tokens) // self.block_size) + 1, self.num_blocks)
-
-    def _num_held(self, group: int, seq: Sequence) -> int:
-        return len(seq.block_tables[group]) - seq.num_dead_blocks[group]
 
     def _key(self, seq: Sequence) -> CacheKey:
         return CacheKey(seq.adapter, seq.cache_salt, self._kv_cache_type)

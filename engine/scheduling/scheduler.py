@@ -301,7 +301,6 @@ class Scheduler:
     def _admit(self, budget: int, scheduled: list[tuple[Sequence, int]]) -> list[Sequence]:
         """Moves waiting sequences to running while tokens, rows and blocks last."""
         admitted: list[Sequence] = []
-        owed: list[int] | None = None
         while self._waiting and self._free_rows and budget > 0:
             seq = self._waiting[0]
             if seq.num_in_flight:  # preempted with tokens in flight
@@ -309,15 +308,13 @@ class Scheduler:
             # Looking up a long prompt in every step, only to refuse it again, would cost more than the step's decode.
             if self._running and self._refused[0] is seq and self._blocks.num_free_blocks <= self._refused[1]:
                 break
-            owed = self._blocks.owed(self._running) if owed is None else owed
             path = self._blocks.match(seq)
-            if not self._blocks.can_admit(seq, path, owed, len(self._running)):
+            if not self._blocks.can_admit(seq, path, len(self._running)):
                 self._refused = (seq, self._blocks.num_free_blocks)
                 break
             self._start_running(seq, path)
             num_tokens = self._blocks.grow(seq, min(seq.num_uncomputed_tokens, budget))
             assert num_tokens > 0, f"{seq} was admitted without a free block"
-            owed = [ours + others for ours, others in zip(self._blocks.owed([seq]), owed, strict=True)]
             budget -= num_tokens
             admitted.append(seq)
             scheduled.append((seq, num_tokens))

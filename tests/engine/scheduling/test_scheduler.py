@@ -243,13 +243,12 @@ def test_a_preempted_sequence_finds_its_blocks_again() -> None:
     assert rows[0].num_cached_tokens == 0, "what the first admission found is reported, once"
 
 
-def test_nobody_is_admitted_to_blocks_that_a_prompt_in_chunks_will_need() -> None:
-    driver = Driver(num_blocks=8, max_num_batched_tokens=12)
+def test_nobody_is_admitted_before_all_its_tokens_fit() -> None:
+    driver = Driver(num_blocks=8, max_num_batched_tokens=24)
     driver.add(1, 20, max_tokens=2)
     driver.add(2, [70] * 16, max_tokens=1)
-    driver.step()
     batch, _ = driver.step()
-    assert work(batch) == [(1, 12, 8)], "four tokens and five blocks were left, but not four blocks in the end"
+    assert work(batch) == [(1, 0, 20)], "four tokens and three blocks were left, but not four blocks"
     driver.run()
     assert driver.scheduler.stats().num_preemptions == 0
 
@@ -264,16 +263,16 @@ def test_who_was_refused_is_admitted_as_soon_as_blocks_come_free() -> None:
     assert work(driver.step()[0]) == [(2, 2, 1), (3, 0, 13)]
 
 
-def test_who_was_refused_is_admitted_after_the_pool_shrank() -> None:
-    driver = Driver(num_blocks=16)
-    driver.add(1, [1] * 30, max_tokens=9)
-    driver.step()
-    driver.step()
-    driver.add(2, [2] * 40, max_tokens=1, priority=-1)
-    driver.step()  # eight blocks are free, eleven are needed
+def test_who_was_refused_for_the_margin_is_admitted_after_the_pool_shrank() -> None:
+    driver = Driver(num_blocks=64, max_num_batched_tokens=512)
+    driver.add(1, [1] * 104, max_tokens=2)
+    driver.add(2, [2] * 108, max_tokens=2)
+    driver.add(3, [3] * 40, max_tokens=1)
+    assert [seq_id for seq_id, _, _ in work(driver.step()[0])] == [1, 2], "eleven are free, two of them the margin"
     driver.scheduler.abort(1)
+    driver.scheduler.abort(2)
     driver.scheduler.resize(11)
-    assert work(driver.step()[0]) == [(2, 0, 16)]
+    assert work(driver.step()[0]) == [(3, 0, 40)]
 
 
 def test_a_sequence_in_the_pool_alone_goes_to_its_very_end() -> None:
@@ -477,6 +476,14 @@ class TestSlidingWindow:
         driver.add(1, 100, max_tokens=100)
         rows = driver.run()
         assert len(rows) == 100
+        assert driver.scheduler.stats().num_preemptions == 0
+
+    @pytest.mark.parametrize(("num_blocks", "max_context"), [(1, 4), (2, 8), (3, 1000)])
+    def test_how_long_a_sequence_may_get(self, num_blocks: int, max_context: int) -> None:
+        driver = Driver(windows=(8,), num_blocks=num_blocks, max_context=1000)
+        assert driver.scheduler.max_context == max_context
+        driver.add(1, [1], max_tokens=100)
+        assert len(driver.run()) == min(100, max_context - 1)
         assert driver.scheduler.stats().num_preemptions == 0
 
     def test_it_waits_for_its_own_dead_blocks_when_a_step_is_in_flight(self) -> None:

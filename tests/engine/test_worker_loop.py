@@ -1,0 +1,170 @@
+"""The worker's loop over a raw socket: what EngineClient never sends, and what happens when the daemon goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.channel import decode_for_daemon, encode_frame, read_payload
+from engine.messages import (
+    LENGTH,
+    MAX_FRAME_BYTES,
+    Embed,
+    Failed,
+    GetStats,
+    Load,
+    Quantize,
+    Ready,
+    Shutdown,
+    Stats,
+    StepOutput,
+    Submit,
+    ToDaemon,
+)
+from engine.sampling_params import SamplingParams
+
+SCRIPT = Path(__file__).with_name("fake_worker.py")
+TIMEOUT_S = 30  # a test that would hang fails instead
+
+
+class Worker:
+    """A fake worker's process and our end of its socket."""
+
+    def __init__(self, root: Path, knobs: dict[str, Any]) -> None:
+        self.sock, theirs = socket.socketpair()
+        self.sock.settimeout(TIMEOUT_S)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", str(SCRIPT), json.dumps(knobs), "--fd", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, "PYTHONPATH": str(root)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
+    def send(self, message: Any) -> None:
+        self.sock.sendall(encode_frame(message))
+
+    def receive(self) -> ToDaemon:
+        payload = read_payload(self.sock)
+        assert payload is not None, "the worker closed the channel"
+        return decode_for_daemon(payload)
+
+    def load(self) -> None:
+        self.send(Load(files={}, max_num_seqs=8, max_num_batched_tokens=32))
+        while not isinstance(self.receive(), Ready):
+            pass
+
+    def wait(self) -> tuple[int, str]:
+        """Exit status and log."""
+        _, log = self.process.communicate(timeout=TIMEOUT_S)
+        return self.process.returncode, log
+
+
+@pytest.fixture
+def start(root: Path) -> Iterator[Callable[..., Worker]]:
+    workers: list[Worker] = []
+
+    def start(**knobs: Any) -> Worker:
+        workers.append(Worker(root, knobs))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.sock.close()
+        worker.process.kill()
+        worker.process.communicate()
+
+
+def test_shutdown_ends_with_status_0(start: Callable[..., Worker]) -> None:
+    worker = start()
+    worker.load()
+    worker.send(Shutdown())
+    assert worker.wait() == (0, "")
+
+
+def test_a_worker_ends_when_the_daemon_is_gone(start: Callable[..., Worker]) -> None:
+    worker = start()
+    worker.load()
+    worker.sock.close()
+    assert worker.wait()[0] == 0
+
+
+def test_a_worker_ends_in_the_middle_of_a_step_that_hangs(start: Callable[..., Worker]) -> None:
+    worker = start(hang_at=2)
+    worker.load()
+    worker.send(Submit(seq_id=1, prompt_ids=[1], params=SamplingParams()))
+    assert isinstance(worker.receive(), StepOutput)
+    worker.sock.close()
+    assert worker.wait()[0] == 0
+
+
+def test_a_frame_that_is_too_large_ends_the_worker(start: Callable[..., Worker]) -> None:
+    worker = start()
+    worker.sock.sendall(LENGTH.pack(MAX_FRAME_BYTES + 1))
+    status, log = worker.wait()
+    assert status == 1
+    size, limit = MAX_FRAME_BYTES + 1, MAX_FRAME_BYTES
+    assert log == f"engine worker: a frame of {size} bytes is larger than the channel's limit of {limit} bytes\n"
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x81", b"\x81\xa4type\xa4Boom", b"\x90", os.urandom(64)])
+def test_a_frame_that_is_no_message_is_answered(start: Callable[..., Worker], payload: bytes) -> None:
+    worker = start()
+    worker.sock.sendall(LENGTH.pack(len(payload)) + payload)
+    answer = worker.receive()
+    assert isinstance(answer, Failed)
+    assert answer.error.startswith("a message on the channel is not valid")
+    assert answer.kind == "invalid"
+    worker.send(GetStats())
+    assert worker.receive() == Stats()
+
+
+def test_what_it_cannot_do_yet_is_unsupported(start: Callable[..., Worker]) -> None:
+    worker = start()
+    worker.load()
+    worker.send(Embed(request_id=5, prompts=[[1]]))
+    answer = worker.receive()
+    assert isinstance(answer, Failed)
+    assert (answer.kind, answer.request_id) == ("unsupported", 5)
+    worker.send(Quantize(source={}, target="x", tensor_type="Q4_0"))
+    answer = worker.receive()
+    assert isinstance(answer, Failed)
+    assert (answer.kind, answer.request_id) == ("unsupported", None)
+
+
+def test_a_step_s_rows_come_in_one_frame(start: Callable[..., Worker]) -> None:
+    worker = start()
+    # In one write, and before the model is loaded: all of them are there when the first step begins.
+    frames = [encode_frame(Load(files={}, max_num_seqs=8, max_num_batched_tokens=32))]
+    frames += [encode_frame(Submit(seq_id=n, prompt_ids=[n], params=SamplingParams(max_tokens=3))) for n in range(5)]
+    worker.sock.sendall(b"".join(frames))
+    while not isinstance(worker.receive(), Ready):
+        pass
+    num_rows = []
+    while sum(num_rows) < 15:
+        answer = worker.receive()
+        assert isinstance(answer, StepOutput)
+        num_rows.append(len(answer.rows))
+    assert len(num_rows) <= 7, "at most four steps for who came late, and three for all"
+
+
+def test_a_step_that_fails_writes_its_trace_to_the_log(start: Callable[..., Worker]) -> None:
+    worker = start(fail_at_rows=1)
+    worker.load()
+    worker.send(Submit(seq_id=1, prompt_ids=[1], params=SamplingParams()))
+    answer = worker.receive()
+    assert isinstance(answer, StepOutput)
+    assert answer.rows[0].error == "the model failed while it computed: the device is on fire"
+    worker.send(Shutdown())
+    status, log = worker.wait()
+    assert status == 0
+    assert "RuntimeError: the device is on fire" in log
