@@ -5,7 +5,7 @@ PYTHON ?= $(if $(wildcard .venv-test/bin/python),.venv-test/bin/python,python3)
 
 install: ; ./install.sh
 lint: ; $(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
-check: ; $(PYTHON) tools/check.py
+check: ; $(PYTHON) tools/check.py && $(PYTHON) -m pytest -q tests/test_architecture.py
 test: ; $(PYTHON) -m pytest
 test-gpu: ; $(PYTHON) -m pytest -m gpu
 build: ; $(PYTHON) -m hatchling build -t wheel
