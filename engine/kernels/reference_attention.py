@@ -53,7 +53,7 @@ class AttentionPlan:
     """What attention and the KV write of one group need to know of a step."""
 
     slots: Tensor
-    """int64 [num_tokens, num_kv_heads]: where its K and V go, in the flattened [num_blocks, num_kv_heads, block_size]."""
+    """int64 [num_tokens, num_kv_heads]: where K and V go, in the flattened [num_blocks, num_kv_heads, block_size]."""
     spans: tuple[Span, ...]
 
 

@@ -50,7 +50,11 @@ class QuantMethod(ABC):
 
 
 class Dense(QuantMethod):
-    """Plain floating-point weights."""
+    """Plain floating-point weights.
+
+    On a CPU, float32 lies column by column in memory: the product with one token then runs up to twice as fast, and
+    with more tokens no slower. bfloat16 goes through other kernels, for which the opposite holds.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight  # [num_rows, num_columns]
@@ -59,7 +63,10 @@ class Dense(QuantMethod):
     @classmethod
     def from_checkpoint(cls, tensors: Sequence[CheckpointTensor], dtype: torch.dtype, device: torch.device) -> Dense:
         num_rows = sum(tensor.num_rows for tensor in tensors)
-        weight = torch.empty(num_rows, tensors[0].num_columns, dtype=dtype, device=device)
+        if device.type == "cpu" and dtype == torch.float32:
+            weight = torch.empty(tensors[0].num_columns, num_rows, dtype=dtype).t()
+        else:
+            weight = torch.empty(num_rows, tensors[0].num_columns, dtype=dtype, device=device)
         start = 0
         for tensor in tensors:
             tensor.expand_into(weight[start : start + tensor.num_rows])
@@ -74,7 +81,7 @@ class Dense(QuantMethod):
         return F.linear(x, self.weight, bias)
 
     def embed(self, rows: Tensor) -> Tensor:
-        return F.embedding(rows, self.weight)
+        return self.weight[rows]
 
 
 def segments_from_checkpoint(

@@ -51,7 +51,7 @@ class Driver:
 
     def release(self, row: int) -> None:
         """Gives a row's blocks back; the next to be dealt out."""
-        self.free = self.owned.pop(row, []) + self.free
+        self.free += self.owned.pop(row, [])
 
     def batch(self, counts: dict[int, int]) -> ScheduledBatch:
         """`counts`: row -> tokens to compute; a row samples when it has caught up with what is known."""

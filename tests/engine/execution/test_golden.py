@@ -91,3 +91,28 @@ def test_gguf_equals_its_golden_file(name: str, data_dir: Path) -> None:
 @pytest.mark.parametrize("name", SYNTHETIC_GGUF)
 def test_synthetic_gguf_equals_the_safetensors_golden_file(name: str, data_dir: Path) -> None:
     check_golden(data_dir / "models" / name / "gguf" / f"{name}-F32.gguf", read_golden(data_dir, f"{name}-hf-fp32"))
+
+
+@pytest.mark.parametrize("name", ["stories260K", "stories3M"])
+def test_bfloat16_differs_from_float32_by_its_noise_only(name: str, data_dir: Path) -> None:
+    """Both engines round to bfloat16, at different places. The noise is measured on the golden files themselves: by how
+    much Transformers' own bfloat16 log-probabilities part from its float32 ones.
+    """
+    golden, exact = read_golden(data_dir, f"{name}-hf-bf16"), read_golden(data_dir, f"{name}-hf-fp32")
+    noise = max(
+        abs(dict(map(tuple, rough))[token] - value)
+        for case, exact_case in zip(golden["cases"], exact["cases"], strict=True)
+        for rough, reference in zip(case["top5_first8"][:1], exact_case["top5_first8"][:1], strict=True)
+        for token, value in reference
+        if token in dict(map(tuple, rough))
+    )
+    assert 0.005 < noise < 0.3
+    runner = load_runner(data_dir / "models" / name / "hf", dtype="bfloat16", num_blocks=1024)
+    check_cases(Driver(runner), golden["cases"], noise, 0.0)
+    total = count = 0.0
+    for case, exact_case in zip(golden["cases"], exact["cases"], strict=True):
+        ids = [*case["prompt_ids"], *exact_case["greedy_ids"]]
+        ours = runner.prompt_logprobs(ids)[len(case["prompt_ids"]) - 1 :]
+        total += sum(ours) - sum(exact_case["greedy_logprobs"])
+        count += -sum(exact_case["greedy_logprobs"])
+    assert abs(total) < 0.005 * count, "the likelihood stays within 0.5 %"
