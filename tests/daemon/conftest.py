@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import shutil
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,16 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"tiny": root / "tiny", "thinker": root / "thinker"}
 
 
+@pytest.fixture(scope="session")
+def filled_store(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Path:
+    """A models folder that tests copy: each creation waits for the disk many times."""
+    root = tmp_path_factory.mktemp("store") / "models"
+    for name, folder in model_folders.items():
+        add_model(Store(root), name, folder)
+    add_model(Store(root), "plain", model_folders["tiny"], template="{{ .Prompt }}")
+    return root
+
+
 def add_model(store: Store, name: str, folder: Path, **words: Any) -> None:
     """Create a model from a folder's files."""
     files = {path.name: str(store.write_blob([path.read_bytes()])) for path in folder.iterdir()}
@@ -110,10 +121,8 @@ def manager_config() -> ManagerConfig:
 
 
 @pytest.fixture
-async def world(tmp_path: Path, model_folders: dict[str, Path], manager_config: ManagerConfig) -> AsyncGenerator[World]:
-    store = Store(tmp_path / "models")
-    for name, folder in model_folders.items():
-        add_model(store, name, folder)
+async def world(tmp_path: Path, filled_store: Path, manager_config: ManagerConfig) -> AsyncGenerator[World]:
+    store = Store(shutil.copytree(filled_store, tmp_path / "models"))
     clock = TickingClock()
     world: World
 

@@ -53,7 +53,11 @@ class FakeStream:
             raise StopAsyncIteration
         if self._num_steps == self._answer.pause_after:
             self._engine.paused.set()
-            await asyncio.wait({asyncio.ensure_future(self._answer.go_on.wait()), self._engine.death})
+            go_on = asyncio.ensure_future(self._answer.go_on.wait())
+            try:
+                await asyncio.wait({go_on, self._engine.death}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                go_on.cancel()
         if self._engine.death.done():
             self.is_over = True
             raise EngineDied(

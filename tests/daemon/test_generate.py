@@ -327,7 +327,6 @@ REFUSALS: list[tuple[str, dict[str, Any], int, str]] = [
 
 @pytest.mark.parametrize(("path", "body", "status", "error"), REFUSALS)
 async def test_refusals(world: World, path: str, body: dict[str, Any], status: int, error: str) -> None:
-    await world.lines("/api/create", model="plain", **{"from": "tiny"}, template="{{ .Prompt }}")
     response = await world.post(path, **body)
     assert (response.status_code, response.json()["error"][: len(error)]) == (status, error)
     assert list(response.json()) == ["error"]

@@ -206,6 +206,8 @@ class TestQueueOfTwo:
             while len(done) < 3:
                 more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 done |= more
+            while not world.engines:
+                await asyncio.sleep(0)
             world.engine.load_gate.set()
             replies = await asyncio.gather(*tasks)
         assert sorted(reply.status_code for reply in replies) == [200, 200, 503, 503, 503]
