@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from modelfiles.go_prompt import GoPromptTemplate
 from modelfiles.jinja_prompt import JinjaPromptTemplate
 from modelfiles.prompt_types import Message, PromptTemplate, TemplateError, Tool, ToolCall
 
@@ -16,8 +17,18 @@ __all__ = [
     "TemplateError",
     "Tool",
     "ToolCall",
+    "go_prompt_template",
     "jinja_prompt_template",
 ]
+
+
+def go_prompt_template(text: str) -> PromptTemplate:
+    """Compile the TEMPLATE of a Modelfile.
+
+    Raises:
+        TemplateError: it does not parse.
+    """
+    return GoPromptTemplate.compile(text)
 
 
 def jinja_prompt_template(text: str, special_tokens: Mapping[str, str]) -> PromptTemplate:
