@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from cli.connection import connected, load_settings
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 DEFAULT_NAME = "Modelfile"
 CHUNK_BYTES = 1 << 20
+
+Show = Callable[[api.ProgressResponse], None]
 
 
 def create(
@@ -42,9 +45,10 @@ def create(
     request, files = build_request(model, modelfile, folder, quantize)
     with connected(load_settings()) as client:
         # Imported here because rich's progress display costs 40 to 60 ms.
-        from cli.progress import show_progress
+        from cli.progress import progress_display
 
-        show_progress(send(client, request, files))
+        with progress_display() as show:
+            send(client, request, files, show)
 
 
 def read_modelfile(file: Path | None) -> tuple[Modelfile, Path]:
@@ -112,37 +116,31 @@ def build_request(
     return request, {"files": SourceFiles.merge(weights), "adapters": SourceFiles.merge(adapters)}
 
 
-def send(client: Client, request: api.CreateRequest, files: dict[str, SourceFiles]) -> Iterator[api.ProgressResponse]:
-    """Send the files that the daemon lacks, then create; everything that happens, as progress."""
+def send(client: Client, request: api.CreateRequest, files: dict[str, SourceFiles], show: Show) -> None:
+    """Send the files that the daemon lacks, then create; everything that happens goes to `show`."""
     for field, found in files.items():
         digests: dict[str, str] = {}
         for name, path in found.paths.items():
-            digests[name] = yield from _digest(path, f"hashing {name}")
-            if not client.has_blob(digests[name]):
-                yield from _send_blob(client, path, digests[name])
+            hashing = api.ProgressResponse(status=f"hashing {name}", digest=str(path), total=path.stat().st_size)
+            sha256 = hashlib.sha256()
+            for chunk in chunks_of(path, hashing, show):
+                sha256.update(chunk)
+            digests[name] = digest = f"sha256:{sha256.hexdigest()}"
+            if not client.has_blob(digest):
+                copying = api.ProgressResponse(status=f"copying file {digest}", digest=digest, total=hashing.total)
+                client.send_blob(digest, chunks_of(path, copying, show))
         if digests:
             setattr(request, field, digests)
-    yield from client.create(request)
+    for event in client.create(request):
+        show(event)
 
 
-def _digest(path: Path, status: str) -> Generator[api.ProgressResponse, None, str]:
-    """Progress of hashing; returns "sha256:" and the digits."""
-    total, done, sha256 = path.stat().st_size, 0, hashlib.sha256()
+def chunks_of(path: Path, progress: api.ProgressResponse, show: Show) -> Iterator[bytes]:
+    """A file's bytes, with every chunk that was taken shown as progress."""
+    show(progress)
+    done = 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
-            sha256.update(chunk)
+            yield chunk
             done += len(chunk)
-            yield api.ProgressResponse(status=status, digest=str(path), total=total, completed=done)
-    return f"sha256:{sha256.hexdigest()}"
-
-
-def _send_blob(client: Client, path: Path, digest: str) -> Iterator[api.ProgressResponse]:
-    """Progress of sending. The client pulls the chunks, so they are handed over one by one from a list that it
-    drains.
-    """
-    status = f"copying file {digest}"
-    total = path.stat().st_size
-    yield api.ProgressResponse(status=status, digest=digest, total=total)
-    with path.open("rb") as file:
-        client.send_blob(digest, iter(lambda: file.read(CHUNK_BYTES), b""))
-    yield api.ProgressResponse(status=status, digest=digest, total=total, completed=total)
+            show(msgspec.structs.replace(progress, completed=done))

@@ -7,7 +7,8 @@ goes to stderr, so stdout stays free for results.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TaskID
@@ -22,43 +23,64 @@ BLOCKS = " ▏▎▍▌▋▊▉█"
 """Eighths of a column."""
 
 
+Show = Callable[[ProgressResponse], None]
+
+
 def show_progress(events: Iterable[ProgressResponse]) -> None:
     """Show events until they end. Errors that the events raise pass through, with the terminal in order."""
-    if sys.stderr.isatty():
-        _show_bars(events)
-    else:
-        _show_lines(events)
+    with progress_display() as show:
+        for event in events:
+            show(event)
 
 
-def _show_lines(events: Iterable[ProgressResponse]) -> None:
+@contextmanager
+def progress_display() -> Iterator[Show]:
+    """A display that lasts for the block; what it gives is called with each event."""
+    if not sys.stderr.isatty():
+        yield Lines().show
+        return
+    columns = (SpinnerColumn(finished_text=""), StatusColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bars = Bars(progress)
+        yield bars.show
+        bars.end_spinner()
+
+
+class Lines:
     """Each status once: a log has no use for a hundred lines about one file."""
-    shown = None
-    for event in events:
-        if event.status != shown:
-            shown = event.status
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def show(self, event: ProgressResponse) -> None:
+        if event.status != self._shown:
+            self._shown = event.status
             sys.stderr.write(f"{event.status}\n")
             sys.stderr.flush()
 
 
-def _show_bars(events: Iterable[ProgressResponse]) -> None:
-    columns = (SpinnerColumn(finished_text=""), StatusColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
-        bars: dict[str, TaskID] = {}
-        spinner: TaskID | None = None
-        for event in events:
-            if event.digest:
-                if event.digest not in bars:
-                    bars[event.digest] = progress.add_task(event.status, total=event.total or None)
-                progress.update(bars[event.digest], completed=event.completed, total=event.total or None)
-            elif spinner is None or progress.tasks[progress.task_ids.index(spinner)].description != event.status:
-                _finish(progress, spinner)
-                spinner = progress.add_task(event.status, total=None)
-        _finish(progress, spinner)
+class Bars:
+    """A bar for each digest, and one spinner for the status that has none."""
 
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[str, TaskID] = {}
+        self._spinner: TaskID | None = None
+        self._spinning = ""
 
-def _finish(progress: Progress, spinner: TaskID | None) -> None:
-    if spinner is not None:
-        progress.update(spinner, total=1, completed=1)
+    def show(self, event: ProgressResponse) -> None:
+        if event.digest:
+            if event.digest not in self._bars:
+                self._bars[event.digest] = self._progress.add_task(event.status, total=event.total or None)
+            self._progress.update(self._bars[event.digest], completed=event.completed, total=event.total or None)
+        elif event.status != self._spinning:
+            self.end_spinner()
+            self._spinner, self._spinning = self._progress.add_task(event.status, total=None), event.status
+
+    def end_spinner(self) -> None:
+        """The status is done: its line stays, and no longer turns."""
+        if self._spinner is not None:
+            self._progress.update(self._spinner, total=1, completed=1)
 
 
 class StatusColumn(ProgressColumn):

@@ -1,4 +1,4 @@
-"""What the folders promise: who imports whom, who never sees torch, what the wheel holds; and pages that tell the truth."""
+"""What the folders promise: who imports whom, who never sees torch, what the wheel holds; and pages that are true."""
 
 from __future__ import annotations
 
