@@ -141,12 +141,11 @@ class BlockManager:
 
     def step_result_arrived(self, seq: Sequence) -> None:
         """Caches the full blocks below `num_done_tokens` and releases those that have left a window."""
-        key = self._key(seq)
         size = self.block_size
         while (end := (seq.num_cached_blocks + 1) * size) <= seq.num_done_tokens:
             index = seq.num_cached_blocks
             blocks = [table[index] for table in seq.block_tables]
-            node = self.cache.insert(key, seq.node, tuple(seq.token_ids[end - size : end]), blocks)
+            node = self.cache.insert(self._key(seq), seq.node, tuple(seq.token_ids[end - size : end]), blocks)
             if node is None:
                 break
             if node.blocks != blocks:

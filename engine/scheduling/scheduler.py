@@ -71,6 +71,15 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise SchedulerError(f"windows are {self.windows} but must be at least one, each None or at least 1")
 
 
+class _Share(NamedTuple):
+    """What a sequence gets of a step."""
+
+    seq: Sequence
+    num_tokens: int
+    is_last: bool
+    """Whether these are all that it has, so that the next token can be sampled."""
+
+
 class _Launched(NamedTuple):
     """A step whose result has not arrived, with the sequence of each of its rows."""
 
@@ -142,20 +151,21 @@ class Scheduler:
         """The next step, or None if nobody can compute anything now: all wait for results, or there is nobody."""
         step = self._num_steps + 1
         budget = self._config.max_num_batched_tokens
-        scheduled: list[tuple[Sequence, int]] = []
+        scheduled: list[_Share] = []
 
-        num_decodes = sum(seq.num_uncomputed_tokens == 1 for seq in self._running)
-        index = 0
-        while index < len(self._running):
+        uncomputed = [seq.num_uncomputed_tokens for seq in self._running]
+        num_decodes = uncomputed.count(1)
+        for index, wanted in enumerate(uncomputed):
+            if index >= len(self._running):  # the rest was preempted
+                break
+            if wanted == 0:
+                continue
             seq = self._running[index]
-            index += 1
-            wanted = seq.num_uncomputed_tokens
-            if wanted == 1:
-                num_decodes -= 1
+            num_decodes -= wanted == 1
             # What is left for a prompt leaves one token for every decoding sequence behind it.
-            num_tokens = self._make_room(seq, min(wanted, budget - num_decodes)) if wanted > 0 else 0
+            num_tokens = self._make_room(seq, min(wanted, budget - num_decodes))
             if num_tokens > 0:
-                scheduled.append((seq, num_tokens))
+                scheduled.append(_Share(seq, num_tokens, num_tokens == wanted))
                 budget -= num_tokens
 
         admitted = self._admit(budget, scheduled)
@@ -298,7 +308,7 @@ class Scheduler:
         self._give_back(seq)
         insort(self._waiting, seq, key=_rank)
 
-    def _admit(self, budget: int, scheduled: list[tuple[Sequence, int]]) -> list[Sequence]:
+    def _admit(self, budget: int, scheduled: list[_Share]) -> list[Sequence]:
         """Moves waiting sequences to running while tokens, rows and blocks last."""
         admitted: list[Sequence] = []
         while self._waiting and self._free_rows and budget > 0:
@@ -313,11 +323,12 @@ class Scheduler:
                 self._refused = (seq, self._blocks.num_free_blocks)
                 break
             self._start_running(seq, path)
-            num_tokens = self._blocks.grow(seq, min(seq.num_uncomputed_tokens, budget))
+            wanted = seq.num_uncomputed_tokens
+            num_tokens = self._blocks.grow(seq, min(wanted, budget))
             assert num_tokens > 0, f"{seq} was admitted without a free block"
             budget -= num_tokens
             admitted.append(seq)
-            scheduled.append((seq, num_tokens))
+            scheduled.append(_Share(seq, num_tokens, num_tokens == wanted))
         return admitted
 
     def _start_running(self, seq: Sequence, path: list[Node]) -> None:
@@ -333,7 +344,7 @@ class Scheduler:
             self._num_prompt_tokens += seq.num_prompt_tokens
             self._num_cached_tokens += seq.num_cached_tokens
 
-    def _launch(self, step: int, admitted: Iterable[Sequence], scheduled: list[tuple[Sequence, int]]) -> ScheduledBatch:
+    def _launch(self, step: int, admitted: Iterable[Sequence], scheduled: list[_Share]) -> ScheduledBatch:
         """Writes the step down and counts it as computed."""
         admissions = [
             Admission(seq.row, seq.seq_id, list(seq.token_ids), seq.origin, seq.params, seq.adapter)
@@ -341,13 +352,13 @@ class Scheduler:
             if seq.row is not None
         ]
         # Rows that only decode come first: their kernel knows that a row is one token.
-        scheduled.sort(key=lambda item: item[1] != 1)
+        scheduled.sort(key=lambda share: share.num_tokens != 1)
         appended: list[BlockAppend] = []
         steps: list[RowStep] = []
-        for seq, num_tokens in scheduled:
+        for seq, num_tokens, is_last in scheduled:
             assert seq.row is not None
             start = seq.num_computed_tokens
-            samples = num_tokens == seq.num_uncomputed_tokens and seq.is_sampling
+            samples = is_last and seq.params.max_tokens != 0
             appended += self._blocks.take_appends(seq)
             steps.append(RowStep(seq.row, seq.seq_id, start, num_tokens, samples))
             seq.num_computed_tokens += num_tokens
@@ -356,7 +367,7 @@ class Scheduler:
             seq.last_step = step
             self._num_computed_tokens += num_tokens
         batch = ScheduledBatch(step, admissions, appended, steps)
-        self._launched.append(_Launched(batch, [seq for seq, _ in scheduled]))
+        self._launched.append(_Launched(batch, [share.seq for share in scheduled]))
         return batch
 
     # ---- update
