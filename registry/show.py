@@ -52,12 +52,12 @@ def params_with(params: Mapping[str, Any], overlay: Mapping[str, Any] | None) ->
 
 def _instructions(model: StoredModel, system: str, params: Mapping[str, Any]) -> Iterator[Instruction]:
     weights = [str(path) for name, path in sorted(model.files.items()) if name.endswith(".gguf")]
-    for path in weights or [model.name.short]:
-        yield Instruction("from", path)
+    for base in weights or [model.name.short]:
+        yield Instruction("from", base)
     for _, path in sorted(model.adapter_files.items()):
         yield Instruction("adapter", str(path))
-    for path in model.projectors:
-        yield Instruction("from", str(path))
+    for projector in model.projectors:
+        yield Instruction("from", str(projector))
     for command, value in (
         ("template", model.template),
         ("system", system),
