@@ -4,8 +4,9 @@ Theory of operation
 -------------------
 There are no phases. Every sequence has `num_computed_tokens` that chases `num_tokens`, and a step hands out tokens
 under one budget: running sequences first, in order of (priority, arrival), then waiting ones in the same order. A long
-prompt gets what the budget leaves and continues in the next step; a decoding sequence always gets its one token.
-Prefix hits, preemption and context shifts only change where `num_computed_tokens` starts.
+prompt gets what the budget leaves and continues in the next step; a decoding sequence always gets its one token, and
+who waits gets half of what a long prompt would take. Prefix hits, preemption and context shifts only change where
+`num_computed_tokens` starts.
 
 *Running ahead.* `schedule()` may be called again before `update()`. A launched step's tokens count as computed, its
 sampled token as a placeholder whose value the runner knows and the host does not. Results arrive in the order of
@@ -155,6 +156,7 @@ class Scheduler:
 
         uncomputed = [seq.num_uncomputed_tokens for seq in self._running]
         num_decodes = uncomputed.count(1)
+        leaves_half = bool(self._waiting and self._free_rows and self._waiting[0] is not self._refused[0])
         for index, wanted in enumerate(uncomputed):
             if index >= len(self._running):  # the rest was preempted
                 break
@@ -162,8 +164,12 @@ class Scheduler:
                 continue
             seq = self._running[index]
             num_decodes -= wanted == 1
-            # What is left for a prompt leaves one token for every decoding sequence behind it.
-            num_tokens = self._make_room(seq, min(wanted, budget - num_decodes))
+            # A prompt leaves one token to every decoding sequence behind it, and half of the rest to who waits: else a
+            # short prompt would wait for all chunks of a long one.
+            share = budget - num_decodes
+            if leaves_half and wanted > 1:
+                share = -(-share // 2)
+            num_tokens = self._make_room(seq, min(wanted, share))
             if num_tokens > 0:
                 scheduled.append(_Share(seq, num_tokens, num_tokens == wanted))
                 budget -= num_tokens

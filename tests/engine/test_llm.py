@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from engine.errors import EngineError, LoadFailed, RequestFailed, SchedulerError
 from engine.llm import LLM
 from engine.messages import Load
 from engine.sampling_params import SamplingParams
+from modelfiles.prompt import Message, jinja_prompt_template
 
 MARGIN = 1e-3
 """Where the reference's two likeliest tokens are closer than this, another order of summation may choose the other."""
@@ -111,6 +113,24 @@ def test_a_context_that_shifts_goes_on(llm: LLM) -> None:
     output = llm.generate("Once upon a time", params)[0]
     assert len(output.token_ids) == 100
     assert output.truncated
+
+
+def test_chat_renders_the_model_s_own_template(data_dir: Path) -> None:
+    llm = LLM(data_dir / "models" / "stories3M" / "hf", num_blocks=64, num_threads=1)
+    messages = [{"role": "user", "content": "Tell me a story."}]
+    output = llm.chat(messages, greedy(8))
+    template = jinja_prompt_template(llm.tokenizer.chat_template or "", llm.tokenizer.special_tokens)
+    prompt = template.render([Message("user", "Tell me a story.")], now=datetime(2024, 7, 26))
+    assert output.prompt_ids == llm.tokenizer.encode(prompt)
+    assert "Tell me a story." in llm.tokenizer.decode(output.prompt_ids)
+    assert output.text == llm.generate(prompt, greedy(8))[0].text
+    assert len(output.token_ids) == 8
+
+
+def test_chat_needs_a_template(llm: LLM) -> None:
+    assert llm.tokenizer.chat_template is None
+    with pytest.raises(EngineError, match="has no chat template"):
+        llm.chat([Message("user", "Hello")])
 
 
 def test_nothing_is_left_behind_when_one_prompt_is_impossible(llm: LLM) -> None:

@@ -108,6 +108,16 @@ def test_a_long_prompt_leaves_a_token_for_every_decoding_row_behind_it() -> None
     assert work(driver.step()[0]) == [(1, 4, 1), (2, 15, 15)], "the second is served first, and yet not with 16"
 
 
+def test_a_short_prompt_does_not_wait_for_all_chunks_of_a_long_one() -> None:
+    driver = Driver(num_blocks=64)
+    driver.add(1, 90, max_tokens=1)
+    driver.step()
+    assert work(driver.step()[0]) == [(1, 16, 16)]
+    driver.add(2, [70, 71], max_tokens=2)
+    assert work(driver.step()[0]) == [(1, 32, 8), (2, 0, 2)]
+    assert work(driver.step()[0]) == [(2, 2, 1), (1, 40, 15)], "alone again, it takes all that is left"
+
+
 def test_rows_that_decode_come_first_in_a_batch() -> None:
     driver = Driver(max_num_batched_tokens=8)
     driver.add(1, 10, max_tokens=3, priority=1)
