@@ -16,19 +16,19 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from engine.llm import LLM
 from report import Report, copy_bandwidth
 from transformers import AutoModelForCausalLM
 
+from engine.llm import LLM
 from engine.sampling_params import SamplingParams
 
 TALE = Path(__file__).resolve().parent.parent / "registry" / "builtin" / "tale"
 NUM_REQUESTS = 16
 
 
-def prompts(vocab_size: int, length: int) -> list[list[int]]:
-    """NUM_REQUESTS prompts of random token ids, the same at each run."""
-    generator = torch.Generator().manual_seed(0)
+def prompts(vocab_size: int, length: int, seed: int) -> list[list[int]]:
+    """NUM_REQUESTS prompts of random token ids; another seed each time, so that no prefix is cached."""
+    generator = torch.Generator().manual_seed(seed)
     return torch.randint(10, vocab_size - 10, (NUM_REQUESTS, length), generator=generator).tolist()
 
 
@@ -72,8 +72,7 @@ def main() -> None:
     report = Report(args.out)
     peer = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).eval()
     peer.generation_config.eos_token_id = None
-    llm = LLM(args.model, dtype=args.dtype, enable_prefix_cache=False)
-    requests = prompts(peer.config.vocab_size, args.prompt_tokens)
+    llm = LLM(args.model, dtype=args.dtype)
     params = SamplingParams(temperature=0.0, max_tokens=args.new_tokens, ignore_eos=True)
     shape = (
         f"{args.model.name} {args.dtype}, {args.prompt_tokens} tokens in, {args.new_tokens} out, {args.threads} threads"
@@ -81,9 +80,9 @@ def main() -> None:
 
     num_bytes = sum(p.numel() * p.element_size() for p in peer.parameters())
     ceiling = copy_bandwidth() / num_bytes
-    for run in (lambda: hob_seconds(llm, requests[:1], params),):
-        run()
-    transformers_seconds(peer, requests[:1], 8)
+    warm_up = prompts(peer.config.vocab_size, args.prompt_tokens, seed=0)
+    hob_seconds(llm, warm_up, params)
+    transformers_seconds(peer, warm_up[:1], 8)
 
     # Interleaved, so that both see the same weather on a shared machine.
     times: dict[str, list[float]] = {
@@ -93,10 +92,12 @@ def main() -> None:
         "peer 16 in turn": [],
         "peer 16 padded": [],
     }
-    for _ in range(args.repeats):
+    for repeat in range(args.repeats):
+        requests = prompts(peer.config.vocab_size, args.prompt_tokens, seed=2 * repeat + 1)
         times["hob 1"].append(hob_seconds(llm, requests[:1], params))
         times["peer 1"].append(transformers_seconds(peer, requests[:1], args.new_tokens))
-        times["hob 16"].append(hob_seconds(llm, requests, params))
+        others = prompts(peer.config.vocab_size, args.prompt_tokens, seed=2 * repeat + 2)
+        times["hob 16"].append(hob_seconds(llm, others, params))
         times["peer 16 in turn"].append(sum(transformers_seconds(peer, [r], args.new_tokens) for r in requests))
         times["peer 16 padded"].append(transformers_seconds(peer, requests, args.new_tokens))
     middle = {name: median(values) for name, values in times.items()}
