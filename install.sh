@@ -213,7 +213,8 @@ pip_install() {
         elif grep -qE 'NewConnectionError|Name or service not known|Temporary failure in name|ConnectTimeout|ProxyError|Network is unreachable' "$SCRATCH/pip.log"; then
             die "pip could not reach its package sources; check the network, or point pip at a mirror (PIP_INDEX_URL)."
         fi
-        die "pip failed: $(grep -m1 '^ERROR' "$SCRATCH/pip.log" || tail -n 1 "$SCRATCH/pip.log")"
+        tail -n 30 "$SCRATCH/pip.log" | sed 's/^/    /' >&2 # nothing of ours explains this one
+        die "pip failed: $(grep -m1 -iE '^ *(error|ERROR)' "$SCRATCH/pip.log" || tail -n 1 "$SCRATCH/pip.log")"
     fi
 }
 

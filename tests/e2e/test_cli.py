@@ -1,0 +1,200 @@
+"""`hob` with a real daemon and a real model: started by the first command, used from a terminal, ended by the last."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ENTER, CTRL_C = "\r", "\x03"
+WAIT_S = 120  # a load on a busy machine; nothing here waits for it to pass
+
+
+@dataclass
+class Machine:
+    """A folder and a port of its own: what a person's machine is to `hob`."""
+
+    folder: Path
+    environ: dict[str, str]
+
+    def hob(self, *arguments: str, stdin: str = "", status: int = 0) -> str:
+        """Run a command that must end with a status; its stdout, or its stderr where it must fail."""
+        done = subprocess.run(
+            [sys.executable, "-c", "from cli.main import main; main()", *arguments],
+            input=stdin,
+            env=self.environ,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+        )
+        assert done.returncode == status, f"{done.stdout}\n{done.stderr}\n{self.log()}"
+        return done.stderr if status else done.stdout
+
+    def talk(self, *arguments: str) -> Any:
+        """`hob run` on a terminal, at its first prompt."""
+        child = pexpect.spawn(
+            sys.executable,
+            ["-c", "from cli.main import main; main()", "run", *arguments],
+            env=self.environ | {"PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"},
+            cwd=str(self.folder),
+            dimensions=(24, 80),
+            encoding="utf-8",
+            timeout=WAIT_S,
+        )
+        child.expect_exact(">>> ")
+        return child
+
+    def log(self) -> str:
+        path = self.folder / "home" / "state" / "hob.log"
+        return path.read_text() if path.exists() else "no log"
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("machine")
+    machine = Machine(
+        folder,
+        {name: value for name, value in os.environ.items() if not name.startswith(("HOB_", "OLLAMA_"))}
+        | {"HOB_HOST": f"127.0.0.1:{port}", "HOB_HOME": str(folder / "home"), "LANG": "C.UTF-8"},
+    )
+    yield machine
+    subprocess.run(
+        [sys.executable, "-c", "from cli.main import main; main()", "shutdown"],
+        env=machine.environ,
+        capture_output=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def model(machine: Machine, tale_dir: Path) -> str:
+    """A model that answers greedily and shortly, made from the one that comes with Hob."""
+    if not any(tale_dir.glob("*.safetensors")) and not any(tale_dir.glob("*.gguf")):
+        pytest.skip("the built-in model's weights are not in the tree")
+    (machine.folder / "Modelfile").write_text("FROM tale\nPARAMETER temperature 0\nPARAMETER num_predict 24\n")
+    machine.hob("create", "short")
+    return "short"
+
+
+def test_the_first_command_starts_the_daemon_and_one_that_follows_finds_it(machine: Machine) -> None:
+    assert machine.hob("list").startswith("NAME")
+    assert machine.hob("--version").startswith("hob version is ")
+    assert machine.hob("ps") == "NAME    ID    SIZE    PROCESSOR    CONTEXT    UNTIL\n"
+
+
+def test_a_prompt_on_the_command_line_and_in_a_pipe(machine: Machine, model: str) -> None:
+    text = machine.hob("run", model, "Tell me a story about a fox.")
+    assert text.endswith("\n\n")
+    assert text.strip()
+    assert "\x1b" not in text
+    assert machine.hob("run", model, "Tell me a story", "about a fox.") == text
+    assert machine.hob("run", model, "about a fox.", stdin="Tell me a story") == text
+    assert model in machine.hob("ps")
+    machine.hob("stop", model)
+
+
+def test_a_model_is_made_shown_copied_and_removed(machine: Machine, model: str) -> None:
+    (machine.folder / "Kind").write_text(f'FROM {model}\nSYSTEM "You are kind."\nPARAMETER stop "fox"\n')
+    machine.hob("create", "kind", "-f", "Kind")
+    shown = machine.hob("show", "kind")
+    assert "  System\n    You are kind.\n" in shown
+    assert re.search(r"^    stop +\"fox\"$", shown, re.MULTILINE)
+    assert machine.hob("show", "kind", "--system") == "You are kind."
+    assert machine.hob("cp", "kind", "kinder") == "copied 'kind' to 'kinder'\n"
+    (machine.folder / "Back").write_text(machine.hob("show", "kind", "--modelfile"))
+    machine.hob("create", "back", "-f", "Back")
+    assert machine.hob("rm", "kind", "kinder", "back") == "deleted 'kind'\ndeleted 'kinder'\ndeleted 'back'\n"
+    assert machine.hob("rm", "kind", status=1).startswith("Error: ")
+    assert "kind" not in machine.hob("list")
+
+
+def test_a_talk_on_a_terminal(machine: Machine, model: str) -> None:
+    child = machine.talk(model, "--verbose")
+    child.send("Tell me a story about a fox." + ENTER)
+    child.expect(r"eval count: +\d+ token\(s\)")
+    child.expect_exact(">>> ")
+    child.send("/set parameter num_predict 1000000" + ENTER)
+    child.expect_exact("Set parameter 'num_predict' to '1000000'")
+    child.expect_exact(">>> ")
+    child.send("/set system You never stop." + ENTER)
+    child.expect_exact("Set system message.")
+    child.expect_exact(">>> ")
+    child.send("/save endless" + ENTER)
+    child.expect_exact("Created new model 'endless'")
+    child.expect_exact(">>> ")
+    child.send("/load nothing-of-the-kind" + ENTER)
+    child.expect_exact("Couldn't find model")
+    child.expect_exact(">>> ")
+    child.send("/bye" + ENTER)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    assert machine.hob("show", "endless", "--system") == "You never stop."
+    machine.hob("rm", "endless")
+
+
+def test_ctrl_c_stops_a_generation_and_the_daemon_goes_on(machine: Machine, model: str) -> None:
+    child = machine.talk(model)
+    # Cut nowhere: without a stop the model writes until somebody stops it.
+    child.send("/set parameter num_predict 1000000" + ENTER)
+    child.expect_exact(">>> ")
+    child.send("Tell me a story about a fox." + ENTER)
+    child.expect("[a-z]{3}")
+    child.send(CTRL_C)
+    child.expect_exact(">>> ")
+    child.send("/bye" + ENTER)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    assert machine.hob("run", model, "Hello.").strip()
+
+
+def test_wrong_names_are_sentences(machine: Machine, model: str) -> None:
+    for arguments in (["show", "nothing-of-the-kind"], ["cp", "nothing-of-the-kind", "x"], ["stop", "nothing"]):
+        said = machine.hob(*arguments, status=1)
+        assert said.startswith("Error: ")
+        assert said.count("\n") == 1
+        assert "Traceback" not in said
+
+
+def test_serve_in_the_foreground_ends_with_ctrl_c(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environ = dict(os.environ) | {"HOB_HOME": str(tmp_path), "HOB_SPARE_WORKER": "0"}
+    child = pexpect.spawn(
+        sys.executable,
+        ["-c", "from cli.main import main; main()", "serve", "--port", str(port)],
+        env=environ,
+        encoding="utf-8",
+        timeout=WAIT_S,
+    )
+    child.expect_exact(f"{port}")
+    other = Machine(tmp_path, environ | {"HOB_HOST": f"127.0.0.1:{port}"})
+    assert other.hob("list").startswith("NAME")
+    assert "was not started in the background" in other.hob("shutdown", status=1)
+    child.kill(signal.SIGINT)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+def test_shutdown_ends_it(machine: Machine) -> None:
+    machine.hob("list")
+    machine.hob("shutdown")
+    assert "could not connect" in machine.hob("shutdown", status=1)
