@@ -146,19 +146,19 @@ class ModelRunner:
         return 0 if self.kv_cache is None else self.kv_cache.num_blocks
 
     @property
-    def max_context(self) -> int:
-        """Longest sequence in tokens that fits both the model and the cache."""
-        return min(self.config.max_position_embeddings, self.num_blocks * self.load_options.block_size)
-
-    @property
     def vocab_size(self) -> int:
         """Token ids are below this."""
         return self.config.vocab_size
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """Of each KV group, in the order of BlockAppend.group."""
+        """One a KV group; position p attends (p - window, p], None: all up to p."""
         return tuple(group.window for group in self.config.kv_groups)
+
+    @property
+    def max_context(self) -> int:
+        """Longest sequence in tokens that fits both the model and the cache."""
+        return min(self.config.max_position_embeddings, self.num_blocks * self.load_options.block_size)
 
     @property
     def ready(self) -> Ready:

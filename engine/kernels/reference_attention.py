@@ -78,9 +78,10 @@ def plan_attention(
         row_of_token: int64 [num_tokens], index into `block_table`; None where each row has one token.
         window: positions a query sees, its own included; None is all.
     """
-    rows = torch.arange(len(starts)) if row_of_token is None else row_of_token
+    device = block_table.device
+    rows = torch.arange(len(starts), device=device) if row_of_token is None else row_of_token
     blocks = block_table[rows, positions // block_size]  # [num_tokens]
-    heads = torch.arange(num_kv_heads)
+    heads = torch.arange(num_kv_heads, device=device)
     slots = (blocks[:, None] * num_kv_heads + heads) * block_size + (positions % block_size)[:, None]
 
     spans: list[Span] = []
@@ -119,7 +120,8 @@ def _chunk(
         blocks = table[first // block_size : (upper - 1) // block_size + 1]
         mask = None
         if needs_mask:
-            query, key = torch.arange(lower, upper)[:, None], torch.arange(first, upper)
+            query = torch.arange(lower, upper, device=table.device)[:, None]
+            key = torch.arange(first, upper, device=table.device)
             mask = key <= query
             if window is not None:
                 mask &= key > query - window
@@ -158,11 +160,14 @@ def _singles(
         first = first_blocks[0] * block_size
         keys, mask, unused = slice(oldest[0] - first, positions[0] + 1 - first), None, None
     else:
-        columns = torch.tensor(first_blocks)[:, None] + torch.arange(num_blocks)
+        firsts, row_numbers, newest, least = torch.tensor(
+            [first_blocks, rows, positions, oldest], device=heads.device
+        ).unsqueeze(-1)  # [num_rows, 1] each
+        columns = firsts + torch.arange(num_blocks, device=heads.device)
         # A row's last columns may lie beyond its table; whatever they clamp to is masked.
-        blocks = block_table[torch.tensor(rows)[:, None], columns.clamp_(max=block_table.shape[1] - 1)]
-        key = torch.tensor(first_blocks)[:, None] * block_size + torch.arange(num_blocks * block_size)
-        sees = (key <= torch.tensor(positions)[:, None]) & (key >= torch.tensor(oldest)[:, None])  # [rows, keys]
+        blocks = block_table[row_numbers, columns.clamp_(max=block_table.shape[1] - 1)]
+        key = firsts * block_size + torch.arange(num_blocks * block_size, device=heads.device)
+        sees = (key <= newest) & (key >= least)  # [num_rows, num_keys]
         keys, mask = slice(None), sees[:, None, None, :]
         unused = (~sees)[:, None].expand(-1, len(heads), -1).flatten().nonzero().flatten()
     return Span(
@@ -252,7 +257,7 @@ def _softcapped(q: Tensor, k: Tensor, v: Tensor, span: Span, scale: float, softc
     scores = (torch.tanh(scores / softcap) * softcap).view(num_rows, num_heads, num_queries, -1)
     mask = span.mask
     if span.is_causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     weights = scores.softmax(-1).reshape(num_rows, num_kv_heads, -1, scores.shape[-1])

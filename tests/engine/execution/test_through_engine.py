@@ -1,0 +1,84 @@
+"""The runner under the real engine and scheduler: prefix hits, preemption and running ahead change no token."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from engine.execution.model_runner import ModelRunner
+from engine.llm_engine import LLMEngine
+from engine.sampling_params import SamplingParams
+from engine.scheduling.sequence import Sequence
+from tests.engine.execution.driver import load_runner
+
+
+def prompts() -> list[list[int]]:
+    choose = random.Random(3)
+    shared = choose.choices(range(3, 97), k=21)
+    return [shared + choose.choices(range(3, 97), k=5 + 4 * n) for n in range(8)]
+
+
+PARAMS = [
+    SamplingParams(max_tokens=30, ignore_eos=True, **options)  # type: ignore[arg-type]
+    for options in (
+        {"temperature": 0.0},
+        {"seed": 1},
+        {"seed": 2, "top_k": 12, "top_p": 0.9},
+        {"seed": 3, "repeat_penalty": 1.3, "repeat_last_n": -1},
+        {"temperature": 0.0, "frequency_penalty": 0.7},
+        {"seed": 5, "min_p": 0.05, "temperature": 1.4},
+        {"temperature": 0.0, "logprobs": 2},
+        {"seed": 7, "typical_p": 0.8},
+    )
+]
+
+
+def run(engine: LLMEngine, requests: list[tuple[list[int], SamplingParams]], first_id: int) -> list[list[int]]:
+    tokens: dict[int, list[int]] = {}
+    for seq_id, (prompt, params) in enumerate(requests, first_id):
+        engine.add(Sequence(seq_id, prompt, params))
+        tokens[seq_id] = []
+    while engine.has_work:
+        for row in engine.step():
+            assert row.finish_reason in (None, "length")
+            tokens[row.seq_id] += row.token_ids
+    return list(tokens.values())
+
+
+def engine_of(runner: ModelRunner) -> LLMEngine:
+    return LLMEngine.for_runner(runner, runner.load_options)
+
+
+@pytest.fixture(scope="module", params=["tiny_dir", "windowed_dir"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    chosen: Path = request.getfixturevalue(request.param)
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[list[int]]:
+    """Each request's tokens, run alone with room to spare."""
+    roomy = load_runner(folder, num_blocks=200, block_size=4, run_ahead=0)
+    return [run(engine_of(roomy), [request], 0)[0] for request in zip(prompts(), PARAMS, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"run_ahead": 0},
+        {"run_ahead": 1, "max_num_batched_tokens": 13},
+        {"num_blocks": 40, "run_ahead": 1},
+        {"num_blocks": 44, "max_num_batched_tokens": 7, "max_num_seqs": 3, "run_ahead": 0},
+    ],
+    ids=str,
+)
+def test_every_schedule_yields_the_same_tokens(
+    folder: Path, expected: list[list[int]], options: dict[str, object]
+) -> None:
+    assert all(len(tokens) == 30 for tokens in expected)
+    requests = list(zip(prompts(), PARAMS, strict=True))
+    engine = engine_of(load_runner(folder, **({"num_blocks": 300, "block_size": 4} | options)))
+    assert run(engine, requests, 0) == expected
+    assert run(engine, requests[::-1], 50) == expected[::-1], "now over a filled prefix cache"
