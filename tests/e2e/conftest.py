@@ -148,6 +148,6 @@ def model(request: pytest.FixtureRequest, daemon: Daemon, tiny_folder: Path, tal
     name: str = request.param
     if name == "tiny":
         create_tiny(daemon.client(), tiny_folder)
-    elif not any(tale_dir.glob(pattern) for pattern in ("*.safetensors", "*.gguf")):
+    elif not [*tale_dir.glob("*.safetensors"), *tale_dir.glob("*.gguf")]:
         pytest.skip("the weights of the built-in model are not there")
     return name
