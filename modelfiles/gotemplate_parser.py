@@ -113,6 +113,7 @@ class _Parser:
             return [Jump(token.text)]
         if token.text == "template":
             name = self.name("template")
+            self.skip_space()
             pipeline_or_none = None if self.at_end() else self.pipeline("template")
             self.expect_end("template")
             return [Call(token.line, name, pipeline_or_none)]

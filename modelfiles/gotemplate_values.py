@@ -51,7 +51,7 @@ def print_value(value: object) -> str:
     if value is None:
         return "<nil>"
     if isinstance(value, float):
-        return _float_text(value, -4)
+        return _float_text(value, range(-4, 6))
     if isinstance(value, GoStruct | Mapping):
         return to_json(value)
     if isinstance(value, list | tuple):
@@ -88,7 +88,7 @@ def _write_json(value: object, parts: list[str]) -> None:
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise GoError(f"{value} cannot be written as JSON")
-        parts.append(_float_text(value, -6).replace("e-0", "e-"))
+        parts.append(_float_text(value, range(-6, 21)).replace("e-0", "e-"))
     else:
         parts.append(json.dumps(value))
 
@@ -100,14 +100,14 @@ def _json_string(text: str) -> str:
     return escaped
 
 
-def _float_text(value: float, smallest_exponent: int) -> str:
-    """The shortest digits that read back, with an exponent below 10**smallest_exponent and from 10**21 on."""
+def _float_text(value: float, plain: range) -> str:
+    """The shortest digits that read back; with an exponent, unless that is in the range where they stand plain."""
     if not math.isfinite(value):
         return {math.inf: "+Inf", -math.inf: "-Inf"}.get(value, "NaN")
     sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
     assert isinstance(exponent, int)
     point = exponent + len(digits) - 1
-    if value and not smallest_exponent <= point < 21:
+    if value and point not in plain:
         text = "".join(map(str, digits))
         fraction = f".{text[1:]}" if len(text) > 1 else ""
         return f"{'-' if sign else ''}{text[0]}{fraction}e{'-' if point < 0 else '+'}{abs(point):02d}"

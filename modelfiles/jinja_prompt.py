@@ -150,10 +150,10 @@ def _template_error(error: Exception) -> TemplateError:
     where = f" (line {line})" if isinstance(line, int) else ""
     if isinstance(error, RecursionError):
         return TemplateError(f"the chat template is nested too deeply or calls itself without end{where}")
-    if isinstance(error, jinja2.TemplateSyntaxError | SyntaxError):
-        return TemplateError(
-            f"the chat template does not parse{where}: {error.msg if hasattr(error, 'msg') else error}"
-        )
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return TemplateError(f"the chat template does not parse{where}: {error.message}")
+    if isinstance(error, SyntaxError):
+        return TemplateError(f"the chat template does not parse: {error.msg}")
     if type(error) is jinja2.TemplateError:
         return TemplateError(f"the chat template refuses the conversation: {error}")
     return TemplateError(f"the chat template fails: {error}")
