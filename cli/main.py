@@ -36,7 +36,7 @@ app = typer.Typer(
     name="hob",
     help="Run language models on this machine.",
     rich_markup_mode=None,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=epilog("HOB_HOST", "HOB_MODELS", "HOB_HOME", "HOB_DEBUG"),
@@ -82,11 +82,14 @@ def print_version(asked: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", "-v", help="Show the version and exit.", callback=print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Run language models on this machine."""
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
 
 
 def main() -> None:

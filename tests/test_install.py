@@ -97,7 +97,7 @@ class Machine:
         )
         self.command(name, script)
 
-    def install(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def install(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(self.bin / "bash"), str(self.root / "install.sh"), *arguments],
             env={
@@ -106,7 +106,7 @@ class Machine:
                 "HOB_HOME": str(self.home),
                 "TMPDIR": str(self.folder),
             },
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
             text=True,
         )
@@ -295,7 +295,7 @@ def test_run_hands_the_prompt_to_hob(machine: Machine) -> None:
     hob = machine.home / "env" / "bin" / "hob"
     hob.write_text('#!/bin/sh\nprintf "<%s>" "$@"\ncat\n')
     hob.chmod(0o755)
-    done = machine.install("--run", "tale", "Tell me a story.")
+    done = machine.install("--run", "tale", "Tell me a story.", stdin="an open pipe")
     assert done.stdout.endswith("<run><tale><Tell me a story.>")
 
 

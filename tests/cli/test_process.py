@@ -57,7 +57,8 @@ def test_a_reader_that_went_away_is_no_error_to_talk_about(daemon: FakeDaemon, s
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status"), [(["--help"], 0), (["-h"], 0), (["list", "--help"], 0), (["bogus"], 2), (["show", "x"], 1)]
+    ("arguments", "status"),
+    [([], 0), (["--help"], 0), (["-h"], 0), (["list", "--help"], 0), (["bogus"], 2), (["show", "x"], 1)],
 )
 def test_exit_statuses(daemon: FakeDaemon, start: Start, arguments: list[str], status: int) -> None:
     daemon.routes["POST", "/api/show"] = (404, {"error": "model 'x' not found"})
