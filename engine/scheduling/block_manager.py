@@ -217,7 +217,7 @@ class BlockManager:
         """Goes on with the cached blocks of `node` and gives back the copies that `seq` computed at the same time."""
         for group, table in enumerate(seq.block_tables):
             cached, own = node.blocks[group], table[index]
-            if cached is None or cached is own or own is self.pools[group].dummy:
+            if cached is None or cached is own:
                 continue
             self.pools[group].add_reference(cached)
             table[index] = cached

@@ -496,6 +496,11 @@ class TestSlidingWindow:
         assert len(driver.run()) == min(100, max_context - 1)
         assert driver.scheduler.stats().num_preemptions == 0
 
+    def test_a_sequence_whose_cached_beginning_was_evicted_goes_on_uncached(self) -> None:
+        driver = Driver(windows=(1,), num_blocks=1, max_context=1000)
+        driver.add(1, 20, max_tokens=20)
+        assert len(driver.run()) == 20, "its one block is taken from its own past again and again"
+
     def test_it_waits_for_its_own_dead_blocks_when_a_step_is_in_flight(self) -> None:
         driver = Driver(windows=(5,), num_blocks=2, max_context=1000)
         driver.add(1, 4, max_tokens=50)
@@ -589,6 +594,10 @@ def test_waste_is_less_than_a_block_a_sequence() -> None:
         running = driver.scheduler._running
         slots = 4 * (200 - driver.scheduler.stats().num_free_blocks)
         assert 0 <= slots - sum(seq.num_computed_tokens for seq in running) < 4 * max(1, len(running))
+
+
+def test_a_sequence_tells_what_it_is() -> None:
+    assert repr(Sequence(3, [1, 2], SamplingParams())) == "Sequence(3, waiting, 0/2 tokens)"
 
 
 def test_an_illegal_transition_raises_and_changes_nothing() -> None:
