@@ -91,6 +91,8 @@ def test_mistral_has_its_window_everywhere() -> None:
     # Version 0.1 of the architecture had a window of 4096 unless told otherwise: here, more than the context.
     assert hf("MistralForCausalLM").kv_groups[0].window is None
     assert hf("MistralForCausalLM", max_position_embeddings=32768).kv_groups[0].window == 4096
+    assert hf("MistralForCausalLM", sliding_window=2048).kv_groups[0].window is None
+    assert hf("MistralForCausalLM", sliding_window=2047).kv_groups[0].window == 2047
 
 
 def test_llama_ignores_windows_that_it_does_not_have() -> None:
@@ -406,6 +408,7 @@ def test_gguf_other_families() -> None:
     assert not gguf("qwen3").interleaved_rope
     phi3 = gguf("phi3", tensors={"blk.0.attn_qkv.weight": Tensor((96, 64))}, attention__sliding_window=100)
     assert phi3.fused_projections
+    assert gguf("phi3", attention__sliding_window=0).windows[0] is None
     assert phi3.kv_groups == (KVGroup(100, (0, 1, 2, 3, 4, 5)),)
 
 

@@ -48,9 +48,16 @@ LONG_FACTORS = [1.0 + 0.5 * j for j in range(32)]
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 2048,
         },
+        {
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 2.0,
+            "high_freq_factor": 6.0,
+            "original_max_position_embeddings": 8192,
+        },
         {"rope_type": "longrope", "factor": 2.0, "short_factor": FACTORS, "long_factor": LONG_FACTORS},
     ],
-    ids=["linear", "dynamic", "yarn", "yarn-betas", "yarn-mscale", "llama3", "longrope"],
+    ids=["linear", "dynamic", "yarn", "yarn-betas", "yarn-mscale", "llama3", "llama3-wide", "longrope"],
 )
 @pytest.mark.parametrize("length", [100, 8192, 8193, 20000])
 def test_equals_transformers(scaling: dict[str, Any], length: int) -> None:

@@ -81,6 +81,8 @@ def test_any_ids_in_pieces(tokenizer: Tokenizer, ids: list[int], cuts: list[int]
     stop=st.lists(st.text(alphabet="ab<", max_size=5), max_size=4),
 )
 @example("aab", [1, 2], ["ab", "aab"])
+@example("aaab", [1, 2, 3], ["aab"])
+@example("bababa<", [3], ["baba<"])
 @example("abab<", [2, 4], ["abab<<", "bab<"])
 @example("aabaab", [1, 2, 3, 4, 5], ["aabaaa", "baab"])
 def test_stop_strings_that_almost_occur(text: str, cuts: list[int], stop: list[str]) -> None:

@@ -171,6 +171,12 @@ def test_hostile_normalisation_is_refused_or_harmless(trie: list[int], rest: byt
         Charsmap(data).normalize(text)
 
 
+def test_a_leaf_outside_the_trie_is_no_match() -> None:
+    units = [0] * 256
+    units[ord("a")] = ord("a") | 1 << 8 | 0x1FFFFF << 10
+    assert Charsmap(struct.pack("<257I", 1024, *units)).normalize("aba") == "aba"
+
+
 def test_replacements_outside_the_map_are_refused() -> None:
     cut = NFKC[: 4 + int.from_bytes(NFKC[:4], "little")]
     with pytest.raises(TokenizerError, match="points outside"):
