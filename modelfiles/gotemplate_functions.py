@@ -108,7 +108,7 @@ def _printf(form: object, *values: object) -> str:
     def verb(found: re.Match[str]) -> str:
         nonlocal num_used
         flags, width, precision, letter = found.groups()
-        if max(int(width[-9:] or 0), int((precision or "0")[-9:] or 0)) > MAX_WIDTH:
+        if any(len(digits) > 4 or int(digits or 0) > MAX_WIDTH for digits in (width, precision or "")):
             raise GoError(f"printf with the width {width or precision}; {MAX_WIDTH} is allowed")
         if letter == "%":
             return "%"

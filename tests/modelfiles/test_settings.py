@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from modelfiles.host import HostAddress, HostError
-from modelfiles.settings import SETTINGS, Settings, SettingsError, default_config_file
+from modelfiles.settings import Settings, SettingsError, default_config_file
+from modelfiles.settings_table import SETTINGS
 
 
 def load(tmp_path: Path, **environ: str) -> Settings:
