@@ -16,7 +16,10 @@ from daemon.clock import Clock
 from daemon.model_manager import ModelManager
 from daemon.options import Options
 from daemon.output import Chunk, OutputReader
+from daemon.parsers.json_calls import JSONCallParser
 from daemon.parsers.thinking import OPEN_TAG, ThinkingParser
+from daemon.parsers.tool_calls import OPEN_TAG as TOOL_TAG
+from daemon.parsers.tool_calls import CallParser, ToolCallParser
 from daemon.prompts import Fitting, Prompt, PromptSource, compose
 from daemon.workers import LoadedModel
 from registry.stored_model import StoredModel
@@ -174,7 +177,12 @@ class Generator:
             stop=options.stop,
             thinking=ThinkingParser(inside=inside) if job.parses_thinking else None,
             show_thinking=job.shows_thinking,
-            tools=job.parses_tools,
+            tools=_call_parser(model.template.text) if job.parses_tools else None,
             new_call_id=self._new_call_id,
             logprobs=job.logprobs is not None,
         )
+
+
+def _call_parser(template: str) -> CallParser:
+    """A model writes its calls as its template writes those of earlier turns: between tags, or as bare JSON."""
+    return ToolCallParser() if TOOL_TAG in template else JSONCallParser()

@@ -21,6 +21,7 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import uvicorn
 import uvloop
@@ -55,9 +56,9 @@ class StartError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the daemon until it is told to end. Exit status 0, or 1 with one sentence on stderr."""
-    options = _parse(arguments)
     try:
-        settings = Settings.load(os.environ, flags={name: value for name, value in options.flags.items() if value})
+        options = _parse(arguments)
+        settings = Settings.load(os.environ, flags=options.given)
         _configure_logging(settings)
         listener = listen(settings)
         uvloop.run(serve(settings, listener, in_background=options.background))
@@ -68,14 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-class _Options(argparse.Namespace):
+@dataclass(frozen=True)
+class _Options:
     background: bool
-    flags: dict[str, str]
+    given: dict[str, str]
+    """Flags that override settings, by their keys."""
 
 
 def _parse(arguments: Sequence[str] | None) -> _Options:
     parser = argparse.ArgumentParser("hobd", description="The daemon of Hob: models over HTTP.")
-    parser.add_argument("--host", default="", help="address to listen on, as in HOB_HOST")
+    parser.add_argument("--host", default="", help="address to listen on, with or without a port, as in HOB_HOST")
     parser.add_argument("--port", default="", help="port to listen on; 0 takes a free one")
     parser.add_argument("--models", default="", help="folder of the models, as in HOB_MODELS")
     parser.add_argument(
@@ -83,13 +86,12 @@ def _parse(arguments: Sequence[str] | None) -> _Options:
     )
     parser.add_argument("--background", action="store_true", help="allow POST /api/shutdown to end this daemon")
     parsed = parser.parse_args(arguments)
-    options = _Options(background=parsed.background)
-    options.flags = {"models": parsed.models, "allow_remote": "true" if parsed.allow_remote else ""}
-    if parsed.host or parsed.port:
-        host = parsed.host or Settings.load(os.environ).host
-        bracketed = f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host
-        options.flags["host"] = f"{bracketed}:{parsed.port}" if parsed.port else bracketed
-    return options
+    flags = {"host": parsed.host, "models": parsed.models, "allow_remote": "1" if parsed.allow_remote else ""}
+    if parsed.port:
+        # A port beside an address replaces the one that the address may have.
+        host = Settings.load(os.environ, flags={"host": parsed.host} if parsed.host else None).host
+        flags["host"] = f"[{host}]:{parsed.port}" if ":" in host else f"{host}:{parsed.port}"
+    return _Options(parsed.background, {name: value for name, value in flags.items() if value})
 
 
 def _configure_logging(settings: Settings) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.text.detokenizer import Detokenizer
-from engine.text.tokenizer import Tokenizer
-
 from daemon.api import FunctionCall, Logprob, ToolCall, TopLogprob
 from daemon.engines import TokenOutput
 from daemon.parsers.thinking import ThinkingParser
-from daemon.parsers.tool_calls import ParsedCall, ToolCallParser
+from daemon.parsers.tool_calls import CallParser, ParsedCall
 from engine.scheduling.batch import TokenLogprobs
+from engine.text.detokenizer import Detokenizer
+from engine.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class OutputReader:
         stop: strings that end the text and are not part of it.
         thinking: takes thoughts out of the text; None leaves the text alone.
         show_thinking: whether thoughts are handed out or dropped.
-        tools: whether calls of tools are taken out of the text.
+        tools: takes calls of tools out of the text; None leaves the text alone.
         new_call_id: an id for each call.
         logprobs: whether log-probabilities were asked for.
     """
@@ -53,7 +52,7 @@ class OutputReader:
         stop: Sequence[str],
         thinking: ThinkingParser | None,
         show_thinking: bool,
-        tools: bool,
+        tools: CallParser | None,
         new_call_id: Callable[[], str],
         logprobs: bool,
     ) -> None:
@@ -61,7 +60,7 @@ class OutputReader:
         self._detokenizer = Detokenizer(tokenizer, stop, prompt_ids)
         self._thinking = thinking
         self._show_thinking = show_thinking
-        self._tools = ToolCallParser() if tools else None
+        self._tools = tools
         self._new_call_id = new_call_id
         self._wants_logprobs = logprobs
         self._logprobs: list[Logprob] = []

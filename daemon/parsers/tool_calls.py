@@ -11,7 +11,7 @@ lost. White space around a call is dropped. However the text is cut into pieces,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -35,6 +35,18 @@ class Output(NamedTuple):
     calls: tuple[ParsedCall, ...]
 
 
+class CallParser(Protocol):
+    """What the parsers of all forms do."""
+
+    def push(self, text: str) -> Output:
+        """Take a piece of text; returns what is certain by now."""
+        ...
+
+    def flush(self) -> Output:
+        """The text has ended."""
+        ...
+
+
 class ToolCallParser:
     """Feed text with `push`, end with `flush`."""
 
@@ -48,18 +60,18 @@ class ToolCallParser:
     def push(self, text: str) -> Output:
         """Take a piece of text; returns what is certain by now."""
         self._held += text
-        outputs: list[str] = []
+        said: list[str] = []
         calls: list[ParsedCall] = []
         while True:
             if not self._inside:
-                outputs.append(self._take_text())
+                said.append(self._take_text())
             if not self._inside or self._close_tag not in self._held:
-                return Output("".join(outputs), tuple(calls))
+                return Output("".join(said), tuple(calls))
             body, _, self._held = self._held.partition(self._close_tag)
             self._inside = False
             call = parse_call(body)
             if call is None:
-                outputs.append(f"{self._open_tag}{body}{self._close_tag}")
+                said.append(f"{self._open_tag}{body}{self._close_tag}")
             else:
                 calls.append(call)
             self._after_call = call is not None
@@ -94,12 +106,21 @@ def parse_call(body: str) -> ParsedCall | None:
     Models also write "parameters" for "arguments", leave them out where there are none, and encode them twice.
     """
     try:
-        call = msgspec.json.decode(body)
-        arguments = call.get("arguments", call.get("parameters", {})) if isinstance(call, dict) else None
-        if isinstance(arguments, str):
-            arguments = msgspec.json.decode(arguments)
+        return as_call(msgspec.json.decode(body))
     except (ValueError, RecursionError):
         return None
-    if not isinstance(arguments, dict) or not isinstance(call.get("name"), str) or not call["name"]:
+
+
+def as_call(value: Any) -> ParsedCall | None:
+    """The call that a decoded JSON value asks for, or None where it is something else."""
+    if not isinstance(value, dict):
         return None
-    return ParsedCall(call["name"], arguments)
+    name, arguments = value.get("name"), value.get("arguments", value.get("parameters", {}))
+    if isinstance(arguments, str):
+        try:
+            arguments = msgspec.json.decode(arguments)
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        return None
+    return ParsedCall(name, arguments)

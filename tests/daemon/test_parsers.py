@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemon.parsers.json_calls import JSONCallParser
 from daemon.parsers.partial import held_back
 from daemon.parsers.thinking import ThinkingParser
-from daemon.parsers.tool_calls import ParsedCall, ToolCallParser, parse_call
+from daemon.parsers.tool_calls import CallParser, ParsedCall, ToolCallParser, parse_call
 
 # Fragments that meet in every wrong order: whole tags, halves of tags, white space, text, JSON.
 THOUGHT_FRAGMENTS = ["<think>", "</think>", "<thi", "nk>", "</", "think>", " ", "\n", "a", "é🦊", "<", ">", "I think"]
@@ -33,8 +34,8 @@ def split_thinking(pieces: list[str], *, inside: bool = False) -> tuple[str, str
     return "".join(split.thinking for split in splits), "".join(split.answer for split in splits)
 
 
-def take_calls(pieces: list[str]) -> tuple[str, list[ParsedCall]]:
-    parser = ToolCallParser()
+def take_calls(pieces: list[str], make: type[CallParser] = ToolCallParser) -> tuple[str, list[ParsedCall]]:
+    parser = make()
     outputs = [*(parser.push(piece) for piece in pieces), parser.flush()]
     return "".join(output.text for output in outputs), [call for output in outputs for call in output.calls]
 
@@ -157,6 +158,51 @@ def test_a_call_is_handed_out_at_its_closing_tag() -> None:
 )
 def test_what_is_a_call(body: str, call: tuple[str, object] | None) -> None:
     assert parse_call(body) == call
+
+
+JSON_FRAGMENTS = [
+    "[TOOL_CALLS]",
+    "<|python_tag|>",
+    "[TOOL",
+    "_CALLS]",
+    CALL,
+    CALL[:9],
+    CALL[9:],
+    " ",
+    "; ",
+    "[",
+    "]",
+    '"',
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "calls"),
+    [
+        ("", "", []),
+        ("no call {}", "no call {}", []),
+        (CALL, "", [("f", {"x": 1})]),
+        (f" \n{CALL}\n", "", [("f", {"x": 1})]),
+        (f"<|python_tag|>{CALL}; {CALL}", "", [("f", {"x": 1})] * 2),
+        (f"[TOOL_CALLS] [{CALL}, {CALL}]", "", [("f", {"x": 1})] * 2),
+        (f"[{CALL}]", "", [("f", {"x": 1})]),
+        ('{"name": "f", "arguments": {"x": "}]\\\\\\""}}', "", [("f", {"x": '}]\\"'})]),
+        (f"{CALL} and more", "and more", [("f", {"x": 1})]),
+        ('{"city": "Paris"} is', '{"city": "Paris"} is', []),
+        (f'[{CALL}, {{"a": 1}}]', f'[{CALL}, {{"a": 1}}]', []),
+        (CALL[:20], CALL[:20], []),
+        ("[TOOL", "[TOOL", []),
+        ("[1, 2] are", "[1, 2] are", []),
+    ],
+)
+def test_calls_in_bare_json(text: str, said: str, calls: list[tuple[str, dict[str, object]]]) -> None:
+    assert take_calls([text], JSONCallParser) == (said, calls)
+    assert take_calls(list(text), JSONCallParser) == (said, calls)
+
+
+@given(texts(JSON_FRAGMENTS), st.lists(st.integers(0, 400), max_size=8))
+def test_any_cut_gives_the_same_bare_calls(text: str, places: list[int]) -> None:
+    assert take_calls(cut(text, places), JSONCallParser) == take_calls([text], JSONCallParser)
 
 
 def test_held_back_is_the_longest_beginning_of_the_tag() -> None:
