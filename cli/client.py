@@ -2,7 +2,7 @@
 
 Every command talks to the daemon through this class and through nothing else. `connect` is the one place that makes
 an HTTP client. Errors of the daemon, also those that end a stream, are raised as `ServerError` with the daemon's own
-sentence. There is no time limit on an answer: a model may be loading, and Ctrl-C is the way out.
+sentence. An answer may take as long as it takes: a model may be loading, and Ctrl-C is the way out.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from daemon import api
 
 T = TypeVar("T")
 CONNECT_TIMEOUT_S = 5.0
+VERSION_TIMEOUT_S = 30.0
+"""For the one question that needs no model: what holds the port and does not answer it is no daemon that works."""
 
 
 class Client:
@@ -142,7 +144,7 @@ class Client:
             DaemonUnreachable: nobody does.
         """
         with self._reached():
-            response = self._http.get("/api/version")
+            response = self._http.get("/api/version", timeout=VERSION_TIMEOUT_S)
         if response.is_error:
             return api.VersionResponse(version="")
         try:

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from cli.client import Client
 
 
-def load_settings(flags: dict[str, str] | None = None) -> Settings:
+def load_settings() -> Settings:
     """The settings of this process.
 
     Raises:
-        CliError: a variable, the file or a flag holds something that cannot be used.
+        CliError: a variable or the file holds something that cannot be used.
     """
     try:
-        return Settings.load(os.environ, flags=flags)
+        return Settings.load(os.environ)
     except SettingsError as error:
         raise CliError(str(error)) from error
 

@@ -13,12 +13,11 @@ from datetime import UTC, datetime
 from cli.conversation import Conversation
 from cli.errors import NotFound, ServerError
 from cli.models import list_table
+from cli.run import THINK_LEVELS
 from cli.show import PARTS, part_text, sections
 from cli.table import table
 from daemon import api
 from modelfiles.parameters import PARAMETERS, ParameterError, parse_parameter
-
-THINK_LEVELS = ("low", "medium", "high", "max")
 
 
 class Bye(Exception):

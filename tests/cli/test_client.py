@@ -91,6 +91,22 @@ def test_nobody_there() -> None:
         client.version()
 
 
+def test_a_port_that_does_not_answer_is_given_up_but_a_model_that_loads_is_not() -> None:
+    limits: dict[str, object] = {}
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        limits[request.url.path] = request.extensions["timeout"]["read"]
+        if request.url.path == "/api/version":
+            raise httpx.ReadTimeout("timed out")
+        return httpx.Response(200, content=piece("", done=True))
+
+    with client_of(handler) as client:
+        list(client.generate(api.GenerateRequest(model="m")))
+        with pytest.raises(DaemonUnreachable, match="timed out"):
+            client.version()
+    assert limits == {"/api/generate": None, "/api/version": 30.0}
+
+
 def test_a_connection_that_breaks_in_the_middle() -> None:
     class Broken(httpx.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
