@@ -124,11 +124,17 @@ class BlockManager:
     def take_appends(self, seq: Sequence) -> list[BlockAppend]:
         """What the runner does not know yet of the tables of `seq`."""
         assert seq.row is not None
-        appends = []
-        for group, index in seq.swapped_blocks:
-            if seq.num_dead_blocks[group] <= index < seq.num_sent_blocks:
-                block = seq.block_tables[group][index]
-                appends.append(BlockAppend(seq.row, group, index, [block.block_id], seq.num_dead_blocks[group]))
+        appends: list[BlockAppend] = []
+        for group, index in sorted(seq.swapped_blocks):
+            dead = seq.num_dead_blocks[group]
+            if index < dead:  # has left the window since
+                continue
+            block_id = seq.block_tables[group][index].block_id
+            last = appends[-1] if appends else None
+            if last is not None and (last.group, last.start + len(last.block_ids)) == (group, index):
+                last.block_ids.append(block_id)  # a prompt that two computed is one change, not one a block
+            else:
+                appends.append(BlockAppend(seq.row, group, index, [block_id], dead))
         seq.swapped_blocks.clear()
         length = len(seq.block_tables[0])
         if length > seq.num_sent_blocks:

@@ -488,6 +488,16 @@ class TestSlidingWindow:
         assert len(rows) == 100
         assert driver.scheduler.stats().num_preemptions == 0
 
+    def test_a_copy_that_left_the_window_is_not_swapped_in_the_table(self) -> None:
+        driver = Driver(windows=(None, 5), max_num_batched_tokens=64)
+        driver.add(1, 17, max_tokens=9)
+        driver.add(2, 17, max_tokens=9)
+        first, _ = driver.step()
+        ids = {(append.row, append.group): append.block_ids for append in first.appended}
+        batch, _ = driver.step()
+        # Row 1 goes on with four blocks of row 0, of which the window keeps the last.
+        assert blocks(batch) == [(1, 0, 0, ids[0, 0][:4]), (1, 1, 3, ids[0, 1][3:4])]
+
     @pytest.mark.parametrize(("num_blocks", "max_context"), [(1, 4), (2, 8), (3, 1000)])
     def test_how_long_a_sequence_may_get(self, num_blocks: int, max_context: int) -> None:
         driver = Driver(windows=(8,), num_blocks=num_blocks, max_context=1000)
