@@ -14,6 +14,7 @@ KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 SMALL_WEIGHTS_BYTES = 2 << 30
 """On a CPU, models of up to this size in float32 are computed in float32."""
 CGROUP = Path("/sys/fs/cgroup")
+NO_LIMIT = 1 << 62
 
 
 def choose_device(name: str) -> torch.device:
@@ -72,13 +73,24 @@ def available_bytes(device: torch.device) -> int:
     """Memory that can still be allocated, a container's limit counted."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    available = int(psutil.virtual_memory().available)
+    return min(int(psutil.virtual_memory().available), _left_in_container(CGROUP))
+
+
+def _left_in_container(cgroup: Path) -> int:
+    """What a control group (version 2) still allows; far more than there is where no limit is set.
+
+    Pages of files that nobody has touched lately count as used, but give way: a model that was just copied or mapped
+    would otherwise seem to fill a container.
+    """
     try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):  # no cgroup of version 2: not in a container that limits
-        return available
-    return available if limit == "max" else max(0, min(available, int(limit) - used))
+        limit = (cgroup / "memory.max").read_text("ascii").strip()
+        used = int((cgroup / "memory.current").read_text("ascii"))
+        statistics = dict(line.split() for line in (cgroup / "memory.stat").read_text("ascii").splitlines())
+    except (OSError, ValueError):  # no such group here
+        return NO_LIMIT
+    if limit == "max":
+        return NO_LIMIT
+    return max(0, int(limit) - used + int(statistics.get("inactive_file", 0)))
 
 
 def _named(name: str, table: dict[str, torch.dtype], what: str) -> torch.dtype:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.config import ModelConfig
+from engine.execution.device import available_bytes
 from engine.execution.errors import ModelTooLarge
 
 Tensor = torch.Tensor
@@ -40,17 +41,16 @@ class KVCache:
     ) -> KVCache:
         """
         Raises:
-            ModelTooLarge: the device refuses.
+            ModelTooLarge: more than is free. Asked before, because Linux promises memory that it does not have.
         """
+        needs, has = (num_blocks + 1) * block_bytes(config, block_size, dtype), available_bytes(device)
+        if needs > has:
+            raise ModelTooLarge(f"a KV cache of {num_blocks} blocks", needs, has, "ask for fewer, or free memory")
         shape = num_blocks + 1, config.num_kv_heads, block_size, config.head_dim
-        try:
-            layers = tuple(
-                (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
-                for _ in range(config.num_layers)
-            )
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            needs = (num_blocks + 1) * block_bytes(config, block_size, dtype)
-            raise ModelTooLarge("the KV cache", needs, 0, f"ask for fewer than {num_blocks} blocks") from error
+        layers = tuple(
+            (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+            for _ in range(config.num_layers)
+        )
         return cls(layers, num_blocks, block_size)
 
     @property

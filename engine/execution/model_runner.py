@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from engine.config import ModelConfig
 from engine.execution.device import available_bytes, choose_device, choose_dtype, choose_kv_dtype
-from engine.execution.errors import ModelTooLarge, Unsupported, mebibytes
+from engine.execution.errors import ExecutionError, ModelTooLarge, Unsupported, mebibytes
 from engine.execution.kv_cache import KVCache, block_bytes, default_num_blocks, num_blocks_in
 from engine.execution.row_state import RowState
 from engine.execution.sampler import Sampled, SamplingRow, sample
@@ -259,35 +259,73 @@ class ModelRunner:
     # ---- whole prompts
 
     @torch.inference_mode()
-    def hidden_states(self, token_ids: Sequence[int]) -> Tensor:
-        """Runs one prompt through the model in a cache of its own: [num_tokens, hidden_size], before the final norm."""
+    def hidden_states(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Runs prompts through the model in a cache of their own, beside whatever else is going on.
+
+        Returns:
+            [tokens of all prompts, hidden_size], before the final norm.
+        """
         block_size = self.load_options.block_size
-        num_blocks = -(-len(token_ids) // block_size)
-        cache = KVCache.allocate(self.config, num_blocks, block_size, self.kv_dtype, self.device)
-        table = torch.arange(1, num_blocks + 1, device=self.device)[None]
-        positions = torch.arange(len(token_ids), device=self.device)
+        counts = [len(prompt) for prompt in prompts]
+        most = -(-max(counts) // block_size)
+        cache = KVCache.allocate(self.config, most * len(prompts), block_size, self.kv_dtype, self.device)
+        tables = torch.arange(1, cache.num_blocks + 1, device=self.device).view(len(prompts), most)
+        row_of_token = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(self.device)
+        positions = torch.cat([torch.arange(count) for count in counts]).to(self.device)
+        token_ids = torch.tensor([token for prompt in prompts for token in prompt], device=self.device)
         plans = [
             plan_attention(
-                table, [0], [len(token_ids)], positions, torch.zeros_like(positions),
-                block_size=block_size, num_kv_heads=self.config.num_kv_heads, window=group.window,
+                tables,
+                [0] * len(prompts),
+                counts,
+                positions,
+                row_of_token,
+                block_size=block_size,
+                num_kv_heads=self.config.num_kv_heads,
+                window=group.window,
             )
             for group in self.config.kv_groups
-        ]  # fmt: skip
-        ids = torch.tensor(token_ids, device=self.device)
-        return self.decoder.forward(ForwardContext(ids, positions, plans, cache.layers))
+        ]
+        return self.decoder.forward(ForwardContext(token_ids, positions, plans, cache.layers))
 
     @torch.inference_mode()
     def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Natural-log probability of each token given those before it, from the second one on."""
-        logits = self.decoder.logits(self.hidden_states(token_ids)[:-1])
+        logits = self.decoder.logits(self.hidden_states([token_ids])[:-1])
         targets = torch.tensor(token_ids[1:], device=self.device)
-        return (-F.cross_entropy(logits, targets, reduction="none")).tolist()
+        logprobs: list[float] = (-F.cross_entropy(logits, targets, reduction="none")).tolist()
+        return logprobs
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """One L2-normalised vector a prompt: the final hidden state of its last token, as decoders are pooled."""
-        vectors = [self.decoder.normed(self.hidden_states(prompt)[-1:]).float() for prompt in prompts]
-        return [F.normalize(vector, dim=-1)[0].tolist() for vector in vectors]
+        """One L2-normalised vector a prompt: the final hidden state of its last token, as decoders are pooled.
+
+        Prompts are computed together, up to `max_num_batched_tokens` a pass. None may be empty.
+
+        Raises:
+            ExecutionError: a vector is not finite.
+        """
+        vectors: list[list[float]] = []
+        for group in _groups_of(prompts, self.load_options.max_num_batched_tokens):
+            last = torch.tensor([len(prompt) for prompt in group], device=self.device).cumsum(0) - 1
+            pooled = self.decoder.normed(self.hidden_states(group)[last]).float()
+            if not pooled.isfinite().all():
+                raise ExecutionError("the model computed an embedding that is not finite; its weights may be damaged")
+            vectors += F.normalize(pooled, dim=-1).tolist()
+        return vectors
+
+
+def _groups_of(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[Sequence[int]]]:
+    """Prompts in order, in groups of at most `max_tokens` tokens; a longer prompt is a group of its own."""
+    groups: list[list[Sequence[int]]] = []
+    left = 0
+    for prompt in prompts:
+        if not groups or len(prompt) > left:
+            groups.append([])
+            left = max_tokens
+        groups[-1].append(prompt)
+        left -= len(prompt)
+    return groups
 
 
 def _check_fits(config: ModelConfig, dtype: torch.dtype, device: torch.device, load: Load) -> None:

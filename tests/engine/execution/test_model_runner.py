@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.execution.errors import ModelTooLarge, Unsupported
+from engine.execution.errors import ExecutionError, ModelTooLarge, Unsupported
 from engine.execution.model_runner import ModelRunner
+from engine.execution.row_state import RowState
+from engine.execution.sampler import SamplingRow, sample
 from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import Admission, BlockAppend, RowStep, ScheduledBatch
 from tests.engine.execution.driver import GREEDY, Driver, load_runner
@@ -81,6 +83,33 @@ def test_a_preempted_sequence_goes_on_as_if_nothing_had_been(runner: ModelRunner
     rest = [driver.step({6: count}).token_ids for count in (5, 9)]
     rest += [driver.step({6: driver.known[6] - driver.computed[6]}).token_ids for _ in range(9)]
     assert first[0] + [token for step in rest for token in step] == expected
+
+
+def test_noise_counts_from_the_origin(tiny_dir: Path) -> None:
+    runner = load_runner(tiny_dir)
+    params = SamplingParams(seed=6, temperature=3.0)
+    for origin in (9, 3, 0):
+        driver = Driver(runner)
+        driver.admit(0, prompt(1, 9), params, origin)
+        token = driver.step({0: 9}).token_ids
+        logits = driver.prompt_logits(prompt(1, 9), itertools.cycle([9]))
+        assert token == sample(logits[None], [SamplingRow(params, 9 - origin, None)]).token_ids.tolist()
+
+
+def test_penalties_look_back_as_far_as_they_are_told() -> None:
+    state = RowState(2, 10, 1, 4, torch.device("cpu"))
+    state.apply([Admission(1, 5, [10, 11, 12, 13, 14], 5, GREEDY)], [])
+    assert state.history(1, 5, -1).tolist() == [10, 11, 12, 13, 14]
+    assert state.history(1, 5, 2).tolist() == [13, 14]
+    assert state.history(1, 4, 64).tolist() == [10, 11, 12, 13]
+
+
+def test_block_tables_take_what_is_appended_and_drop_what_is_dead() -> None:
+    state = RowState(2, 20, 2, 4, torch.device("cpu"))
+    state.block_tables[1].fill_(77)
+    state.apply([Admission(0, 5, [1], 1, GREEDY)], [BlockAppend(0, 1, 0, [5, 6, 7]), BlockAppend(0, 1, 3, [8], dead=2)])
+    assert state.block_tables[1].tolist() == [[0, 0, 7, 8, 0], [77] * 5]
+    assert state.block_tables[0][0].tolist() == [0] * 5
 
 
 def test_blocks_of_another_row_serve_as_a_cached_prefix(tiny_dir: Path) -> None:
@@ -187,8 +216,25 @@ def test_memory_is_given_back_and_taken_again(tiny_dir: Path) -> None:
     assert Driver(runner).generate([prompt(1, 7)], 5)[0] == expected
 
 
-def test_embeddings_are_unit_vectors_of_the_last_token(tiny_dir: Path) -> None:
+def test_embeddings_do_not_depend_on_what_is_embedded_beside_them(runner: ModelRunner) -> None:
+    prompts = [prompt(n, length) for n, length in enumerate([1, 30, 4, 17, 3, 16])]
+    alone = [runner.embed([one])[0] for one in prompts]
+    torch.testing.assert_close(torch.tensor(runner.embed(prompts)), torch.tensor(alone))
+    logits = [runner.decoder.logits(runner.hidden_states([one])) for one in prompts]
+    together = runner.decoder.logits(runner.hidden_states(prompts))
+    torch.testing.assert_close(together, torch.cat(logits), atol=1e-4, rtol=1e-4)
+
+
+def test_a_damaged_embedding_is_an_error(tiny_dir: Path) -> None:
     runner = load_runner(tiny_dir)
+    with torch.inference_mode():
+        runner.decoder.weights.final_norm[0] = torch.nan
+    with pytest.raises(ExecutionError, match="an embedding that is not finite"):
+        runner.embed([prompt(1, 5)])
+
+
+def test_embeddings_are_unit_vectors_of_the_last_token(tiny_dir: Path) -> None:
+    runner = load_runner(tiny_dir, max_num_batched_tokens=22)
     one, same, other = runner.embed([prompt(1, 20), prompt(1, 20), prompt(2, 3)])
     assert one == same
     assert sum(x * x for x in one) == pytest.approx(1.0)

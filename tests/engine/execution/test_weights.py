@@ -93,9 +93,9 @@ def test_a_padded_vocabulary_is_cut(tiny_dir: Path, tmp_path: Path) -> None:
 
     expected = load_runner(tiny_dir)
     padded = load_runner(edited(tiny_dir, tmp_path / "m", pad))
-    logits = padded.decoder.logits(padded.hidden_states(PROMPT))
+    logits = padded.decoder.logits(padded.hidden_states([PROMPT]))
     assert logits.shape == (len(PROMPT), 97)
-    torch.testing.assert_close(logits, expected.decoder.logits(expected.hidden_states(PROMPT)))
+    torch.testing.assert_close(logits, expected.decoder.logits(expected.hidden_states([PROMPT])))
 
 
 def test_a_tied_head_may_be_saved_twice(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_the_text_model_inside_a_multimodal_checkpoint_is_found(prefix: str, tin
         tensors["vision_tower.patch.weight"] = torch.zeros(3)
 
     expected, found = load_runner(tiny_dir), load_runner(edited(tiny_dir, tmp_path / "m", rename))
-    assert torch.equal(found.hidden_states(PROMPT), expected.hidden_states(PROMPT))
+    assert torch.equal(found.hidden_states([PROMPT]), expected.hidden_states([PROMPT]))
 
 
 def test_shards_and_half_types_give_the_same_model(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_shards_and_half_types_give_the_same_model(tmp_path: Path) -> None:
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
     model.save_pretrained(tmp_path / "one")  # type: ignore[operator]
     shards, one = load_runner(tmp_path / "shards"), load_runner(tmp_path / "one")
-    assert torch.equal(shards.hidden_states(PROMPT), one.hidden_states(PROMPT))
+    assert torch.equal(shards.hidden_states([PROMPT]), one.hidden_states([PROMPT]))
     assert shards.config.quantization == "BF16"
 
 
@@ -186,7 +186,7 @@ def gguf_of(folder: Path, target: Path, *, mixed: bool = False) -> Path:
 
 def test_gguf_rows_of_q_and_k_are_put_back(tiny_dir: Path, tmp_path: Path) -> None:
     expected, runner = load_runner(tiny_dir), load_runner(gguf_of(tiny_dir, tmp_path / "m.gguf"))
-    assert torch.equal(runner.hidden_states(PROMPT), expected.hidden_states(PROMPT))
+    assert torch.equal(runner.hidden_states([PROMPT]), expected.hidden_states([PROMPT]))
 
 
 def test_one_projection_may_mix_types(tiny_dir: Path, tmp_path: Path) -> None:

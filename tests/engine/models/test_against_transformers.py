@@ -93,7 +93,7 @@ def test_logits_equal_in_any_chunks(name: str, tmp_path: Path) -> None:
     assert expected.std() > 0.1, "a model that says nothing tests nothing"
     runner = load_runner(tmp_path, num_blocks=64)
     torch.testing.assert_close(
-        runner.decoder.logits(runner.hidden_states(token_ids)), expected, atol=TOLERANCE, rtol=TOLERANCE
+        runner.decoder.logits(runner.hidden_states([token_ids])), expected, atol=TOLERANCE, rtol=TOLERANCE
     )
     driver = Driver(runner, seed=7)
     assert runner.kv_cache is not None
