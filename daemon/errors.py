@@ -18,12 +18,16 @@ from __future__ import annotations
 
 import logging
 
+from engine.config import ConfigError
 from engine.errors import EngineError, RequestFailed
 from engine.sampling_params import SamplingError
 from engine.text.tokenizer import TokenizerError
 from modelfiles.durations import DurationError
+from modelfiles.gguf import GGUFError
 from modelfiles.parameters import ParameterError
 from modelfiles.prompt import TemplateError
+from modelfiles.safetensors import SafetensorsError
+from modelfiles.source import SourceError
 from registry.errors import (
     BlobNotFound,
     CreateError,
@@ -110,6 +114,11 @@ STATUS: dict[type[BaseException], int] = {
     SamplingError: 400,
     TokenizerError: 400,
     EngineError: 500,
+    # Files that are broken, or of a kind that Hob does not run; loading them fails with LoadFailed and the same words.
+    ConfigError: 500,
+    SourceError: 500,
+    GGUFError: 500,
+    SafetensorsError: 500,
 }
 
 RETRY_LATER = (ServerBusy, ShuttingDown)

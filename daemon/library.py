@@ -104,12 +104,17 @@ def parse_name(name: str | None, complaint: str) -> ModelName:
         raise BadRequest(complaint) from error
 
 
-def chat_template(source: ModelSource) -> str:
-    """The Jinja template that comes with the weights, read without building the tokenizer; "" where there is none."""
+def _config_and_template(source: ModelSource) -> tuple[ModelConfig, str]:
+    """The configuration, and the Jinja template that comes with the weights or "", without building the tokenizer."""
     if source.format == "gguf":
         with open_shards(source.gguf_files) as model:
+            config = ModelConfig.from_gguf(model.metadata, model.tensors, model.data)
             template = model.metadata.get("tokenizer.chat_template", "")
-            return template if isinstance(template, str) else ""
+            return config, template if isinstance(template, str) else ""
+    return ModelConfig.from_source(source), _hub_template(source)
+
+
+def _hub_template(source: ModelSource) -> str:
     if text := source.read_text("chat_template.jinja"):
         return text
     try:
@@ -123,8 +128,7 @@ def _describe(stored: StoredModel) -> Description:
     keys = stored.config
     try:
         source = stored.source
-        config = ModelConfig.from_source(source)
-        template = chat_template(source)
+        config, template = _config_and_template(source)
         capabilities = _template_capabilities(stored.template, template)
         family, size, quantization = config.family, human_number(config.num_parameters), config.quantization
         details = ModelDetails(

@@ -13,6 +13,14 @@ pytestmark = pytest.mark.e2e
 
 QUESTION: list[dict[str, Any]] = [{"role": "user", "content": "Tell me a story about a fox."}]
 SHORT = {"num_predict": 12, "temperature": 0}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
 
 
 @pytest.fixture
@@ -49,7 +57,8 @@ def test_generate(client: ollama.Client, model: str) -> None:
     whole = client.generate(model, "Once upon a time", options=SHORT)
     pieces = list(client.generate(model, "Once upon a time", options=SHORT, stream=True))
     assert "".join(piece.response for piece in pieces) == whole.response
-    assert whole.response
+    assert "".join(piece.thinking or "" for piece in pieces) == (whole.thinking or "")
+    assert whole.response or whole.thinking
     for reply in (whole, pieces[-1]):
         assert reply.model == model
         assert reply.done
@@ -139,9 +148,21 @@ def test_pull_brings_tale_back(client: ollama.Client, model: str) -> None:
     assert client.generate("tale", "Hi", options=SHORT).done
 
 
-def test_tale_tells_a_story(client: ollama.Client, model: str) -> None:
+def test_tale_tells_a_story_and_thinks_when_asked(client: ollama.Client, model: str) -> None:
     if model != "tale":
         pytest.skip("the tiny model has nothing to say")
-    story = client.chat("tale", QUESTION, options={"temperature": 0}).message.content
-    assert story is not None
-    assert "fox" in story.lower()
+    for think in (True, False):
+        message = client.chat("tale", QUESTION, options={"temperature": 0}, think=think).message
+        assert "fox" in (message.content or "").lower()
+        assert "<think>" not in (message.content or "")
+        assert bool(message.thinking) is think
+
+
+def test_tale_calls_a_tool(client: ollama.Client, model: str) -> None:
+    if model != "tale":
+        pytest.skip("the tiny model has nothing to say")
+    question = [{"role": "user", "content": "What is the weather in Paris?"}]
+    pieces = list(client.chat("tale", question, tools=[WEATHER], options={"temperature": 0}, stream=True))
+    [call] = [call for piece in pieces for call in piece.message.tool_calls or ()]
+    assert (call.function.name, call.function.arguments) == ("get_weather", {"city": "Paris"})
+    assert "<tool_call>" not in "".join(piece.message.content or "" for piece in pieces)
