@@ -143,11 +143,18 @@ def create_tiny(client: ollama.Client, folder: Path, name: str = "tiny") -> None
 
 
 @pytest.fixture(scope="session", params=["tiny", "tale"])
-def model(request: pytest.FixtureRequest, daemon: Daemon, tiny_folder: Path, tale_dir: Path) -> str:
+def model(request: pytest.FixtureRequest, daemon: Daemon, tiny_folder: Path) -> str:
     """Name of a model that the session's daemon has."""
-    name: str = request.param
-    if name == "tiny":
-        create_tiny(daemon.client(), tiny_folder)
-    elif not [*tale_dir.glob("*.safetensors"), *tale_dir.glob("*.gguf")]:
+    if request.param == "tale":
+        tale: str = request.getfixturevalue("tale")
+        return tale
+    create_tiny(daemon.client(), tiny_folder)
+    return "tiny"
+
+
+@pytest.fixture(scope="session")
+def tale(tale_dir: Path) -> str:
+    """Name of the built-in model, where its weights are in the tree."""
+    if not [*tale_dir.glob("*.safetensors"), *tale_dir.glob("*.gguf")]:
         pytest.skip("the weights of the built-in model are not there")
-    return name
+    return "tale"

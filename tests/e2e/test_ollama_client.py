@@ -139,30 +139,24 @@ def test_refusals(client: ollama.Client, model: str) -> None:
         client.pull("no-such")
 
 
-def test_pull_brings_tale_back(client: ollama.Client, model: str) -> None:
-    if model != "tale":
-        pytest.skip("only the built-in model can be pulled")
-    client.delete("tale")
-    assert "tale:latest" not in [entry.model for entry in client.list().models]
-    assert client.pull("tale").status == "success"
-    assert client.generate("tale", "Hi", options=SHORT).done
+def test_pull_brings_tale_back(client: ollama.Client, tale: str) -> None:
+    client.delete(tale)
+    assert f"{tale}:latest" not in [entry.model for entry in client.list().models]
+    assert client.pull(tale).status == "success"
+    assert client.generate(tale, "Hi", options=SHORT).done
 
 
-def test_tale_tells_a_story_and_thinks_when_asked(client: ollama.Client, model: str) -> None:
-    if model != "tale":
-        pytest.skip("the tiny model has nothing to say")
+def test_tale_tells_a_story_and_thinks_when_asked(client: ollama.Client, tale: str) -> None:
     for think in (True, False):
-        message = client.chat("tale", QUESTION, options={"temperature": 0}, think=think).message
+        message = client.chat(tale, QUESTION, options={"temperature": 0}, think=think).message
         assert "fox" in (message.content or "").lower()
         assert "<think>" not in (message.content or "")
         assert bool(message.thinking) is think
 
 
-def test_tale_calls_a_tool(client: ollama.Client, model: str) -> None:
-    if model != "tale":
-        pytest.skip("the tiny model has nothing to say")
+def test_tale_calls_a_tool(client: ollama.Client, tale: str) -> None:
     question = [{"role": "user", "content": "What is the weather in Paris?"}]
-    pieces = list(client.chat("tale", question, tools=[WEATHER], options={"temperature": 0}, stream=True))
+    pieces = list(client.chat(tale, question, tools=[WEATHER], options={"temperature": 0}, stream=True))
     [call] = [call for piece in pieces for call in piece.message.tool_calls or ()]
     assert (call.function.name, call.function.arguments) == ("get_weather", {"city": "Paris"})
     assert "<tool_call>" not in "".join(piece.message.content or "" for piece in pieces)
