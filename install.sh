@@ -332,11 +332,14 @@ install_hob() {
 }
 
 run_tests() {
+    local status=0
     prepare_environment
     cd "$ROOT"
     export PATH="$ENV/bin:$PATH"
-    "$ENV/bin/python" tools/check.py
-    "$ENV/bin/python" -m pytest "$@"
+    # Both run, so that one report shows everything that is wrong.
+    "$ENV/bin/python" tools/check.py || status=1
+    "$ENV/bin/python" -m pytest "$@" || status=$?
+    return $status
 }
 
 uninstall() {

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = (
-    "awk basename bash cat chmod cksum cut df dirname du env find grep head id ln ls mkdir mktemp mv pwd "
-    "readlink rm rmdir sed sort tail touch uname xargs"
-).split()
+TOOLS = [
+    "awk", "basename", "bash", "cat", "chmod", "cksum", "cut", "df", "dirname", "du", "env", "find", "grep",
+    "head", "id", "ln", "ls", "mkdir", "mktemp", "mv", "pwd", "readlink", "rm", "rmdir", "sed", "sort",
+    "tail", "touch", "uname", "xargs",
+]  # fmt: skip
 
 PYTHON = r"""#!/usr/bin/env bash
 # A double of Python: {version}, venv: {venv}, a CPU build of torch at hand: {cpu_build}
