@@ -261,6 +261,10 @@ prepare_environment() {
     mkdir -p "$BASE" 2>/dev/null || die "$BASE cannot be written; set HOB_HOME to a folder that can."
     [ -w "$BASE" ] || die "$BASE cannot be written; set HOB_HOME to a folder that can."
     take_lock
+    # A daemon of the old code would start workers of the new one.
+    if [ "$MODE" = install ] && [ -x "$ENV/bin/hob" ] && "$ENV/bin/hob" shutdown >/dev/null 2>&1; then
+        say "The daemon that was running is ended; the next command starts the new one."
+    fi
     if [ "$TORCH" = kept ]; then
         say "Updating $ENV."
         echo updating >"$ENV/.hob-stamp"

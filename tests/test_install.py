@@ -290,6 +290,19 @@ def test_a_second_run_installs_nothing(machine: Machine) -> None:
     assert machine.calls == before
 
 
+def test_an_update_ends_the_old_daemon(machine: Machine) -> None:
+    machine.python("python3.12", "3.12.1")
+    assert machine.install().returncode == 0
+    hob = machine.home / "env" / "bin" / "hob"
+    hob.write_text(f'#!/bin/sh\necho "hob $*" >>"{machine.folder}/calls"\n')
+    hob.chmod(0o755)
+    machine.install()
+    assert "hob shutdown" not in machine.calls  # nothing has changed
+    (machine.home / "env" / ".hob-stamp").write_text("another state of the tree")
+    assert "The daemon that was running is ended" in machine.install().stdout
+    assert "hob shutdown" in machine.calls
+
+
 def test_run_hands_the_prompt_to_hob(machine: Machine) -> None:
     machine.python("python3.12", "3.12.1")
     assert machine.install().returncode == 0
