@@ -152,6 +152,14 @@ def test_progress_ends_at_the_total(tiny_dir: Path) -> None:
 # ---- GGUF
 
 
+def permuted(values: torch.Tensor, role: str, config: dict[str, int]) -> torch.Tensor:
+    """Rows of Q and K, weights and biases alike, in the order of neighbours that rotate together."""
+    if role not in ("q", "k"):
+        return values
+    heads = config["num_attention_heads"] if role == "q" else config["num_key_value_heads"]
+    return values.reshape(heads, 2, -1, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
+
+
 def gguf_of(folder: Path, target: Path, *, mixed: bool = False) -> Path:
     """The tiny Llama as llama.cpp's converter would write it: Q and K permuted, and quantised if `mixed`."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -169,14 +177,15 @@ def gguf_of(folder: Path, target: Path, *, mixed: bool = False) -> Path:
     roles = ["attention_norm", "q", "k", "v", "attention_output", "mlp_norm", "gate", "up", "down"]
     wanted = [(role, None) for role in ("embedding", "final_norm", "head")]
     wanted += [(role, layer) for layer in range(config["num_hidden_layers"]) for role in roles]  # type: ignore[misc]
+    biased = ("q", "k", "v", "attention_output") if config["attention_bias"] else ()
     for role, layer in wanted:
-        values = tensors[names.name(role, layer)]
-        if role in ("q", "k"):
-            heads = config["num_attention_heads"] if role == "q" else config["num_key_value_heads"]
-            values = values.view(heads, 2, -1, values.shape[1]).transpose(1, 2).reshape(values.shape)
+        values = permuted(tensors[names.name(role, layer)], role, config)
         type = {"v": gguf.GGMLQuantizationType.Q8_0, "k": gguf.GGMLQuantizationType.Q4_0}.get(role) if mixed else None
         data = values.numpy() if type is None else gguf.quants.quantize(values.numpy(), type)
         writer.add_tensor(ours.name(role, layer), np.ascontiguousarray(data), raw_dtype=type)
+        if role in biased:
+            bias = permuted(tensors[names.name(role, layer, "bias")], role, config)
+            writer.add_tensor(ours.name(role, layer, "bias"), bias.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -184,8 +193,16 @@ def gguf_of(folder: Path, target: Path, *, mixed: bool = False) -> Path:
     return target
 
 
-def test_gguf_rows_of_q_and_k_are_put_back(tiny_dir: Path, tmp_path: Path) -> None:
-    expected, runner = load_runner(tiny_dir), load_runner(gguf_of(tiny_dir, tmp_path / "m.gguf"))
+@pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "biases"])
+def test_gguf_rows_of_q_and_k_are_put_back(has_bias: bool, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "m", attention_bias=has_bias)
+    if has_bias:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):
+                    parameter.normal_()
+        model.save_pretrained(tmp_path / "m")  # type: ignore[operator]
+    expected, runner = load_runner(tmp_path / "m"), load_runner(gguf_of(tmp_path / "m", tmp_path / "m.gguf"))
     assert torch.equal(runner.hidden_states([PROMPT]), expected.hidden_states([PROMPT]))
 
 
