@@ -67,7 +67,7 @@ class LiteralTokens:
 
     def find(self, text: str) -> list[tuple[int, int, str]]:
         """(start, end, token) of every occurrence, in order; `end` includes blanks that were taken along."""
-        found = self._finder.encode(text, add_special_tokens=False)
+        found = self._finder.encode_batch([text], add_special_tokens=False)[0]  # a batch does not hold up other threads
         return [(start, end, self._texts[index]) for index, (start, end) in zip(found.ids, found.offsets, strict=True)]
 
 
@@ -149,7 +149,8 @@ class TokenizersEncoder:
         # The switch is a property of the shared object; another thread must not turn it in between.
         with self._lock:
             self._rust.encode_special_tokens = not parse_special
-            return self._rust.encode(text, add_special_tokens=False).ids
+            # As a batch of one: only those are encoded without the interpreter's lock, and a long text takes a while.
+            return self._rust.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def affixes(self) -> tuple[list[int], list[int]]:
         """Ids that the file's post-processor puts before and after a text."""
