@@ -139,6 +139,8 @@ def _weather(rng: random.Random) -> Call:
 
     def turn() -> tuple[str, Json, str, str]:
         city = capital(made_up_word(rng)) if rng.random() < 0.1 else rng.choice(words.CITIES)
+        if rng.random() < 0.08:
+            city += ", " + rng.choice(words.REGIONS)
         degrees = rng.randint(-10, 39)
         sky = rng.choice(words.WEATHERS)
         arguments: Json = {city_key: city}

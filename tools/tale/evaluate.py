@@ -58,9 +58,13 @@ class Model:
         """The continuation of each prompt, without the end mark."""
         answers: list[str] = [""] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        size = 100 if self.device == "cuda" else 8
-        for start in range(0, len(order), size):
+        start = 0
+        while start < len(order):
+            # Padded batches take the plain attention, which holds scores of [B, heads, T, T].
+            longest = len(prompts[order[min(start + 99, len(order) - 1)]]) // 2  # tokens, estimated high
+            size = max(1, min(100, 400_000_000 // longest**2)) if self.device == "cuda" else 8
             indices = order[start : start + size]
+            start += size
             inputs = self.tokenizer(
                 [prompts[i] for i in indices], return_tensors="pt", padding=True, add_special_tokens=False
             ).to(self.device)

@@ -129,7 +129,9 @@ def capital(text: str) -> str:
 
 def article(noun: str) -> str:
     """`a` or `an` before a noun, by sound as far as the vocabulary needs it."""
-    starts_with_vowel = noun[:1].lower() in "aeiou" and not noun.startswith(("uni", "eu", "one"))
+    starts_with_vowel = noun.startswith(("honest", "hour", "heir")) or (
+        noun[:1].lower() in "aeiou" and not noun.startswith(("uni", "eu", "one"))
+    )
     return "an" if starts_with_vowel else "a"
 
 

@@ -21,7 +21,7 @@ _MALE_KINDS = frozenset("boy king prince wizard grandfather fisherman postman ro
 def made_up_word(rng: random.Random) -> str:
     """A word of two or three syllables that is in no list, so that the model learns to copy and not only to recall."""
     syllables = "".join(rng.choice(words.SYLLABLES) for _ in range(rng.choice((2, 2, 3))))
-    return syllables + rng.choice(words.WORD_ENDINGS)
+    return syllables + (rng.choice(words.WORD_ENDINGS) if rng.random() < 0.5 else "")
 
 
 def draw_person(rng: random.Random, kind: str = "", *, made_up: float = 0.08) -> words.Person:
@@ -217,7 +217,7 @@ def _about(rng: random.Random, request: Request) -> str:
         noun = request.kind
         if rng.random() < 0.1:
             noun = rng.choice(words.ADJECTIVES) + " " + noun
-        hero = with_article(noun)
+        hero = with_article(noun) if rng.random() < 0.95 else f"the {noun}"
         if request.name:
             hero += rng.choice((" called ", " named ", " whose name is ")) + request.name
         parts.append(hero)

@@ -98,6 +98,11 @@ def about_me(rng: random.Random) -> Exchange:
     )
 
 
+def _numeral(rng: random.Random, number: int) -> str:
+    """A number as a user may write it: digits, or a word up to twenty."""
+    return words.NUMBER_WORDS[number] if number <= 20 and rng.random() < 0.4 else str(number)
+
+
 def counting(rng: random.Random) -> Exchange:
     """Numbers in order, up and down."""
     roll = rng.random()
@@ -107,7 +112,7 @@ def counting(rng: random.Random) -> Exchange:
             _pick(
                 rng,
                 "[Count to {n}.|Count from 1 to {n}.|Please count to {n}.|Can you count to {n}?|count to {n}|Count up to {n}]",
-                n=str(last),
+                n=_numeral(rng, last),
             ),
             f"I count from 1 to {last}.",
             ", ".join(str(i) for i in range(1, last + 1)),
@@ -119,8 +124,8 @@ def counting(rng: random.Random) -> Exchange:
             _pick(
                 rng,
                 "[Count from {a} to {n}.|Please count from {a} to {n}.|List the numbers from {a} to {n}.]",
-                a=str(first),
-                n=str(last),
+                a=_numeral(rng, first),
+                n=_numeral(rng, last),
             ),
             f"I count from {first} to {last}.",
             ", ".join(str(i) for i in range(first, last + 1)),
@@ -130,7 +135,7 @@ def counting(rng: random.Random) -> Exchange:
         _pick(
             rng,
             "[Count down from {a}.|Count backwards from {a}.|Count from {a} to 1.|Count down from {a} to 1]",
-            a=str(first),
+            a=_numeral(rng, first),
         ),
         f"I count down from {first}.",
         ", ".join(str(i) for i in range(first, 0, -1)),
@@ -272,15 +277,15 @@ def knowledge(rng: random.Random) -> Exchange:
                 _pick(
                     rng,
                     "[What is {a} plus {b}?|What is {a} + {b}?|{a} + {b} = ?|How much is {a} plus {b}?|What's {a}+{b}?|{a}+{b}]",
-                    a=str(a),
-                    b=str(b),
+                    a=_numeral(rng, a),
+                    b=_numeral(rng, b),
                 ),
                 "This is a sum.",
                 f"{a} plus {b} is {a + b}.",
             )
         a, b = max(a, b), min(a, b)
         return (
-            _pick(rng, "[What is {a} minus {b}?|What is {a} - {b}?|How much is {a} minus {b}?]", a=str(a), b=str(b)),
+            _pick(rng, "[What is {a} minus {b}?|What is {a} - {b}?|How much is {a} minus {b}?]", a=_numeral(rng, a), b=_numeral(rng, b)),
             "This is a difference.",
             f"{a} minus {b} is {a - b}.",
         )

@@ -141,6 +141,8 @@ Bangkok, Hanoi, Singapore, Jakarta, Manila, Auckland, Honolulu, Reykjavik, Edinb
 Marseille, Nice, Barcelona, Valencia, Seville, Porto, Krakow, Zagreb, Belgrade, Sofia, Bucharest, Kyiv, Riga, Tallinn, Vilnius
 """)
 
+REGIONS = _words("CA, MA, TX, NY, IL, France, Germany, Italy, Spain, Japan, UK, USA, Canada, India, Brazil, Sweden, Austria")
+
 CAPITALS = tuple(
     (pair.split(":")[0].strip(), pair.split(":")[1].strip())
     for pair in _words("""
@@ -193,4 +195,4 @@ ba, be, bi, bo, bu, da, de, di, do, du, fa, fe, fi, fo, ga, go, gu, ha, he, hi, 
 mi, mo, mu, na, ne, ni, no, nu, pa, pe, pi, po, ra, re, ri, ro, ru, sa, se, si, so, su, ta, te, ti, to, tu, va, ve, vi, wa, we, za, ze, zo,
 bla, bri, cra, dre, fla, gri, kno, plo, sha, sni, spo, tri, tro, wim, zun
 """)
-WORD_ENDINGS = _words("n, r, l, s, t, x, ck, m, mp, rf, ng, sh, nd, lf, , , , , ")
+WORD_ENDINGS = _words("n, r, l, s, t, x, ck, m, mp, rf, ng, sh, nd, lf")
