@@ -162,6 +162,31 @@ class BlockManager:
             if window is not None:
                 self._release_dead(seq, group, num_dead_blocks(seq.num_done_tokens, window, size))
 
+    def forget(self, seq: Sequence) -> None:
+        """Takes what only `seq` uses of its path out of the prefix cache: its values went wrong, nobody may hit them.
+
+        Blocks that others compute on stay; if these are wrong, too, their sequences will tell.
+        """
+        path = self.cache.match(self._key(seq), seq.token_ids, len(seq.token_ids) // self.block_size)
+        num_kept = len(path)
+        while num_kept and not self._is_shared(seq, path[num_kept - 1], num_kept - 1):
+            num_kept -= 1
+        if num_kept < len(path):
+            self.cache.detach(path[num_kept])
+        seq.num_cached_blocks, seq.node = 0, None
+
+    def _is_shared(self, seq: Sequence, node: Node, index: int) -> bool:
+        """Whether a sequence other than `seq` computes on a block of `node`, number `index` of its path."""
+        for group, block in enumerate(node.blocks):
+            if block is None:
+                continue
+            table = seq.block_tables[group] if seq.block_tables else []
+            is_own = index < len(table) and table[index] is block
+            num_retired = sum(retired.block is block for retired in self._retired)
+            if block.ref_count > is_own + num_retired:
+                return True
+        return False
+
     def release(self, seq: Sequence) -> None:
         """Takes all blocks from `seq`; they return with the result of its last launched step."""
         for group, table in enumerate(seq.block_tables):

@@ -118,7 +118,7 @@ class RadixCache:
         """Forgets everything; blocks in use stay in use."""
         for root in list(self._roots.values()):
             for node in list(root.children.values()):
-                self._detach(node)
+                self.detach(node)
 
     def nodes(self) -> Iterator[Node]:
         """All nodes but the roots, parents before children."""
@@ -179,11 +179,11 @@ class RadixCache:
         block.node = None
         node.blocks[group] = None
         if self._windows[group] is None:  # nothing below can be reached any more
-            self._detach(node)
+            self.detach(node)
         else:
             self._prune(node)
 
-    def _detach(self, top: Node) -> None:
+    def detach(self, top: Node) -> None:
         """Takes `top` and all below it out of the tree; their free blocks become the first to be taken."""
         parent = top.parent
         stack = [top]

@@ -380,6 +380,7 @@ class Scheduler:
 
     def _take_sample(self, seq: Sequence, token_id: int, logprobs: TokenLogprobs | None, error: str | None) -> TokenRow:
         if error is not None:
+            self._blocks.forget(seq)
             return self._finish(seq, "error", error=error)
         seq.token_ids.append(token_id)
         self._num_generated_tokens += 1

@@ -568,6 +568,58 @@ class TestRefusals:
             Driver(windows=(None, 0))
 
 
+def fail_row(driver: Driver, batch: ScheduledBatch, seq_id: int) -> None:
+    """Takes in a result in which the row of `seq_id` was not finite."""
+    sampled = [step.seq_id for step in batch.steps if step.samples]
+    errors = ["not finite" if other == seq_id else None for other in sampled]
+    driver.scheduler.update(batch, StepResult([0] * len(sampled), [None] * len(sampled), errors))
+    driver.scheduler.check()
+
+
+def num_cached(driver: Driver, seq_id: int, prompt: int) -> int:
+    """Prompt tokens that a new sequence finds in the cache."""
+    driver.add(seq_id, prompt, max_tokens=1)
+    (row,) = driver.run()
+    return row.num_cached_tokens
+
+
+def test_values_that_went_wrong_are_not_found_again() -> None:
+    driver = Driver()
+    driver.add(1, 9)
+    fail_row(driver, driver.launch(), 1)
+    assert num_cached(driver, 2, 9) == 0
+    assert num_cached(driver, 3, 9) == 8
+
+
+def test_a_prefix_that_others_compute_on_stays_when_a_sequence_fails() -> None:
+    driver = Driver()
+    driver.add(1, 5, max_tokens=8)
+    driver.step()
+    driver.add(2, 9)
+    fail_row(driver, driver.launch(), 2)
+    assert driver.scheduler.abort(1) is not None
+    assert num_cached(driver, 3, 9) == 4
+
+
+def test_a_preempted_sequence_whose_step_went_wrong_leaves_nothing_to_find() -> None:
+    driver = Driver(num_blocks=5)
+    driver.add(1, 4, max_tokens=12)
+    driver.add(2, 8, salt="its own", max_tokens=12)
+    launched = driver.launch()
+    # Running ahead until the second sequence loses its blocks to the first with a step in flight.
+    while driver.scheduler.stats().num_preemptions == 0:
+        ahead = driver.schedule()
+        if driver.scheduler.stats().num_preemptions == 0:
+            assert ahead is not None
+            driver.update(launched)
+            launched = ahead
+    assert any(step.seq_id == 2 for step in launched.steps)
+    fail_row(driver, launched, 2)
+    assert driver.scheduler.abort(1) is not None
+    driver.add(3, 8, salt="its own", max_tokens=1)
+    assert [row.num_cached_tokens for row in driver.run() if row.seq_id == 3] == [0]
+
+
 def test_an_error_of_a_row_ends_its_sequence_only() -> None:
     driver = Driver()
     driver.add(1, 3)
