@@ -84,7 +84,7 @@ def build_request(
     try:
         parameters, warnings = modelfile.parameters()
     except ModelfileError as error:
-        raise CliError(str(error)) from error
+        raise CliError(f"the Modelfile cannot be used: {error}") from error
     for warning in warnings:
         sys.stderr.write(f"warning: {warning}\n")
     if modelfile.values("draft"):

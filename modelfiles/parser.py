@@ -78,14 +78,17 @@ class Instruction:
     args: tuple[str, ...]
     line: int = field(compare=False)
     """Where it stands, from 1; 0 for one that was not read from a file. No part of its identity."""
+    column: int = field(compare=False)
+    """Where its first argument stands, likewise."""
 
-    def __init__(self, command: str, *args: str, line: int = 0) -> None:
+    def __init__(self, command: str, *args: str, line: int = 0, column: int = 0) -> None:
         wanted = 2 if command in ("parameter", "message") else 1
         if command not in COMMANDS or len(args) != wanted:
             raise ModelfileError(f"no instruction is written {(command, *args)!r}"[:200])
         object.__setattr__(self, "command", command)
         object.__setattr__(self, "args", args)
         object.__setattr__(self, "line", line)
+        object.__setattr__(self, "column", column)
 
     @property
     def value(self) -> str:
@@ -122,14 +125,15 @@ class Modelfile:
         """The typed PARAMETERs, and warnings about deprecated ones.
 
         Raises:
-            ModelfileError: a name is unknown or a value wrong, with its line.
+            ModelfileError: a name is unknown or a value wrong, with its place.
         """
         lines = [item for item in self.instructions if item.command == "parameter"]
         for item in lines:
             try:
                 collect_parameters([(item.args[0], item.args[1])])
             except ParameterError as error:
-                raise ModelfileError(f"line {item.line}: {error}" if item.line else str(error), item.line) from error
+                place = f"(line {item.line}, column {item.column}): " if item.line else ""
+                raise ModelfileError(f"{place}{error}", item.line, item.column) from error
         return collect_parameters([(item.args[0], item.args[1]) for item in lines])
 
 
@@ -186,15 +190,16 @@ class _Parser:
         if self.position == len(self.text):
             raise self.unexpected_eof(f'"{command.upper()[:32]}" has no value')
         if command not in COMMANDS or not self.at_blank():
-            raise ModelfileError(f"(line {line}): {UNKNOWN_COMMAND}", line, start + 1)
+            raise ModelfileError(f"(line {line}, column {start + 1}): {UNKNOWN_COMMAND}", line, start + 1)
         self.skip(BLANKS)
+        column = self.place()[0] + 1
         if command == "parameter":
             name = self.word_before_value(NAME, "a parameter's name is made of letters, digits and _, then its value")
-            return Instruction(command, name, self.value(), line=line)
+            return Instruction(command, name, self.value(), line=line, column=column)
         if command == "message":
             role = self.word_before_value(WORD, "a MESSAGE has a role and then its text", ROLES)
-            return Instruction(command, role, self.value(), line=line)
-        return Instruction(command, self.value(), line=line)
+            return Instruction(command, role, self.value(), line=line, column=column)
+        return Instruction(command, self.value(), line=line, column=column)
 
     def word_before_value(self, pattern: re.Pattern[str], rule: str, among: tuple[str, ...] = ()) -> str:
         column, line, _ = self.place()
@@ -202,10 +207,10 @@ class _Parser:
         if self.position == len(self.text):
             raise self.unexpected_eof(rule)
         if among and word not in among and self.at_blank():
-            raise ModelfileError(f"(line {line}): {UNKNOWN_ROLE}", line, column + 1)
+            raise ModelfileError(f"(line {line}, column {column + 1}): {UNKNOWN_ROLE}", line, column + 1)
         if not word or not self.at_blank():
             column, line, _ = self.place()
-            raise ModelfileError(f"line {line}, column {column + 1}: {rule}", line, column + 1)
+            raise ModelfileError(f"(line {line}, column {column + 1}): {rule}", line, column + 1)
         self.skip(BLANKS)
         return word
 

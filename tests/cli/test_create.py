@@ -125,7 +125,7 @@ def test_a_folder_gives_one_kind_of_weights_and_what_describes_them(here: Path) 
         ("FROM pointer", "a pointer of git-lfs"),
         ("FROM a\nFROM b", "only one FROM can name a model"),
         ("FROM a\nADAPTER none", 'ADAPTER "none" is not there'),
-        ("FROM a\nPARAMETER temperature hot", "line 2: .*temperature.* not a number"),
+        ("FROM a\nPARAMETER temperature hot", r"\(line 2, column 11\): .*temperature.* not a number"),
         ("FROM a\nPARAMETER heat 1", "unknown parameter 'heat'"),
         ("FROM a\nDRAFT b", "DRAFT is not supported"),
         ("FROM " + "x" * 5000, "neither a path nor a name"),
@@ -141,5 +141,5 @@ def test_a_wrong_modelfile_names_its_line(daemon: FakeDaemon, hob: Hob, here: Pa
     (here / "Modelfile").write_text("FROM tale\nFRIM x\n")
     outcome: Any = hob("create", "mine")
     assert outcome.status == 1
-    assert outcome.err.startswith("Error: Modelfile: (line 2): command must be one of")
+    assert outcome.err.startswith("Error: Modelfile: (line 2, column 1): command must be one of")
     assert daemon.asked == []

@@ -62,7 +62,7 @@ def test_parameters_are_typed_and_deprecated_ones_dropped() -> None:
 def test_a_wrong_parameter_names_its_line() -> None:
     with pytest.raises(ModelfileError) as caught:
         parse("FROM a\n\nPARAMETER foo 1\n").parameters()
-    assert str(caught.value) == "line 3: unknown parameter 'foo'"
+    assert str(caught.value) == "(line 3, column 11): unknown parameter 'foo'"
     assert caught.value.line == 3
 
 
@@ -99,23 +99,28 @@ def test_big_endian_utf_16() -> None:
         ("", "no FROM line", 0, 0),
         ("SYSTEM x", "no FROM line", 0, 0),
         ("FROM", 'unexpected EOF (line 1, column 5: "FROM" has no value)', 1, 5),
-        ("FROM a\nFOO b", f"(line 2): {UNKNOWN_COMMAND}", 2, 1),
-        ("FROM\na", f"(line 1): {UNKNOWN_COMMAND}", 1, 1),
-        ("FROM a\n  1 b", f"(line 2): {UNKNOWN_COMMAND}", 2, 3),
-        ("FROM a\nFROM=b", f"(line 2): {UNKNOWN_COMMAND}", 2, 1),
-        ("FROM a\nſYSTEM b", f"(line 2): {UNKNOWN_COMMAND}", 2, 1),
+        ("FROM a\nFOO b", f"(line 2, column 1): {UNKNOWN_COMMAND}", 2, 1),
+        ("FROM\na", f"(line 1, column 1): {UNKNOWN_COMMAND}", 1, 1),
+        ("FROM a\n  1 b", f"(line 2, column 3): {UNKNOWN_COMMAND}", 2, 3),
+        ("FROM a\nFROM=b", f"(line 2, column 1): {UNKNOWN_COMMAND}", 2, 1),
+        ("FROM a\nſYSTEM b", f"(line 2, column 1): {UNKNOWN_COMMAND}", 2, 1),
         (
             "FROM a\nMESSAGE bob hi",
-            '(line 2): message role must be one of "system", "user", or "assistant"',
+            '(line 2, column 9): message role must be one of "system", "user", or "assistant"',
             2,
             9,
         ),
-        ("FROM a\nMESSAGE User hi", '(line 2): message role must be one of "system", "user", or "assistant"', 2, 9),
-        ("FROM a\nMESSAGE user\n", "line 2, column 13: a MESSAGE has a role and then its text", 2, 13),
+        (
+            "FROM a\nMESSAGE User hi",
+            '(line 2, column 9): message role must be one of "system", "user", or "assistant"',
+            2,
+            9,
+        ),
+        ("FROM a\nMESSAGE user\n", "(line 2, column 13): a MESSAGE has a role and then its text", 2, 13),
         ("FROM a\nMESSAGE user", "unexpected EOF (line 2, column 13: a MESSAGE has a role and then its text)", 2, 13),
         (
             "FROM a\nPARAMETER top-k 1",
-            "line 2, column 14: a parameter's name is made of letters, digits and _, then its value",
+            "(line 2, column 14): a parameter's name is made of letters, digits and _, then its value",
             2,
             14,
         ),
