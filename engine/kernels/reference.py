@@ -30,22 +30,25 @@ __all__ = [
 Tensor = torch.Tensor
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x ** 2) + eps) * weight over the last axis.
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """x / sqrt(mean(x ** 2) + eps) * (weight + offset) over the last axis.
 
     Args:
         x: [..., width].
         weight: [width], of the type of `x`; or float32, which then takes part before the result is rounded (Gemma).
+        offset: 1.0 for Gemma weights that lack it.
     """
     x32 = x.float()
     normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
+    if offset:
+        weight = weight + offset
     return normed.to(weight.dtype).mul_(weight).to(x.dtype)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The next layer's input and the new residual: rms_norm(x + residual), x + residual."""
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The next layer's input, typed like `x`, and the new residual: rms_norm(x + residual), x + residual."""
     residual = x + residual
-    return rms_norm(residual, weight, eps), residual
+    return rms_norm(residual, weight, eps, offset).to(x.dtype), residual
 
 
 def rope_store(
