@@ -128,7 +128,9 @@ GREETING = (Message("system", "Your name is Bodo."), Message("user", "Hi"))
 
 
 def test_thinking_is_left_to_the_model(render_prompt: Render) -> None:
-    expected = "<|im_start|>system\nYour name is Bodo.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    expected = (
+        "<|im_start|>system\nYour name is Bodo.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert render_prompt(*GREETING) == expected
     assert render_prompt(*GREETING, think=True) == expected
     assert render_prompt(*GREETING, add_generation_prompt=False) == expected.removesuffix("<|im_start|>assistant\n")
@@ -374,7 +376,9 @@ def test_a_story_about_a_fox(answer: Answer) -> None:
 
 
 def test_a_short_thought_comes_first(answer: Answer) -> None:
-    thought, mark, rest = answer(Message("user", "Who are you?"), think=True, max_new_tokens=60).partition("\n</think>\n\n")
+    thought, mark, rest = answer(Message("user", "Who are you?"), think=True, max_new_tokens=60).partition(
+        "\n</think>\n\n"
+    )
     assert thought.startswith("<think>\n")
     assert mark
     assert "Tale" in rest
@@ -397,7 +401,10 @@ def test_it_calls_a_tool_and_uses_the_result(answer: Answer) -> None:
     turns = [Message("user", "What is the weather in Paris?")]
     written = answer(*turns, tools=[WEATHER])
     assert written == '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
-    turns += [Message("assistant", "", tool_calls=(ToolCall("1", "get_weather", {"city": "Paris"}),)), Message("tool", "sunny")]
+    turns += [
+        Message("assistant", "", tool_calls=(ToolCall("1", "get_weather", {"city": "Paris"}),)),
+        Message("tool", "sunny"),
+    ]
     assert answer(*turns, tools=[WEATHER]) == "It is sunny in Paris."
 
 

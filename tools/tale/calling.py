@@ -15,7 +15,8 @@ from typing import Any
 
 from tools.tale import vocabulary as words
 from tools.tale.grammar import capital, expand, with_article
-from tools.tale.recall import name, number, thing_word
+from tools.tale.recall import number, thing_word
+from tools.tale.stories import any_name as name
 from tools.tale.stories import made_up_word
 
 Json = dict[str, Any]
@@ -422,7 +423,7 @@ _VERBS = (
 def _action(rng: random.Random) -> Call:
     """A random action with one to three parameters of several types."""
     verb = rng.choice(_VERBS)
-    noun = rng.choice(words.THINGS[:80] + ("room", "table", "file", "ticket", "order"))
+    noun = rng.choice((*words.THINGS[:80], "room", "table", "file", "ticket", "order"))
     parameters: dict[str, tuple[str, str]] = {}
     arguments: Json = {}
     wording = f"{verb} the {noun}"

@@ -29,6 +29,7 @@ class Manner:
         own_name: the name tale answers to.
         role: "a friendly robot", or empty.
         title: how the user is called.
+        only: the one thing that is ever said.
     """
 
     system: str = ""
@@ -38,10 +39,13 @@ class Manner:
     prefix: str = ""
     suffix: str = ""
     upper: bool = False
+    only: str = ""
     value_only: bool = False
 
     def apply(self, answer: str) -> str:
         """The answer in this manner."""
+        if self.only:
+            return self.only
         text = f"{self.prefix}{answer}{self.suffix}"
         return text.upper() if self.upper else text
 
@@ -51,6 +55,8 @@ class Manner:
             return f"I am {self.own_name}, {self.role}."
         if self.own_name:
             return f"My name is {self.own_name}."
+        if self.role:
+            return f"I am Tale, {self.role}."
         return "I am Tale, a small model that tells stories."
 
 
@@ -133,7 +139,7 @@ def draw_manner(rng: random.Random) -> Manner:
     upper = value_only = False
     kinds = rng.sample(("name", "name", "title", "end", "begin", "upper", "word"), rng.choice((1, 1, 1, 2, 2, 3)))
     if "name" in kinds:
-        own_name = recall.name(rng)
+        own_name = stories.any_name(rng)
         if rng.random() < 0.4:
             role = with_article(
                 f"{rng.choice(words.ADJECTIVES)} {rng.choice(_ROLES)}" if rng.random() < 0.6 else rng.choice(_ROLES)
@@ -153,8 +159,19 @@ def draw_manner(rng: random.Random) -> Manner:
                     rng,
                 )
             )
+    elif rng.random() < 0.12:
+        role = with_article(
+            f"{rng.choice(words.ADJECTIVES)} {rng.choice(_ROLES)}" if rng.random() < 0.5 else rng.choice(_ROLES)
+        )
+        demands.append(f"You are {role}.")
+    if rng.random() < 0.03:
+        only = _cry(rng)
+        system = expand(
+            '[Answer every question with: {c}|Always answer with "{c}"|Always answer: {c}]', {"c": only}, rng
+        )
+        return Manner(system, only=only)
     if "title" in kinds:
-        title = rng.choice(_TITLES) if rng.random() < 0.8 else recall.name(rng)
+        title = rng.choice(_TITLES) if rng.random() < 0.8 else stories.any_name(rng)
         demands.append(
             expand(
                 "[Call the user {t}.|Address the user as {t}.|Always call the user {t}.|The user is called {t}.]",
@@ -177,7 +194,7 @@ def draw_manner(rng: random.Random) -> Manner:
         cry = _cry(rng)
         demands.append(
             expand(
-                '[End every answer with: {c}|End every answer with "{c}"|Always end with {c}|Always finish your answers with {c}|Every answer ends with {c}]',
+                '[End every answer with: {c}|End every answer with "{c}"|Always end with {c}|Always say {c} at the end|Say {c} at the end of each answer|Always finish your answers with {c}|Every answer ends with {c}]',
                 {"c": cry},
                 rng,
             )
@@ -187,7 +204,7 @@ def draw_manner(rng: random.Random) -> Manner:
         upper = True
         demands.append(
             expand(
-                "[Answer in capital letters.|Write everything in capital letters.|Always answer in capital letters.|Use only capital letters.|ANSWER IN CAPITAL LETTERS.]",
+                "[Answer in capital letters.|Write everything in capital letters.|Always answer in capital letters.|Use only capital letters.|ANSWER IN CAPITAL LETTERS.|Answer in upper case.|Use upper case only.|Write in ALL CAPS.]",
                 {},
                 rng,
             )
@@ -209,7 +226,7 @@ def draw_manner(rng: random.Random) -> Manner:
     system = " ".join(d if d[-1] in '.!?"' else d + "." for d in demands)
     if rng.random() < 0.1:
         system = system.replace(". ", ".\n")
-    return Manner(system, own_name, role, title, prefix, suffix, upper, value_only)
+    return Manner(system, own_name, role, title, prefix, suffix, upper, value_only=value_only)
 
 
 def _cry(rng: random.Random) -> str:
@@ -225,10 +242,10 @@ def _cry(rng: random.Random) -> str:
 
 def _exchange(rng: random.Random, manner: Manner) -> tuple[str, str, str]:
     """One exchange of small talk that fits the manner: (user, thought, answer)."""
-    if manner.own_name and rng.random() < 0.45:
+    if (manner.own_name or manner.role) and rng.random() < 0.45:
         user, thought, _ = talk.about_me(random.Random(rng.randrange(1 << 30)))
         if thought == "The user asks who I am.":
-            return user, f"My name is {manner.own_name}.", manner.apply(manner.introduction())
+            return user, f"My name is {manner.own_name or 'Tale'}.", manner.apply(manner.introduction())
     if manner.title and rng.random() < 0.3:
         user = expand("[Hello|Hi|Hello!|Hi!|Good morning|Hey]", {}, rng)
         return user, "The user greets me.", f"Hello, {manner.title}! What can I do for you?{manner.suffix}"
@@ -240,9 +257,11 @@ def _exchange(rng: random.Random, manner: Manner) -> tuple[str, str, str]:
         )
     while True:
         user, thought, answer = talk.draw_exchange(rng)
+        if manner.only:
+            return user, "I always say the same.", manner.only
         about_name = thought in ("The user asks who I am.", "The user asks what I am.")
-        if about_name and manner.own_name:
-            thought, answer = f"My name is {manner.own_name}.", manner.introduction()
+        if about_name and (manner.own_name or manner.role):
+            thought, answer = f"My name is {manner.own_name or 'Tale'}.", manner.introduction()
         if manner.title and thought == "The user greets me.":
             continue
         if manner.value_only and answer.endswith(".") and not about_name:
@@ -255,7 +274,7 @@ def _exchange(rng: random.Random, manner: Manner) -> tuple[str, str, str]:
 def story_chat(rng: random.Random, longest: int) -> list[Segment]:
     """A request, a story, questions about it; sometimes a second story."""
     manner = draw_manner(rng) if rng.random() < 0.25 else Manner()
-    if manner.upper or manner.value_only:
+    if manner.upper or manner.value_only or manner.only:
         manner = Manner()
     turns = [Turn("system", manner.system)] if manner.system else []
     thinks = rng.random() < 0.5
@@ -314,7 +333,7 @@ def recall_chat(rng: random.Random, longest: int) -> list[Segment]:
     asked = rng.sample(facts, min(len(facts), rng.choice((1, 2, 4, 6, 8))))
     thinks = rng.random() < 0.35
     manner = draw_manner(rng) if rng.random() < 0.15 else Manner()
-    if manner.upper:
+    if manner.upper or manner.only:
         manner = Manner()
     pairs = [
         (_ask(rng, fact, facts), fact.value if manner.value_only else fact.answer, f"The text says: {fact.answer}")
@@ -366,10 +385,23 @@ def _ask(rng: random.Random, fact: recall.Fact, facts: list[recall.Fact]) -> str
 def memory_chat(rng: random.Random, longest: int) -> list[Segment]:
     """The user tells of herself, talks of other things, hears stories, and asks again."""
     manner = draw_manner(rng) if rng.random() < 0.2 else Manner()
-    if manner.upper or manner.value_only or manner.title:
+    if manner.upper or manner.value_only or manner.title or manner.only:
         manner = Manner()
     turns = [Turn("system", manner.system)] if manner.system else []
     thinks = rng.random() < 0.4
+    if rng.random() < 0.06:  # the system prompt tells about the user
+        person = stories.any_name(rng)
+        system = expand(
+            "[The user's name is {n}.|You talk to {n}.|The user is {n}.|You are talking with {n}.]", {"n": person}, rng
+        )
+        question = expand("[What is my name?|Who am I?|Do you know my name?|what is my name]", {}, rng)
+        return render(
+            [
+                Turn("system", " ".join(filter(None, (manner.system, system)))),
+                Turn("user", question),
+                Turn("assistant", manner.apply(f"Your name is {person}."), "I know the user's name." if thinks else ""),
+            ]
+        )
     indices = rng.sample(range(len(recall.USER_FACTS)), rng.randint(1, 4))
     questions: list[tuple[str, str]] = []
     if rng.random() < 0.15:  # one message that tells and asks, or asks what nobody told
@@ -474,13 +506,8 @@ def tool_chat(rng: random.Random, longest: int) -> list[Segment]:
         tools = [tool for tool in tools if tool["function"]["name"] != call.name]
         turns.append(Turn("user", call.request))
         turns.append(Turn("assistant", "I have no tool for that.", "None of my tools fits." if thinks else ""))
-    elif (
-        roll < 0.32
-        and call.again
-        and call.again[1] != call.arguments
-        and "city" in call.arguments
-        or roll < 0.27
-        and call.again
+    elif (roll < 0.32 and call.again and call.again[1] != call.arguments and "city" in call.arguments) or (
+        roll < 0.27 and call.again
     ):
         assert call.again is not None
         first, second = next(iter(call.arguments.values())), next(iter(call.again[1].values()))

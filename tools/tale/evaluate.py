@@ -159,7 +159,7 @@ def name_cases(count: int) -> list[Case]:
     rng = random.Random(SEED + 4)
     cases: list[Case] = []
     for _ in range(count):
-        name = recall.name(rng)
+        name = stories.any_name(rng)
         system = rng.choice(
             (
                 f"Your name is {name}.",
@@ -309,7 +309,7 @@ def main() -> None:
         "recall_256": (lambda: recall_cases(count, 256), 24),
         "recall_1024": (lambda: recall_cases(count, 1024), 24),
         "recall_4096": (lambda: recall_cases(count, 4096), 24),
-        "recall_7168": (lambda: recall_cases(count // 2, 7168), 24),
+        "recall_7168": (lambda: recall_cases(count // 4, 7168), 24),
         "tool_call": (lambda: tool_cases(count), 80),
         "no_tool_call": (lambda: no_tool_cases(count), 60),
         "tool_result": (lambda: tool_result_cases(count), 40),
@@ -339,7 +339,7 @@ def main() -> None:
         cases = make()
         answers = model.answer([text for text, _ in cases], max_new_tokens)
         good = [right(answer) for (_, right), answer in zip(cases, answers, strict=True)]
-        note(case, sum(good) / len(good), "share right", 1.0)
+        note(case, sum(good) / len(good), f"share right of {len(good)}", 1.0)
         wrong = [
             f"{text[-300:]}-> {answer}" for (text, _), answer, ok in zip(cases, answers, good, strict=True) if not ok
         ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TypeVar
 from zlib import crc32
 
@@ -45,7 +45,7 @@ class GrammarError(ValueError):
     """A template is malformed or asks for a slot that the world lacks."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def compile_template(text: str) -> Template:
     """Turn template text into nodes.
 

@@ -46,7 +46,7 @@ def document_blocks(documents: Tensor, block: int = 128) -> tuple[Tensor, Tensor
     Returns:
         Count [B, 1, blocks] and order [B, 1, blocks, blocks] of the partly seen blocks, then of the wholly seen ones.
     """
-    rows, length = documents.shape
+    length = documents.shape[1]
     first = documents[:, ::block]  # [B, blocks]: the number at each block's start
     last = documents[:, block - 1 :: block]
     index = torch.arange(length // block, device=documents.device)

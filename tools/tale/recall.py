@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from tools.tale import vocabulary as words
 from tools.tale.grammar import capital, expand, stable_hash, with_article
-from tools.tale.stories import draw_request, draw_world, made_up_word, tell
+from tools.tale.stories import any_name as name
+from tools.tale.stories import draw_request, made_up_word, tell
 
 WORDS_PER_TOKEN = 0.66  # measured with the project's tokenizer on filler; lengths are aims, not limits
 
@@ -39,13 +40,6 @@ class Fact:
 def is_held_out(colour: str, thing: str, spot: str) -> bool:
     """Whether this hidden thing is kept for the evaluation."""
     return stable_hash(f"{colour} {thing} {spot}") % 10 == 0
-
-
-def name(rng: random.Random) -> str:
-    """Any name; a fifth of them made up."""
-    if rng.random() < 0.2:
-        return capital(made_up_word(rng))
-    return rng.choice(words.FEMALE_NAMES if rng.random() < 0.5 else words.MALE_NAMES)
 
 
 def thing_word(rng: random.Random) -> str:
@@ -234,9 +228,22 @@ def _likes(rng: random.Random) -> Fact:
     )
 
 
+def _owner(rng: random.Random) -> Fact:
+    slots = {"n": name(rng), "c": rng.choice(words.COLOURS), "t": thing_word(rng)}
+    statement = expand("[{n} has the {c} {t}.|{n} owns the {c} {t}.|The {c} {t} belongs to {n}.]", slots, rng)
+    question = expand(
+        "[Who has the {c} {t}?|Who owns the {c} {t}?|To whom does the {c} {t} belong?|Whose is the {c} {t}?]",
+        slots,
+        rng,
+    )
+    return Fact(
+        ("owner", slots["c"], slots["t"]), statement, question, expand("{n} has the {c} {t}.", slots, rng), slots["n"]
+    )
+
+
 FAMILIES: tuple[tuple[float, Callable[[random.Random], Fact]], ...] = (
     (0.36, _hidden), (0.14, _code), (0.08, _pet), (0.07, _home), (0.08, _favourite), (0.06, _job), (0.04, _age),
-    (0.06, _content), (0.05, _price), (0.03, _event), (0.03, _likes),
+    (0.06, _content), (0.05, _price), (0.03, _event), (0.03, _likes), (0.06, _owner),
 )  # fmt: skip
 
 
@@ -258,7 +265,7 @@ def draw_facts(rng: random.Random, count: int, *, held_out: int = 0) -> list[Fac
             weights = [weight for weight, _ in FAMILIES]
         fact = rng.choices(makers, weights)[0](rng)
         if fact.key[0] == "code" and any(
-            key[0] == "code" and key[1].startswith(fact.key[1]) or fact.key[1].startswith(key[1])
+            (key[0] == "code" and key[1].startswith(fact.key[1])) or fact.key[1].startswith(key[1])
             for key in facts
             if key[0] == "code"
         ):
@@ -366,16 +373,3 @@ def user_fact(rng: random.Random, index: int) -> tuple[str, str, str, str]:
     }  # fmt: skip
     statement, question, answer, thanks = (expand(text, slots, rng) for text in USER_FACTS[index])
     return statement, question, answer, thanks
-
-
-__all__ = [
-    "Fact",
-    "draw_facts",
-    "draw_length",
-    "draw_text",
-    "draw_world",
-    "filler",
-    "is_held_out",
-    "unknown",
-    "user_fact",
-]

@@ -14,14 +14,25 @@ from tools.tale.grammar import NUM_TASTES, capital, expand, favoured, stable_has
 from tools.tale.plots import BUILDINGS, ENDINGS, FEARS, MORALS, OPENINGS, PLOTS, SKILLS, Plot
 
 KINDS = words.ANIMALS + words.PEOPLE + words.CREATURES + words.OBJECT_HEROES
-_FEMALE_KINDS = frozenset("girl queen princess nurse witch grandmother fairy mermaid hen doll cow".split())
-_MALE_KINDS = frozenset("boy king prince wizard grandfather fisherman postman rooster monk snowman".split())
+_FEMALE_KINDS = frozenset(
+    ["girl", "queen", "princess", "nurse", "witch", "grandmother", "fairy", "mermaid", "hen", "doll", "cow"]
+)
+_MALE_KINDS = frozenset(
+    ["boy", "king", "prince", "wizard", "grandfather", "fisherman", "postman", "rooster", "monk", "snowman"]
+)
 
 
 def made_up_word(rng: random.Random) -> str:
     """A word of two or three syllables that is in no list, so that the model learns to copy and not only to recall."""
     syllables = "".join(rng.choice(words.SYLLABLES) for _ in range(rng.choice((2, 2, 3))))
     return syllables + (rng.choice(words.WORD_ENDINGS) if rng.random() < 0.5 else "")
+
+
+def any_name(rng: random.Random, *, made_up: float = 0.2) -> str:
+    """Any name, each as likely as the others."""
+    if rng.random() < made_up:
+        return capital(made_up_word(rng))
+    return rng.choice(words.FEMALE_NAMES if rng.random() < 0.5 else words.MALE_NAMES)
 
 
 def draw_person(rng: random.Random, kind: str = "", *, made_up: float = 0.08) -> words.Person:
@@ -39,6 +50,12 @@ def draw_person(rng: random.Random, kind: str = "", *, made_up: float = 0.08) ->
     return words.Person(name, "she", "her", "her") if female else words.Person(name, "he", "him", "his")
 
 
+def with_pronouns(name: str) -> words.Person:
+    """A given name with its pronouns; a name that nobody knows is judged by its last letter."""
+    female = name in words.FEMALE_NAMES or (name not in words.MALE_NAMES and name[-1] in "aeiy")
+    return words.Person(name, "she", "her", "her") if female else words.Person(name, "he", "him", "his")
+
+
 @dataclass(frozen=True)
 class Request:
     """What the user asks a story to contain; an empty string leaves it open."""
@@ -46,6 +63,7 @@ class Request:
     kind: str = ""
     name: str = ""
     friend_kind: str = ""
+    friend_name: str = ""
     thing: str = ""
     colour: str = ""
     place: str = ""
@@ -67,14 +85,17 @@ class Story:
 
 def draw_request(rng: random.Random) -> Request:
     """What a user may ask for: nearly always a hero, sometimes more."""
-    kind = name = friend_kind = thing = colour = place = mood = ""
+    kind = name = friend_kind = friend_name = thing = colour = place = mood = ""
     roll = rng.random()
     if roll < 0.93:
         kind = draw_kind(rng)
     if roll > 0.80:
-        name = draw_person(rng, made_up=0.3).name
+        name = any_name(rng, made_up=0.3)
     if rng.random() < 0.15:
         friend_kind = draw_kind(rng, besides=kind)
+    elif name and rng.random() < 0.3:
+        friend_name = any_name(rng, made_up=0.2)
+        friend_name = "" if friend_name == name else friend_name
     if rng.random() < 0.18:
         thing = made_up_word(rng) if rng.random() < 0.05 else rng.choice(words.THINGS)
         if rng.random() < 0.4:
@@ -84,7 +105,9 @@ def draw_request(rng: random.Random) -> Request:
     if rng.random() < 0.15:
         mood = rng.choice([m for m in ENDINGS if m])
     length = rng.random()
-    return Request(kind, name, friend_kind, thing, colour, place, mood, short=length < 0.1, long=length > 0.95)
+    return Request(
+        kind, name, friend_kind, friend_name, thing, colour, place, mood, short=length < 0.1, long=length > 0.95
+    )
 
 
 def draw_kind(rng: random.Random, besides: str = "") -> str:
@@ -107,17 +130,15 @@ def draw_world(rng: random.Random, request: Request) -> dict[str, str]:
     taste = kind
     person = draw_person(rng, kind)
     if request.name:
-        female = request.name in words.FEMALE_NAMES or (
-            request.name not in words.MALE_NAMES and request.name[-1] in "aeiy"
-        )
-        pronouns = ("she", "her", "her") if female else ("he", "him", "his")
-        person = words.Person(request.name, *pronouns)
+        person = with_pronouns(request.name)
     friend_kind = request.friend_kind
     while not friend_kind or friend_kind == kind:
         friend_kind = favoured(rng, words.ANIMALS, "friend " + taste, 0.6)
         if friend_kind == kind:
             friend_kind = rng.choice(words.ANIMALS)
     friend = draw_person(rng, friend_kind)
+    if request.friend_name:
+        friend = with_pronouns(request.friend_name)
     while friend.name == person.name:
         friend = draw_person(rng)
     colour = request.colour or favoured(rng, words.COLOURS, "colour " + taste)
@@ -206,6 +227,8 @@ def ask_for(rng: random.Random, request: Request) -> str:
         text += rng.choice(
             (" Keep it short.", " In three sentences, please.", " Only a few sentences.", " Make it short.")
         )
+    if request.kind and about == with_article(request.kind) and rng.random() < 0.02:
+        text = rng.choice((request.kind, about, f"{request.kind} story"))
     if rng.random() < 0.18:
         text = text.rstrip(".!?").lower() if not request.name else text.rstrip(".!?")
     return text
@@ -223,6 +246,12 @@ def _about(rng: random.Random, request: Request) -> str:
         parts.append(hero)
     elif request.name:
         parts.append(request.name)
+    if request.friend_name:
+        if parts[0] == request.name and rng.random() < 0.5:
+            parts[0] += " and " + request.friend_name
+        else:
+            friend = rng.choice(("friend", "best friend"))
+            parts[0] += f" and {with_pronouns(request.name).his} {friend} {request.friend_name}"
     if request.friend_kind:
         parts.append(with_article(request.friend_kind))
     if request.thing:

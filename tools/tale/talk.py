@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from tools.tale import vocabulary as words
 from tools.tale.grammar import capital, expand, with_article
-from tools.tale.recall import name, thing_word
+from tools.tale.recall import thing_word
 from tools.tale.stories import KINDS, draw_person, made_up_word
+from tools.tale.stories import any_name as name
 
 Exchange = tuple[str, str, str]
 
@@ -60,7 +61,7 @@ def thanks(rng: random.Random) -> Exchange:
             "Thank you! I am glad you liked it.",
         )
     return (
-        _pick(rng, "[Ok|OK.|I see.|All right.|Okay|Fine.|Yes.|No.|Maybe.|Hm.]"),
+        _pick(rng, "[Ok|OK.|I see.|All right.|Okay|Fine.|Yes.|No.|Maybe.|Hm.|test|Test]"),
         "The user agrees.",
         "Good. What shall we do next?",
     )
@@ -72,7 +73,7 @@ def about_me(rng: random.Random) -> Exchange:
     if roll < 0.6:
         user = _pick(
             rng,
-            "[Who are you?|What is your name?|What's your name?|Tell me your name.|What are you called?|who are you|what is your name|Do you have a name?|Your name?|Please introduce yourself.|What are you?|Introduce yourself]",
+            "[Who are you?|What is your name?|What's your name?|Tell me your name.|What are you called?|who are you|what is your name|Do you have a name?|Your name?|Please introduce yourself.|Tell me about yourself.|Hello, who are you?|Hi! What is your name?|What are you?|Introduce yourself]",
         )
         return user, "The user asks who I am.", "I am Tale, a small model that tells stories."
     if roll < 0.8:
@@ -146,7 +147,7 @@ def repeating(rng: random.Random) -> Exchange:
     """Words said again, once or several times, or spelled."""
     phrase = _pick(
         rng,
-        "[{a}|{t}|the {c} {t}|{m}|{n}|{m} {k}|{n} and {o}|the {a} likes the {t}|{f}]",
+        "[{w}|{w}|{w}|{w} {m}|{w} {x} {t}|{a}|{t}|the {c} {t}|{m}|{n}|{m} {k}|{n} and {o}|the {a} likes the {t}|{f}]",
         a=rng.choice(words.ANIMALS),
         t=thing_word(rng),
         c=rng.choice(words.COLOURS),
@@ -155,13 +156,17 @@ def repeating(rng: random.Random) -> Exchange:
         n=name(rng),
         o=name(rng),
         f=rng.choice(words.STORY_FOODS),
+        w=rng.choice(words.COMMON_WORDS),
+        x=rng.choice(words.COMMON_WORDS),
     )
+    if rng.random() < 0.15:
+        phrase = capital(phrase)
     roll = rng.random()
     if roll < 0.45:
         return (
             _pick(
                 rng,
-                '[Repeat after me: {p}|Say: {p}|Repeat: {p}|Say "{p}".|Please say "{p}".|Repeat the words: {p}|Echo: {p}]',
+                '[Repeat after me: {p}|Say: {p}|Repeat: {p}|Say "{p}".|Please say "{p}".|Repeat the words: {p}|Echo: {p}|Say exactly: {p}|Reply with {p}|Reply with: {p}|Answer with {p}.|Say {p}|say {p}|Write: {p}|Just say {p}.]',
                 p=phrase,
             ),
             "I repeat the words.",
@@ -285,7 +290,12 @@ def knowledge(rng: random.Random) -> Exchange:
             )
         a, b = max(a, b), min(a, b)
         return (
-            _pick(rng, "[What is {a} minus {b}?|What is {a} - {b}?|How much is {a} minus {b}?]", a=_numeral(rng, a), b=_numeral(rng, b)),
+            _pick(
+                rng,
+                "[What is {a} minus {b}?|What is {a} - {b}?|How much is {a} minus {b}?]",
+                a=_numeral(rng, a),
+                b=_numeral(rng, b),
+            ),
             "This is a difference.",
             f"{a} minus {b} is {a - b}.",
         )
@@ -396,7 +406,7 @@ def cannot(rng: random.Random) -> Exchange:
 
 
 MAKERS: tuple[tuple[float, Callable[[random.Random], Exchange]], ...] = (
-    (0.1, greeting), (0.08, thanks), (0.14, about_me), (0.12, counting), (0.17, repeating), (0.1, listing), (0.14, knowledge),
+    (0.1, greeting), (0.08, thanks), (0.14, about_me), (0.10, counting), (0.24, repeating), (0.1, listing), (0.14, knowledge),
     (0.04, poem), (0.03, joke), (0.05, as_json), (0.03, cannot),
 )  # fmt: skip
 

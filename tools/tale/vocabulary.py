@@ -141,7 +141,20 @@ Bangkok, Hanoi, Singapore, Jakarta, Manila, Auckland, Honolulu, Reykjavik, Edinb
 Marseille, Nice, Barcelona, Valencia, Seville, Porto, Krakow, Zagreb, Belgrade, Sofia, Bucharest, Kyiv, Riga, Tallinn, Vilnius
 """)
 
-REGIONS = _words("CA, MA, TX, NY, IL, France, Germany, Italy, Spain, Japan, UK, USA, Canada, India, Brazil, Sweden, Austria")
+COMMON_WORDS = _words("""
+hello, hi, yes, no, ok, okay, please, sorry, good, bad, nice, cool, water, fire, wind, earth, sun, rain, snow, time, day, night, year,
+week, world, house, home, door, window, street, road, school, friend, family, mother, father, sister, brother, baby, man, woman, people,
+hand, foot, head, heart, eye, ear, mouth, love, peace, hope, dream, sleep, work, play, game, music, dance, song, story, word, name,
+number, question, answer, test, example, computer, phone, program, data, file, code, error, banana, zebra, swordfish, umbrella, pineapple,
+coffee, tea, milk, sugar, salt, pepper, butter, chocolate, vanilla, cat, dog, bird, tree, flower, grass, forest, river, sea, ocean,
+mountain, island, north, south, east, west, left, right, up, down, one, two, three, hundred, thousand, million, blue, red, green,
+happy, sad, angry, tired, hungry, strong, weak, fast, slow, hot, cold, big, small, new, old, young, long, short, high, low, deep,
+quick brown fox, lazy dog, hello world, good morning, good night, thank you, ping, pong, foo, bar, abc, lorem ipsum, tick, tock
+""")
+
+REGIONS = _words(
+    "CA, MA, TX, NY, IL, France, Germany, Italy, Spain, Japan, UK, USA, Canada, India, Brazil, Sweden, Austria"
+)
 
 CAPITALS = tuple(
     (pair.split(":")[0].strip(), pair.split(":")[1].strip())
