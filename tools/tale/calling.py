@@ -420,6 +420,18 @@ _VERBS = (
 )
 
 
+# What an action may be told: parameter names, JSON type, how a value is drawn, how the request says it.
+_PIECES: tuple[tuple[tuple[str, ...], str, Callable[[random.Random], str | int], str], ...] = (
+    (("count", "amount", "number", "quantity"), "integer", lambda rng: rng.randint(1, 99), " {v} times"),
+    (("colour", "color"), "string", lambda rng: rng.choice(words.COLOURS), " in {v}"),
+    (("place", "city", "location"), "string", lambda rng: rng.choice(words.CITIES), " in {v}"),
+    (("person", "name", "user"), "string", name, " for {v}"),
+    (("day", "weekday", "date"), "string", lambda rng: rng.choice(words.WEEKDAYS), " on {v}"),
+    (("fast", "quietly", "now", "carefully"), "boolean", lambda rng: True, " {k}"),
+    (("size", "height", "weight"), "number", lambda rng: rng.randint(1, 500), " with {k} {v}"),
+)
+
+
 def _action(rng: random.Random) -> Call:
     """A random action with one to three parameters of several types."""
     verb = rng.choice(_VERBS)
@@ -427,53 +439,16 @@ def _action(rng: random.Random) -> Call:
     parameters: dict[str, tuple[str, str]] = {}
     arguments: Json = {}
     wording = f"{verb} the {noun}"
-    pieces = rng.sample(("count", "colour", "place", "person", "day", "flag", "size"), rng.randint(1, 3))
-    for piece in pieces:
-        if piece == "count":
-            key, kind, value, text = (
-                rng.choice(("count", "amount", "number", "quantity")),
-                "integer",
-                rng.randint(1, 99),
-                " {v} times",
-            )
-        elif piece == "colour":
-            key, kind, value, text = rng.choice(("colour", "color")), "string", rng.choice(words.COLOURS), " in {v}"
-        elif piece == "place":
-            key, kind, value, text = (
-                rng.choice(("place", "city", "location")),
-                "string",
-                rng.choice(words.CITIES),
-                " in {v}",
-            )
-        elif piece == "person":
-            key, kind, value, text = rng.choice(("person", "name", "user")), "string", name(rng), " for {v}"
-        elif piece == "day":
-            key, kind, value, text = (
-                rng.choice(("day", "weekday", "date")),
-                "string",
-                rng.choice(words.WEEKDAYS),
-                " on {v}",
-            )
-        elif piece == "flag":
-            key, kind, value, text = rng.choice(("fast", "quietly", "now", "carefully")), "boolean", True, " {k}"
-        else:
-            key, kind, value, text = (
-                rng.choice(("size", "height", "weight")),
-                "number",
-                rng.randint(1, 500),
-                " with {k} {v}",
-            )
+    for keys, kind, draw, text in rng.sample(_PIECES, rng.randint(1, 3)):
+        key, value = rng.choice(keys), draw(rng)
         parameters[key] = (kind, rng.choice((f"The {key}", "", f"The {key} to use")))
         arguments[key] = value
         wording += text.format(v=value, k=key)
-    tool = _tool(
-        rng,
-        _cased(rng, verb, noun),
-        rng.choice((f"{capital(verb)} the {noun}", f"{capital(verb)} {with_article(noun)}.")),
-        parameters,
-    )
+    description = rng.choice((f"{capital(verb)} the {noun}", f"{capital(verb)} {with_article(noun)}."))
+    tool = _tool(rng, _cased(rng, verb, noun), description, parameters)
     request = expand("[{W}.|Please {w}.|Can you {w}?|I want you to {w}.|{W}, please.]", {"w": wording}, rng)
-    return Call(tool, request, arguments, rng.choice(("ok", "done", '{"status": "ok"}', '{"success": true}')), "Done.")
+    result = rng.choice(("ok", "done", '{"status": "ok"}', '{"success": true}'))
+    return Call(tool, request, arguments, result, "Done.")
 
 
 MAKERS: tuple[tuple[float, Callable[[random.Random], Call]], ...] = (

@@ -104,7 +104,8 @@ class Layer(nn.Module):
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         x = x + self.o_proj(attended.transpose(1, 2).reshape(rows, length, -1))
         h = self.post_attention_layernorm(x)
-        return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+        out: Tensor = x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+        return out
 
 
 class Tale(nn.Module):

@@ -20,6 +20,7 @@ import queue
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -52,13 +53,14 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    result: Tensor = x.mT if tall else x
+    return result
 
 
 class Muon:
     """Momentum, then orthogonalised steps, for matrices grouped by shape."""
 
-    def __init__(self, parameters: list[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
         shapes: dict[torch.Size, list[Tensor]] = {}
         for parameter in parameters:
             shapes.setdefault(parameter.shape, []).append(parameter)
@@ -101,10 +103,9 @@ def batches(folder: Path, rows: int, device: torch.device, total: list[int]) -> 
                 logger.warning("%s", error)
                 index += 1
                 continue
-            for part in shard.split(rows, dim=1):
-                ready.put(
-                    part.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else part
-                )
+            for first in range(0, data.ROWS_PER_SHARD, rows):
+                part = shard[:, first : first + rows].contiguous()
+                ready.put(part.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else part)
             index += 1
 
     threading.Thread(target=read, daemon=True).start()
@@ -173,7 +174,7 @@ def train(arguments: argparse.Namespace) -> None:
         # Not compiled: inductor's sort (torch 2.11) orders the blocks wrongly, and attention then reads other documents.
         blocks = document_blocks(batch[2])
         loss, weight = compiled(batch, blocks)
-        (loss / weight.clamp(min=1.0)).backward()
+        torch.autograd.backward(loss / weight.clamp(min=1.0))
         muon.step(MUON_RATE * rate * arguments.rate)
         for group in adam.param_groups:
             group["lr"] = ADAM_RATE * rate * arguments.rate
