@@ -14,9 +14,9 @@ import argparse
 import random
 from pathlib import Path
 
-from engine.llm import LLM
 from report import Report
 
+from engine.llm import LLM
 from engine.sampling_params import SamplingParams
 
 TALE = Path(__file__).resolve().parent.parent / "registry" / "builtin" / "tale"
