@@ -53,9 +53,9 @@ from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import TokenLogprobs
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "engine.worker")
-# OpenMP's threads wait for each other by spinning. On a machine that does other work, too, the one that is waited for has
-# lost its core, and a small model decodes 30 times slower (12 instead of 378 tokens/s, two cores and two busy programs);
-# sleeping costs a fifth of the speed on an idle machine. Whoever set the variable knows better.
+# OpenMP's threads wait for each other by spinning. On a machine that does other work, too, the thread that is waited for
+# has lost its core, and a small model decodes many times slower; sleeping costs little when the machine is idle
+# (benchmarks/busy_machine.py). Whoever has set the variable knows better.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 OnProgress = Callable[[int, int], None]
 Answer = TypeVar("Answer", Ready, Stats)
