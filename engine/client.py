@@ -53,8 +53,8 @@ from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import TokenLogprobs
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "engine.worker")
-# OpenMP's threads wait for each other by spinning. On a machine that does other work, too, the thread that is waited for
-# has lost its core, and a small model decodes many times slower; sleeping costs little when the machine is idle
+# OpenMP's threads wait for each other by spinning. On a machine that does other work, too, the thread that is waited
+# for has lost its core, and a small model decodes many times slower; sleeping costs little when the machine is idle
 # (benchmarks/busy_machine.py). Whoever has set the variable knows better.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 OnProgress = Callable[[int, int], None]
