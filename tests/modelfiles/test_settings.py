@@ -179,3 +179,11 @@ def test_host_addresses(text: str, host: str, port: int, url: str, loopback: boo
 def test_wrong_host_addresses(text: str) -> None:
     with pytest.raises(HostError):
         HostAddress.parse(text)
+
+
+def test_the_page_on_configuration_names_every_setting(root: Path) -> None:
+    page = (root / "docs" / "configuration.md").read_text("utf-8")
+    for setting in SETTINGS:
+        assert f"| `{setting.key}` |" in page
+        for variable in setting.variables:
+            assert f"`{variable.lstrip('!')}`" in page
