@@ -2,48 +2,49 @@
 
     python tools/terminal_picture.py docs/pictures/run.svg 'hob run tale "Tell me a story about a fox."' 'hob ps'
 
-Each command runs in a pseudo-terminal of WIDTH columns, so programs behave as before a person; nothing is edited.
-Used for the pictures in the README.
+Each command runs in a pseudo-terminal, so programs behave as before a person; pyte (`pip install pyte`) is the
+terminal that understands what they print. Nothing is edited. Used for the pictures in the README.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 from io import StringIO
 from pathlib import Path
 
 import pexpect
+import pyte
 from rich.console import Console
 from rich.text import Text
 
-WIDTH = 96
-# Cursor movement, line clearing, cursor visibility, bracketed paste: everything of ECMA-48 but colours.
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]")
+WIDTH, HEIGHT = 92, 200
 
 
-def show(output: str) -> str:
-    """What stays on the screen: a carriage return lets later text overwrite the line, `\\x1b[K` clears it."""
-    lines = []
-    for line in output.replace("\r\n", "\n").split("\n"):
-        kept = ""
-        for part in line.split("\r"):
-            part = re.sub(r"^.*\x1b\[[02]?K", "", part)
-            kept = part or kept
-        lines.append(CONTROL.sub("", kept))
-    return "\n".join(lines)
-
-
-def run(command: str) -> str:
-    """Output of one shell command in a pseudo-terminal."""
-    environ = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(WIDTH)}
-    child = pexpect.spawn(
-        "/bin/sh", ["-c", command], env=environ, dimensions=(40, WIDTH), timeout=300, encoding="utf-8"
-    )
+def run(command: str) -> Text:
+    """What stands on a terminal after one shell command."""
+    environ = os.environ | {"TERM": "xterm-256color"}
+    child = pexpect.spawn("/bin/sh", ["-c", command], env=environ, dimensions=(HEIGHT, WIDTH), timeout=300)
     child.expect(pexpect.EOF)
     child.close()
-    return show(str(child.before))
+    screen = pyte.Screen(WIDTH, HEIGHT)
+    pyte.ByteStream(screen).feed(child.before)
+    lines = [_line(screen, number) for number in range(HEIGHT)]
+    while lines and not lines[-1].plain.strip():
+        lines.pop()
+    return Text("\n").join(lines)
+
+
+def _line(screen: pyte.Screen, number: int) -> Text:
+    text = Text()
+    for column in range(WIDTH):
+        cell = screen.buffer[number][column]
+        style = "bold " * cell.bold + "italic " * cell.italics
+        # pyte does not keep "faint"; programs print it where they mean grey, which it keeps as a colour.
+        style += "" if cell.fg == "default" else cell.fg.replace("bright", "bright_").replace("brown", "yellow")
+        text.append(cell.data, style.strip() or None)
+    text.rstrip()
+    return text
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def main() -> None:
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True, color_system="truecolor")
     for command in args.commands:
         console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
-        console.print(Text.from_ansi(run(command).rstrip("\n")), "")
+        console.print(run(command), "", soft_wrap=True)
     args.target.parent.mkdir(parents=True, exist_ok=True)
     console.save_svg(str(args.target), title=args.title)
 
