@@ -68,7 +68,10 @@ def main() -> None:
         port = free_port()
         environ = os.environ | {"HOME": home, "XDG_CONFIG_HOME": home, "XDG_DATA_HOME": home, "XDG_STATE_HOME": home}
         environ |= {"HOB_HOST": f"127.0.0.1:{port}", "HOB_MODELS": f"{home}/models"}
-        hob = [sys.executable, "-P", "-m", "cli.main", "--help"]
+        # What the entry point `hob` does.
+        hob = [sys.executable, "-P", "-c", "import sys; from cli.main import main; sys.exit(main())", "--help"]
+        text = subprocess.run(hob, env=environ, check=True, capture_output=True).stdout
+        assert b"Usage" in text, "the help text was not printed"
         times = seconds(
             lambda: subprocess.run(hob, env=environ, check=True, stdout=subprocess.DEVNULL), args.repeats + 1
         )
