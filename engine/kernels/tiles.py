@@ -63,7 +63,7 @@ class AttentionTile:
     """Keys that one step of the loop takes."""
     num_warps: int
     max_splits: int
-    """Programs at most that share one KV head of a sequence; beyond, merging costs more than it saves."""
+    """Programs at most that share one KV head of a sequence."""
 
 
 _GEMV_90: Mapping[MatrixKind, GemvTiles] = MappingProxyType(
@@ -92,11 +92,11 @@ GEMV_TILES: Mapping[int, Mapping[MatrixKind, GemvTiles]] = MappingProxyType(
 # For heads of up to 128 elements of 2 bytes; `attention_tile` shortens it for others.
 ATTENTION_TILES: Mapping[int, AttentionTile] = MappingProxyType(
     {
-        80: AttentionTile(64, 4, 32),
-        86: AttentionTile(64, 4, 32),
-        89: AttentionTile(64, 4, 32),
-        90: AttentionTile(64, 4, 32),
-        120: AttentionTile(64, 4, 32),
+        80: AttentionTile(64, 4, 64),
+        86: AttentionTile(64, 4, 64),
+        89: AttentionTile(64, 4, 64),
+        90: AttentionTile(64, 4, 64),
+        120: AttentionTile(64, 4, 64),
     }
 )
 
