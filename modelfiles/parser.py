@@ -47,6 +47,7 @@ UNKNOWN_COMMAND = (
 )
 UNKNOWN_ROLE = 'message role must be one of "system", "user", or "assistant"'
 NO_FROM = "no FROM line"
+EMPTY_FROM = "FROM names nothing; it takes a model, a file or a folder"
 UNEXPECTED_EOF = "unexpected EOF"
 
 MAX_CHARACTERS = 16 << 20
@@ -158,9 +159,10 @@ def _decode(source: bytes) -> str:
     try:
         return source[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
-        raise ModelfileError(
-            f"the Modelfile is not {encoding.upper()} text: {error.reason} at byte {error.start + len(mark)}"
-        ) from error
+        *before, last = LINE_END.split(source[len(mark) :][: error.start].decode(encoding))
+        line, column = len(before) + 1, len(last) + 1
+        what = f"the Modelfile is not {encoding.upper()} text: {error.reason} at byte {error.start + len(mark)}"
+        raise ModelfileError(f"(line {line}, column {column}): {what}", line, column) from error
 
 
 class _Parser:
@@ -199,7 +201,10 @@ class _Parser:
         if command == "message":
             role = self.word_before_value(WORD, "a MESSAGE has a role and then its text", ROLES)
             return Instruction(command, role, self.value(), line=line, column=column)
-        return Instruction(command, self.value(), line=line, column=column)
+        value = self.value()
+        if command == "from" and not value.strip():  # as a path it would mean the folder of the Modelfile
+            raise ModelfileError(f"(line {line}, column {column}): {EMPTY_FROM}", line, column)
+        return Instruction(command, value, line=line, column=column)
 
     def word_before_value(self, pattern: re.Pattern[str], rule: str, among: tuple[str, ...] = ()) -> str:
         column, line, _ = self.place()

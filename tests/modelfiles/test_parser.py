@@ -8,7 +8,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from modelfiles.parser import COMMANDS, ROLES, UNKNOWN_COMMAND, Instruction, Modelfile, ModelfileError, parse
+from modelfiles.parser import (
+    COMMANDS,
+    EMPTY_FROM,
+    ROLES,
+    UNKNOWN_COMMAND,
+    Instruction,
+    Modelfile,
+    ModelfileError,
+    parse,
+)
 
 QUOTED = '''
 # a comment
@@ -142,8 +151,16 @@ def test_big_endian_utf_16() -> None:
             2,
             8,
         ),
-        (b"\xff", "the Modelfile is not UTF-8 text: invalid start byte at byte 0", 0, 0),
-        (b"\xff\xfeF", "the Modelfile is not UTF-16-LE text: truncated data at byte 2", 0, 0),
+        ("FROM \nSYSTEM x", f"(line 1, column 6): {EMPTY_FROM}", 1, 6),
+        ('FROM a\nFROM " "', f"(line 2, column 6): {EMPTY_FROM}", 2, 6),
+        (b"\xff", "(line 1, column 1): the Modelfile is not UTF-8 text: invalid start byte at byte 0", 1, 1),
+        (
+            "FROM a\r\nSYSTEM é".encode() + b"\xff",
+            "(line 2, column 9): the Modelfile is not UTF-8 text: invalid start byte at byte 17",
+            2,
+            9,
+        ),
+        (b"\xff\xfeF", "(line 1, column 1): the Modelfile is not UTF-16-LE text: truncated data at byte 2", 1, 1),
         ("#" * (16 * 2**20 + 1), "the Modelfile has 16777217 characters; 16777216 are allowed", 0, 0),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
@@ -174,8 +191,10 @@ def test_printing_is_ollamas_where_ollama_reads_it_back() -> None:
 # Texts made of what matters to the quoting come up far too seldom in random ones.
 tricky = st.text(alphabet='"" \n\r\tab#\u200d\x85\ufeff', max_size=30)
 texts = st.one_of(st.text(), tricky, st.text(alphabet='"\n', max_size=24))
+sources = texts.filter(str.strip)
 instructions = st.one_of(
-    st.builds(Instruction, st.sampled_from([c for c in COMMANDS if c not in ("parameter", "message")]), texts),
+    st.builds(Instruction, st.sampled_from([c for c in COMMANDS if c not in ("parameter", "message", "from")]), texts),
+    st.builds(Instruction, st.just("from"), sources),
     st.builds(
         Instruction, st.just("parameter"), st.text("abcXYZ019_", min_size=1, max_size=10), texts
     ),
@@ -183,7 +202,7 @@ instructions = st.one_of(
 )  # fmt: skip
 
 
-@given(st.lists(instructions, max_size=5), texts)
+@given(st.lists(instructions, max_size=5), sources)
 @example([Instruction("system", '"""\n' + '"' * 8 + '\n"')], "a")
 @example([Instruction("system", '"' * 8)], '""')
 def test_what_is_printed_reads_back(items: list[Instruction], source: str) -> None:
