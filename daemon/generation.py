@@ -125,11 +125,12 @@ class Generator:
         with self._models.queue() as place:
             async with self._models.acquire(job.stored, job.keep_alive_s) as model:
                 watch.loaded()
-                prompt, options, num_ctx = await self._compose(job, model)
+                prompt, options, fitting = await self._compose(job, model)
                 reader = self._reader(job, model, prompt, options)
                 params = options.sampling_params(
-                    num_ctx,
-                    shift=job.shift,
+                    fitting.num_ctx,
+                    num_keep=fitting.num_keep,
+                    shift=fitting.shift,
                     logprobs=job.logprobs,
                     stop_token_ids=tuple(sorted({*model.tokenizer.eos_ids, *model.config.eos_token_ids})),
                     random_seed=self._draw_seed(),
@@ -161,13 +162,14 @@ class Generator:
         async with self._models.acquire(stored, keep_alive_s):
             pass
 
-    async def _compose(self, job: Job, model: LoadedModel) -> tuple[Prompt, Options, int]:
+    async def _compose(self, job: Job, model: LoadedModel) -> tuple[Prompt, Options, Fitting]:
         options = Options.merge(model.stored.params, job.options)
         num_ctx = options.num_ctx(model.default_context, model.max_context)
-        fitting = Fitting(num_ctx, options.num_keep, truncate=job.truncate, shift=job.shift)
+        num_keep = options.num_keep(adds_bos=model.tokenizer.add_bos)
+        fitting = Fitting(num_ctx, num_keep, truncate=job.truncate, shift=job.shift)
         # Templates come from strangers and texts may be long: neither must hold up the loop.
         prompt = await asyncio.to_thread(compose, job.source(model), model.tokenizer, job.context_ids, fitting)
-        return prompt, options, num_ctx
+        return prompt, options, fitting
 
     def _reader(self, job: Job, model: LoadedModel, prompt: Prompt, options: Options) -> OutputReader:
         inside = prompt.text.rstrip().endswith(OPEN_TAG)  # some templates open the thought themselves

@@ -31,22 +31,21 @@ class Options:
         """The model's parameters under the request's options; null leaves an option as it was.
 
         Raises:
-            ParameterError: an option of the request has the wrong type or is out of range.
+            ParameterError: an option has the wrong type or is out of range. A model's parameters are looked at, too: a
+                store that another program wrote may hold anything.
         """
-        given = check_options({name: value for name, value in options.items() if value is not None})
         defaults = {name: parameter.default for name, parameter in PARAMETERS.items()}
-        return cls({**defaults, **params, **given})
+        return cls({**defaults, **check_options(params), **check_options(options)})
 
     @property
     def stop(self) -> tuple[str, ...]:
         """Strings that end the text; the request's replace the model's."""
-        stop = self.values["stop"] or ()
-        return (stop,) if isinstance(stop, str) else tuple(text for text in stop if text)
+        return tuple(text for text in self.values["stop"] if text)
 
-    @property
-    def num_keep(self) -> int:
-        """Tokens in front that no shift drops; -1 is the whole prompt."""
-        return _integer(self.values["num_keep"], -1)
+    def num_keep(self, *, adds_bos: bool) -> int:
+        """Tokens in front that no shift drops, the beginning-of-text token besides; -1 is the whole prompt."""
+        num_keep = _integer(self.values["num_keep"], -1)
+        return num_keep + adds_bos if 0 <= num_keep < MAX_INT else num_keep
 
     def num_ctx(self, default: int, limit: int) -> int:
         """Tokens of context of this request.
@@ -59,12 +58,20 @@ class Options:
         return min(max(wanted or default, MIN_CONTEXT), limit)
 
     def sampling_params(
-        self, num_ctx: int, *, shift: bool, logprobs: int | None, stop_token_ids: tuple[int, ...], random_seed: int
+        self,
+        num_ctx: int,
+        *,
+        num_keep: int,
+        shift: bool,
+        logprobs: int | None,
+        stop_token_ids: tuple[int, ...],
+        random_seed: int,
     ) -> SamplingParams:
         """What the engine is told.
 
         Args:
             num_ctx: this request's context.
+            num_keep: as `num_keep` gives it.
             random_seed: taken where the request wants any seed.
 
         Raises:
@@ -88,7 +95,7 @@ class Options:
             seed=random_seed if seed == RANDOM_SEED else seed % 2**32 if seed < 0 else seed,
             max_tokens=bound if num_predict < 0 else min(num_predict, bound),
             max_context=num_ctx,
-            num_keep=self.num_keep,
+            num_keep=num_keep,
             shift=shift,
             stop_token_ids=stop_token_ids,
             logprobs=logprobs,

@@ -69,6 +69,7 @@ class Fitting:
 
     num_ctx: int
     num_keep: int
+    """Tokens in front that stay, BOS among them; -1 is as many as can be."""
     truncate: bool
     """Whether anything may be dropped."""
     shift: bool
@@ -116,8 +117,7 @@ def compose(source: PromptSource, tokenizer: Tokenizer, context_ids: Sequence[in
                 "the prompt is longer than the context length currently available: "
                 f"{len(token_ids)} tokens exceed {fitting.num_ctx}; shorten it, raise num_ctx or allow shift"
             )
-        begins = tokenizer.add_bos and fitting.num_keep >= 0  # the beginning-of-text token is kept besides
-        token_ids = cut_middle(token_ids, fitting.num_ctx, fitting.num_keep + begins)
+        token_ids = cut_middle(token_ids, fitting.num_ctx, fitting.num_keep)
     return Prompt(text, token_ids, is_truncated=True)
 
 
