@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from engine.text.tokenizer import Tokenizer
-from modelfiles.prompt import PromptTemplate
-
 from daemon.engines import Engine
 from engine.config import ModelConfig
 from engine.messages import Ready
+from engine.text.tokenizer import Tokenizer
+from modelfiles.prompt import PromptTemplate
 from registry.name import ModelName
 from registry.stored_model import StoredModel
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from modelfiles.gotemplate import GoTemplate, TemplateError
 from modelfiles.parameters import ParameterError, check_options
-
 from modelfiles.source import ModelSource
 from registry import model_files
 from registry.errors import BlobNotFound, CreateError, InvalidDigest
