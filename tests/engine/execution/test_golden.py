@@ -58,8 +58,11 @@ def check_cases(driver: Driver, cases: list[dict[str, Any]], margin: float, tole
                 assert driver.runner.rows is not None
                 driver.runner.rows.tokens[step.row, step.start + step.num_tokens] = expected
             if number < len(case["top5_first8"]) and tolerance:
-                for (_, reference), (_, ours) in zip(case["top5_first8"][number], logprobs.top, strict=True):
-                    assert ours == pytest.approx(reference, abs=tolerance), where
+                top5 = dict(map(tuple, case["top5_first8"][number]))
+                assert len(logprobs.top) == len(top5), where
+                for named, ours in logprobs.top:
+                    # A token that the reference does not name must be as good as its fifth.
+                    assert ours == pytest.approx(top5.get(named, min(top5.values())), abs=tolerance), where
                 if token == expected:
                     assert logprobs.logprob == pytest.approx(case["greedy_logprobs"][number], abs=tolerance), where
 
