@@ -50,6 +50,15 @@ def test_offset_and_float32_weights(dtype: torch.dtype, device: torch.device) ->
     assert_close(rms_norm(x, weight, EPS, 1.0), reference.rms_norm(x, weight + 1.0, EPS))
 
 
+def test_it_rounds_before_the_weight_as_llama_does(device: torch.device) -> None:
+    """One rounding instead of two would differ in the last place of about every fourth element."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 20, 64, device=device).to(torch.float16).unbind(0)
+    weight = weight[0].contiguous()
+    differ = rms_norm(x, weight, EPS) != reference.rms_norm(x, weight, EPS)
+    assert differ.float().mean() < 0.02
+
+
 def test_eps_counts(device: torch.device) -> None:
     x, weight = torch.full((1, 8), 1e-3, device=device), torch.ones(8, device=device)
     torch.testing.assert_close(rms_norm(x, weight, 0.1), reference.rms_norm(x, weight, 0.1))
