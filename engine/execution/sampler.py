@@ -126,10 +126,7 @@ def _draw(logits: Tensor, rows: Sequence[SamplingRow], noisy: list[int], token_i
         if num_candidates == 0:
             drawn = kernels.draw(scaled, torch.arange(logits.shape[1], device=logits.device), keys)
         else:
-            if num_candidates < logits.shape[1]:
-                ordered, candidates = scaled.topk(num_candidates, dim=-1)
-            else:
-                ordered, candidates = scaled.sort(dim=-1, descending=True, stable=True)
+            ordered, candidates = kernels.likeliest(scaled, num_candidates)
             top_k = torch.tensor([p.top_k for p in params], device=logits.device)
             kept = kernels.filter_candidates(ordered, top_k, *floats[:, 1:].unbind(1))
             drawn = candidates.gather(1, kernels.draw(kept, candidates, keys)[:, None])[:, 0]

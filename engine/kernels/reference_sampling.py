@@ -29,6 +29,8 @@ GOLDEN = 0x9E3779B9
 TOKEN_STEP = 0x9E3779B1
 INDEX_STEP = 0xC2B2AE3D
 SEED_STEP = 0x27D4EB2F
+LEAST_LOGIT = -87.0
+"""Relative to the largest. Below it a probability is no normal float32, and the token is the least typical of all."""
 
 
 def _int32(value: int) -> int:
@@ -81,14 +83,36 @@ def uniform(keys: tuple[Tensor, Tensor], token_ids: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, token_ids: Tensor, keys: tuple[Tensor, Tensor]) -> Tensor:
-    """A draw from softmax(logits) of each row: int64 [num_rows], column numbers.
+    """A draw from softmax(logits) of each row: int64 [num_rows], column numbers. Of equal sums the lowest id wins.
 
     Args:
         logits: float32 [num_rows, num_candidates], -inf where a filter removed the candidate.
         token_ids: as `uniform`.
     """
     u = uniform(keys, token_ids).clamp_(max=1 - 2.0**-24)
-    return (logits - (-torch.log1p(-u)).log()).argmax(-1)
+    scores = logits - (-torch.log1p(-u)).log()
+    if token_ids.dim() == 1:
+        return scores.argmax(-1)  # columns are in the order of ids: the first of equal ones is the lowest
+    is_best = scores == scores.amax(-1, keepdim=True)
+    return token_ids.masked_fill(~is_best, torch.iinfo(token_ids.dtype).max).argmin(-1)
+
+
+def likeliest(logits: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
+    """The largest of each row, descending, and their columns. Of equal logits the lower column comes first.
+
+    Args:
+        logits: float32 [num_rows, vocab_size].
+        num_candidates: at most vocab_size.
+    """
+    if num_candidates < logits.shape[1]:
+        # One more tells whether equal logits lie on both sides of the limit: topk takes any of them.
+        values, columns = logits.topk(num_candidates + 1, dim=-1)
+        if not ((values[:, -1] == values[:, -2]) & values[:, -1].isfinite()).any():
+            columns = columns[:, :-1].sort(dim=-1).values
+            ordered, order = logits.gather(1, columns).sort(dim=-1, descending=True, stable=True)
+            return ordered, columns.gather(1, order)
+    ordered, columns = logits.sort(dim=-1, descending=True, stable=True)
+    return ordered[:, :num_candidates], columns[:, :num_candidates]
 
 
 def filter_candidates(logits: Tensor, top_k: Tensor, typical_p: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
@@ -113,14 +137,20 @@ def filter_candidates(logits: Tensor, top_k: Tensor, typical_p: Tensor, top_p: T
     if (typical_p < 1).any():
         logits = _typical(logits, typical_p)
     if (top_p < 1).any():
-        probs = logits.softmax(-1)
-        before = probs.cumsum(-1) - probs  # mass of the likelier ones
-        removed = (before >= top_p[:, None]) & (top_p < 1)[:, None] & (rank > _first_kept(logits)[:, None])
+        weights = _weights(logits)
+        before = weights.cumsum(-1) - weights  # of the likelier ones
+        limit = (top_p * weights.sum(-1))[:, None]
+        removed = (before >= limit) & (top_p < 1)[:, None] & (rank > _first_kept(logits)[:, None])
         logits = logits.masked_fill(removed, -torch.inf)
     if (min_p > 0).any():
         threshold = logits.amax(-1) + min_p.log()  # p >= min_p * p_max, as logits
         logits = logits.masked_fill(logits < threshold[:, None], -torch.inf)
     return logits
+
+
+def _weights(logits: Tensor) -> Tensor:
+    """Probabilities but for a common factor: candidates that are alike have sums without rounding."""
+    return (logits - logits.amax(-1, keepdim=True)).exp()
 
 
 def _first_kept(logits: Tensor) -> Tensor:
@@ -129,15 +159,20 @@ def _first_kept(logits: Tensor) -> Tensor:
 
 
 def _typical(logits: Tensor, typical_p: Tensor) -> Tensor:
-    """Keeps the candidates whose surprise is nearest to the entropy, until their mass reaches typical_p."""
-    log_probs = logits.log_softmax(-1)
-    probs = log_probs.exp()
-    surprise = -log_probs.masked_fill(probs == 0, 0.0)
-    entropy = (probs * surprise).sum(-1, keepdim=True)
-    distance = (surprise - entropy).abs().masked_fill(probs == 0, torch.inf)
+    """Keeps the candidates whose surprise is nearest to the entropy, until their mass reaches typical_p.
+
+    Surprise and entropy hold the same normaliser, so their distance is that of the logit from the mean logit: without
+    it, candidates that are nearly alike keep their order.
+    """
+    weights = _weights(logits)
+    finite = logits.masked_fill(weights == 0, 0.0)
+    mean = (weights * finite).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
+    is_nothing = logits - logits.amax(-1, keepdim=True) < LEAST_LOGIT
+    distance = (logits - mean).abs().masked_fill(is_nothing, torch.inf)
     order = distance.argsort(stable=True, dim=-1)
-    mass = probs.gather(-1, order)
-    removed = (mass.cumsum(-1) - mass >= typical_p[:, None]) & (typical_p < 1)[:, None]
+    weights = weights.gather(-1, order)
+    limit = (typical_p * weights.sum(-1))[:, None]
+    removed = (weights.cumsum(-1) - weights >= limit) & (typical_p < 1)[:, None]
     removed[:, 0] = False
     return logits.masked_fill(torch.zeros_like(removed).scatter_(-1, order, removed), -torch.inf)
 

@@ -1,0 +1,182 @@
+"""Sampling on the device: logits of a step's rows -> one token each. No sort, no host sync, no data-dependent shape.
+
+The order is that of SamplingParams: logit bias, penalties, temperature, top-k, typical-p, top-p, min-p, noise; the
+result is that of `engine.execution.sampler`, with the same noise bits. Four launches:
+
+    scan    (rows, chunks)  bias and penalties; maxima of groups and chunks         `sampling_scan`
+    select  (rows)          the filters' cuts; rows with top-k get their token      `sampling_select`
+    draw    (rows, chunks)  noise and the greatest sum, for rows not yet decided    `sampling_draw`
+    finish  (rows)          the choice among chunks; tells broken rows
+
+Greedy rows are done with the scan, rows without a filter skip the search. Parameters come from `SamplingState` by row,
+so the launches can be captured in one CUDA graph that serves any mixture of requests.
+
+**Ties.** Of tokens alike in a filter's order the lower id comes first; of equal perturbed logits, and of equal logits
+in a greedy row, the lowest id is chosen. Two tokens at the same distance from the entropy on either side of it are
+alike for typical-p, whose order the twin continues by likelihood: only a rounding coincidence makes such a pair.
+
+**Exactness.** Weights are summed in float32 in an order that is fixed for a vocabulary size, but is not the twin's: a
+token whose place in the nucleus hangs on the last bits of a sum of probabilities may fall on the other side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from engine.kernels.sampling_draw import sampling_draw_kernel, sampling_finish_kernel
+from engine.kernels.sampling_scan import sampling_scan_kernel
+from engine.kernels.sampling_select import NUM_DECISIONS, sampling_select_kernel
+from engine.kernels.sampling_state import SamplingState
+
+Tensor = torch.Tensor
+
+MAX_GROUPS = 1024
+
+
+@dataclass(frozen=True)
+class SamplingTile:
+    """Sizes of the search; all powers of two."""
+
+    group: int = 256
+    """Tokens whose maximum is kept; doubled for vocabularies of more than MAX_GROUPS of them."""
+    groups: int = 8
+    """Groups a chunk: what one program of the scan and of the draw reads."""
+    listed: int = 2048
+    """Candidates of top-k that fit the list."""
+    cap: int = 512
+    """Candidates that all pairs are made of."""
+    tile: int = 1024
+    """Tokens that a pass of the search reads at once; at least a group."""
+    pair_tile: int = 16
+    history: int = 1024
+    """Tokens of the history that are counted at once."""
+
+
+class SamplingWorkspace:
+    """Scratch memory for up to `max_rows` rows of logits; nothing in it outlives a call."""
+
+    def __init__(
+        self,
+        max_rows: int,
+        vocab_size: int,
+        device: torch.device,
+        tile: SamplingTile | None = None,
+    ) -> None:
+        """
+        Args:
+            tile: smaller ones reach every path of the search with few tokens; that is for tests.
+        """
+        tile = tile or SamplingTile()
+        self.max_rows, self.vocab_size, self.tile = max_rows, vocab_size, tile
+        self.group = max(tile.group, triton.next_power_of_2(triton.cdiv(vocab_size, MAX_GROUPS)))
+        self.num_groups = triton.cdiv(vocab_size, self.group)
+        self.num_chunks = triton.cdiv(vocab_size, self.group * tile.groups)
+
+        def floats(width: int) -> Tensor:
+            return torch.empty(max_rows, width, dtype=torch.float32, device=device)
+
+        def ints(width: int) -> Tensor:
+            return torch.empty(max_rows, width, dtype=torch.int32, device=device)
+
+        self.work = floats(vocab_size)
+        self.group_max, self.groups = floats(self.num_groups), ints(self.num_groups)
+        self.chunk_max, self.chunk_token = floats(self.num_chunks), ints(self.num_chunks)
+        self.chunk_raw_max = floats(self.num_chunks)
+        self.list_s, self.list_token = floats(tile.listed), ints(tile.listed)
+        self.near_s, self.near_token = floats(tile.cap), ints(tile.cap)
+        self.decisions = ints(NUM_DECISIONS.value)
+
+
+def sample_tokens(
+    logits: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    tokens: Tensor,
+    state: SamplingState,
+    workspace: SamplingWorkspace,
+    token_ids: Tensor,
+    is_broken: Tensor,
+) -> None:
+    """Chooses a token for each row of logits.
+
+    Args:
+        logits: float [num_rows, vocab_size], elements of a row together; not changed.
+        rows: int32 [num_rows], the row of `state` and `tokens` that each belongs to; negative is padding.
+        positions: int32 [num_rows], position of the token to choose: how many the row has.
+        tokens: int32 [max_rows, max_tokens], what every row's penalties look back on.
+        token_ids: int64 [num_rows], written; 0 where the logits were not finite, unchanged for padding.
+        is_broken: bool [num_rows], written: the largest logit was not finite; unchanged for padding.
+
+    Raises:
+        ValueError: shapes or types disagree, or the workspace is too small.
+    """
+    num_rows, vocab_size = logits.shape
+    _check(logits, rows, positions, tokens, workspace, token_ids, is_broken)
+    if num_rows == 0:
+        return
+    w, tile = workspace, workspace.tile
+    chunk = w.group * tile.groups
+    all_chunks = triton.next_power_of_2(w.num_chunks)
+    grid = num_rows, w.num_chunks
+    sampling_scan_kernel[grid](
+        logits, w.work, rows, positions, tokens, state.floats, state.ints, state.bias_ids, state.bias_values,
+        w.group_max, w.chunk_max, w.chunk_token, w.chunk_raw_max,
+        logits.stride(0), w.work.stride(0), tokens.stride(0), state.max_bias, vocab_size, w.num_groups,
+        GROUP=w.group, GROUPS=tile.groups, HISTORY=tile.history, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    sampling_select_kernel[(num_rows,)](
+        logits, w.work, rows, positions, state.floats, state.ints, w.group_max, w.chunk_max,
+        w.groups, w.list_s, w.list_token, w.near_s, w.near_token, w.decisions,
+        logits.stride(0), w.work.stride(0), vocab_size, w.num_groups, w.num_chunks,
+        GROUP=w.group, ALL_GROUPS=triton.next_power_of_2(w.num_groups), ALL_CHUNKS=all_chunks,
+        LIST=tile.listed, CAP=tile.cap, TILE=max(tile.tile, w.group), PAIR_TILE=tile.pair_tile,
+        num_warps=8, enable_fp_fusion=False,
+    )  # fmt: skip
+    sampling_draw_kernel[grid](
+        logits, w.work, rows, positions, state.floats, state.ints, w.decisions, w.chunk_max, w.chunk_token,
+        logits.stride(0), w.work.stride(0), vocab_size, CHUNK=chunk, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    sampling_finish_kernel[(num_rows,)](
+        rows, w.decisions, w.chunk_max, w.chunk_token, w.chunk_raw_max, token_ids, is_broken, w.num_chunks,
+        ALL_CHUNKS=all_chunks, num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def _check(
+    logits: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    tokens: Tensor,
+    workspace: SamplingWorkspace,
+    token_ids: Tensor,
+    is_broken: Tensor,
+) -> None:
+    """
+    Raises:
+        ValueError: as `sample_tokens`.
+    """
+    num_rows, vocab_size = logits.shape
+    if num_rows > workspace.max_rows or vocab_size != workspace.vocab_size:
+        raise ValueError(
+            f"sample_tokens: logits are {tuple(logits.shape)}, but the workspace is for at most {workspace.max_rows} "
+            f"rows of {workspace.vocab_size}"
+        )
+    if logits.stride(1) != 1 or tokens.stride(1) != 1:
+        raise ValueError("sample_tokens: the last axes of logits and tokens must be contiguous")
+    expected = {
+        "rows": (rows, torch.int32),
+        "positions": (positions, torch.int32),
+        "token_ids": (token_ids, torch.int64),
+        "is_broken": (is_broken, torch.bool),
+    }
+    for name, (tensor, dtype) in expected.items():
+        if tensor.shape != (num_rows,) or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise ValueError(
+                f"sample_tokens: {name} is {tensor.dtype} {tuple(tensor.shape)} but must be contiguous {dtype} "
+                f"({num_rows},)"
+            )
+    if tokens.dtype != torch.int32:
+        raise ValueError(f"sample_tokens: tokens are {tokens.dtype} but must be int32")

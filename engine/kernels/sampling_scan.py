@@ -1,0 +1,113 @@
+"""First pass of sampling over the logits: bias and penalties, and the maxima that the passes after it need.
+
+Grid (rows, chunks of the vocabulary). A row with biases or penalties gets its adjusted logits written to `work`; the
+logits themselves stay as they are, because log-probabilities are of the raw ones. Occurrences in the history are
+counted by a histogram over the chunk's own tokens, so no table of counts needs to be kept or cleared.
+
+Order and rounding are those of the twin: bias; then a positive logit divided by the repeat penalty, another multiplied;
+then occurrences times the frequency penalty, then the presence penalty. Compiled without fused multiply-add.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from engine.kernels.sampling_state import (
+    FREQUENCY_PENALTY,
+    LAST_N,
+    NUM_BIAS,
+    NUM_FLOATS,
+    NUM_INTS,
+    PRESENCE_PENALTY,
+    REPEAT_PENALTY,
+)
+
+
+@triton.jit
+def is_adjusted(ints_ptr, row):
+    """Whether the row's logits are in `work`."""
+    row_ints = ints_ptr + row * NUM_INTS
+    return (tl.load(row_ints + LAST_N) != 0) | (tl.load(row_ints + NUM_BIAS) != 0)
+
+
+@triton.jit
+def load_logits(logits_ptr, work_ptr, adjusted, offset, mask):
+    """float32 logits after bias and penalties, -inf outside `mask`. Pointers are at the row."""
+    if adjusted:
+        x = tl.load(work_ptr + offset, mask=mask, other=float("-inf"))
+    else:
+        x = tl.load(logits_ptr + offset, mask=mask, other=float("-inf")).to(tl.float32)
+    return x
+
+
+@triton.jit
+def sampling_scan_kernel(
+    logits_ptr,  # float [num_rows, vocab_size]
+    work_ptr,  # float32 [num_rows, vocab_size], written for rows that are adjusted
+    rows_ptr,  # int32 [num_rows], the state row of each row of logits; negative: padding
+    positions_ptr,  # int32 [num_rows], position of the token to choose
+    tokens_ptr,  # int32 [max_rows, max_tokens], every state row's tokens
+    floats_ptr,  # float32 [max_rows, NUM_FLOATS]
+    ints_ptr,  # int64 [max_rows, NUM_INTS]
+    bias_ids_ptr,  # int32 [max_rows, max_bias]
+    bias_values_ptr,  # float32 [max_rows, max_bias]
+    group_max_ptr,  # float32 [num_rows, num_groups], of the adjusted logits
+    chunk_max_ptr,  # float32 [num_rows, num_chunks], of the adjusted logits
+    chunk_token_ptr,  # int32 [num_rows, num_chunks], the first that has it
+    chunk_raw_max_ptr,  # float32 [num_rows, num_chunks], of the raw logits, a NaN counting as inf
+    logits_stride,
+    work_stride,
+    tokens_stride,
+    max_bias,
+    vocab_size,
+    num_groups,
+    GROUP: tl.constexpr,  # tokens a group
+    GROUPS: tl.constexpr,  # groups a chunk
+    HISTORY: tl.constexpr,  # tokens of the history that are counted at once
+):
+    CHUNK: tl.constexpr = GROUP * GROUPS
+    item, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = tl.load(rows_ptr + item).to(tl.int64)
+    if row < 0:
+        return
+    first = chunk * CHUNK
+    offset = tl.arange(0, CHUNK)
+    token = first + offset
+    is_valid = token < vocab_size
+    x = tl.load(logits_ptr + item * logits_stride + token, mask=is_valid, other=float("-inf")).to(tl.float32)
+    raw_max = tl.max(tl.where(x != x, float("inf"), x), axis=0)
+
+    if is_adjusted(ints_ptr, row):
+        for bias in range(tl.load(ints_ptr + row * NUM_INTS + NUM_BIAS)):
+            bias_token = tl.load(bias_ids_ptr + row * max_bias + bias)
+            if (bias_token >= first) & (bias_token < first + CHUNK):
+                value = tl.load(bias_values_ptr + row * max_bias + bias)
+                x = tl.where(token == bias_token, x + value, x)
+        last_n = tl.load(ints_ptr + row * NUM_INTS + LAST_N)
+        if last_n > 0:
+            position = tl.load(positions_ptr + item).to(tl.int64)
+            counts = tl.zeros([CHUNK], dtype=tl.int32)
+            for begin in range(tl.maximum(position - last_n, 0), position, HISTORY):
+                where = begin + tl.arange(0, HISTORY)
+                seen = tl.load(tokens_ptr + row * tokens_stride + where, mask=where < position, other=-1) - first
+                is_here = (seen >= 0) & (seen < CHUNK) & (where < position)
+                counts += tl.histogram(tl.where(is_here, seen, 0), CHUNK, mask=is_here)
+            repeat = tl.load(floats_ptr + row * NUM_FLOATS + REPEAT_PENALTY)
+            presence = tl.load(floats_ptr + row * NUM_FLOATS + PRESENCE_PENALTY)
+            frequency = tl.load(floats_ptr + row * NUM_FLOATS + FREQUENCY_PENALTY)
+            penalized = tl.where(x > 0, tl.div_rn(x, repeat), x * repeat)
+            penalized = penalized - counts.to(tl.float32) * frequency - presence
+            x = tl.where(counts > 0, penalized, x)
+        x = tl.minimum(x, 3.0e38)  # a tiny repeat penalty may have made an inf, from which no distance is finite
+        tl.store(work_ptr + item * work_stride + token, x, mask=is_valid)
+
+    num_chunks = tl.num_programs(1)
+    group = chunk * GROUPS + tl.arange(0, GROUPS)
+    group_max = tl.max(tl.reshape(x, [GROUPS, GROUP]), axis=1)
+    tl.store(group_max_ptr + item * num_groups + group, group_max, mask=group < num_groups)
+    chunk_max = tl.max(x, axis=0)
+    best = tl.min(tl.where(x == chunk_max, token, 0x7FFFFFFF), axis=0)
+    tl.store(chunk_max_ptr + item * num_chunks + chunk, chunk_max)
+    tl.store(chunk_token_ptr + item * num_chunks + chunk, best)
+    tl.store(chunk_raw_max_ptr + item * num_chunks + chunk, raw_max)

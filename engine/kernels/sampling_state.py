@@ -1,0 +1,87 @@
+"""SamplingState: every row's sampling parameters on the device, where kernels find them by row.
+
+A row is set when a request takes it, and not again: what changes from token to token (position, history) is read from
+the row's tokens. So a captured graph serves whatever requests come.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton.language as tl
+
+from engine.sampling_params import SamplingParams
+
+Tensor = torch.Tensor
+
+MAX_BIAS = 1e30
+"""Logit biases are cut to this, so that a float32 sum stays finite."""
+LEAST_TEMPERATURE = 2.0**-126
+"""The least normal float32; what is asked below it can no longer be told from it."""
+
+# Columns of SamplingState.floats
+TEMPERATURE = tl.constexpr(0)  # 0 is greedy
+TYPICAL_P = tl.constexpr(1)
+TOP_P = tl.constexpr(2)
+LOG_MIN_P = tl.constexpr(3)  # -inf is off
+REPEAT_PENALTY = tl.constexpr(4)
+PRESENCE_PENALTY = tl.constexpr(5)
+FREQUENCY_PENALTY = tl.constexpr(6)
+NUM_FLOATS = tl.constexpr(8)
+
+# Columns of SamplingState.ints
+TOP_K = tl.constexpr(0)  # 0 is off
+LAST_N = tl.constexpr(1)  # tokens that penalties look back on; 0 is none
+SEED = tl.constexpr(2)
+ORIGIN = tl.constexpr(3)  # the token at position p is generation number p - ORIGIN
+NUM_BIAS = tl.constexpr(4)
+NUM_INTS = tl.constexpr(8)
+
+ALL_TOKENS = 2**31 - 1
+
+
+class SamplingState:
+    """Parameters of `max_rows` rows."""
+
+    def __init__(self, max_rows: int, device: torch.device, max_bias: int = 1024) -> None:
+        """
+        Args:
+            max_bias: entries that a request's logit_bias may have.
+        """
+        self.max_bias = max_bias
+        self.floats = torch.zeros(max_rows, NUM_FLOATS.value, dtype=torch.float32, device=device)
+        self.ints = torch.zeros(max_rows, NUM_INTS.value, dtype=torch.int64, device=device)
+        self.bias_ids = torch.zeros(max_rows, max_bias, dtype=torch.int32, device=device)
+        self.bias_values = torch.zeros(max_rows, max_bias, dtype=torch.float32, device=device)
+
+    def set(self, row: int, params: SamplingParams, origin: int) -> None:
+        """A request takes `row`.
+
+        Args:
+            origin: the token at position p of the row is generation number p - origin.
+
+        Raises:
+            ValueError: more logit biases than the table holds.
+        """
+        if len(params.logit_bias) > self.max_bias:
+            raise ValueError(f"logit_bias has {len(params.logit_bias)} entries, but at most {self.max_bias} are taken")
+        temperature = 0.0 if params.is_greedy else max(params.temperature, LEAST_TEMPERATURE)
+        last_n = params.repeat_last_n if params.needs_history else 0
+        # The logarithm is taken here, with the twin's function: a token exactly at the limit is kept by both.
+        log_min_p = torch.tensor(params.min_p, dtype=torch.float32).log().item() if params.min_p > 0 else -math.inf
+        floats = [0.0] * NUM_FLOATS.value
+        floats[: FREQUENCY_PENALTY.value + 1] = [
+            temperature, params.typical_p, params.top_p, log_min_p,
+            params.repeat_penalty, params.presence_penalty, params.frequency_penalty,
+        ]  # fmt: skip
+        ints = [0] * NUM_INTS.value
+        ints[: NUM_BIAS.value + 1] = [
+            params.top_k, ALL_TOKENS if last_n < 0 else last_n, params.seed, origin, len(params.logit_bias)
+        ]  # fmt: skip
+        self.floats[row] = torch.tensor(floats, dtype=torch.float32)
+        self.ints[row] = torch.tensor(ints, dtype=torch.int64)
+        if params.logit_bias:
+            values = [max(-MAX_BIAS, min(MAX_BIAS, value)) for value in params.logit_bias.values()]
+            self.bias_ids[row, : len(values)] = torch.tensor(list(params.logit_bias), dtype=torch.int32)
+            self.bias_values[row, : len(values)] = torch.tensor(values, dtype=torch.float32)

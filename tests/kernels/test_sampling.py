@@ -1,0 +1,351 @@
+"""The sampling kernels against the sampler in plain torch: the same token, and the same survivors of every filter."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from engine.execution.sampler import SamplingRow, sample
+from engine.kernels import reference_sampling as twin
+from engine.kernels.launch import INTERPRETED
+from engine.kernels.sampling import SamplingTile, SamplingWorkspace, sample_tokens
+from engine.kernels.sampling_select import CHOSEN, CUT_KEYS, CUT_TOKENS, DRAW, FLOOR, LIKELIEST, MEAN
+from engine.kernels.sampling_state import SamplingState
+from engine.sampling_params import SamplingParams
+
+# numpy warns where a tiny temperature makes a logit -inf, which is meant
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+
+Tensor = torch.Tensor
+
+SMALL = SamplingTile(group=4, groups=4, listed=32, cap=8, tile=32, pair_tile=4, history=16)
+"""Everything overflows and needs several passes with a hundred tokens."""
+MEDIUM = SamplingTile(group=16, groups=16, listed=128, cap=32, tile=256, pair_tile=32, history=64)
+LENGTH = 90
+"""Tokens that each row has."""
+
+
+class Batch:
+    """Rows of one step, in shuffled rows of the state, with poison in the rows that are nobody's."""
+
+    def __init__(
+        self, logits: Tensor, params: Sequence[SamplingParams], device: torch.device, tile: SamplingTile | None = SMALL
+    ) -> None:
+        num_rows, vocab_size = logits.shape
+        self.logits, self.params, self.device = logits, params, device
+        self.rows = torch.randperm(num_rows + 3)[:num_rows].to(torch.int32)
+        self.tokens = torch.randint(0, vocab_size, (num_rows + 3, LENGTH + 20), dtype=torch.int32)
+        self.positions = torch.randint(1, LENGTH, (num_rows,), dtype=torch.int32)
+        self.origins = torch.randint(-5, LENGTH, (num_rows,)).tolist()
+        self.state = SamplingState(num_rows + 3, device)
+        self.state.floats.fill_(torch.nan)
+        for row, param, origin in zip(self.rows.tolist(), params, self.origins, strict=True):
+            self.state.set(row, param, origin)
+        self.workspace = SamplingWorkspace(num_rows, vocab_size, device, tile)
+
+    def run(self, rows: Tensor | None = None) -> tuple[list[int], list[bool]]:
+        n = len(self.params)
+        token_ids = torch.full((n,), -7, dtype=torch.int64, device=self.device)
+        is_broken = torch.zeros(n, dtype=torch.bool, device=self.device)
+        wide = torch.full((n, self.logits.shape[1] + 5), torch.nan)
+        wide[:, :-5] = self.logits
+        given = wide.to(self.device)[:, :-5]  # rows lie further apart than they are long
+        before = given.clone()
+        sample_tokens(
+            given, (self.rows if rows is None else rows).to(self.device), self.positions.to(self.device),
+            self.tokens.to(self.device), self.state, self.workspace, token_ids, is_broken,
+        )  # fmt: skip
+        torch.testing.assert_close(given, before, rtol=0, atol=0, equal_nan=True)
+        return token_ids.tolist(), is_broken.tolist()
+
+    def twin_rows(self) -> list[SamplingRow]:
+        result = []
+        for number, params in enumerate(self.params):
+            position, history = int(self.positions[number]), None
+            if params.needs_history:
+                start = 0 if params.repeat_last_n < 0 else max(0, position - params.repeat_last_n)
+                history = self.tokens[self.rows[number], start:position].long()
+            result.append(SamplingRow(params, position - self.origins[number], history))
+        return result
+
+    def adjusted(self) -> Tensor:
+        """Logits after bias and penalties, by the twin: greedy rows do nothing else to them."""
+        logits = self.logits.clone()
+        for number, row in enumerate(self.twin_rows()):
+            for token, bias in row.params.logit_bias.items():
+                if token < logits.shape[1]:
+                    logits[number, token] += bias
+            if row.history is not None and len(row.history):
+                p = row.params
+                twin.penalize(logits[number], row.history, p.repeat_penalty, p.presence_penalty, p.frequency_penalty)
+        return logits
+
+    def check(self) -> tuple[list[int], int]:
+        """Compares tokens and survivors; returns the tokens, and how many rows differ (none in the interpreter)."""
+        expected = sample(self.logits.clone(), self.twin_rows())
+        token_ids, is_broken = self.run()
+        assert is_broken == expected.is_broken.tolist()
+        num_different = 0
+        adjusted = self.adjusted()
+        decisions = self.workspace.decisions.cpu()
+        for number, params in enumerate(self.params):
+            same = token_ids[number] == int(expected.token_ids[number])
+            if not is_broken[number] and not params.is_greedy:
+                same &= survivors(decisions[number], adjusted[number], params) == twin_survivors(
+                    adjusted[number], params
+                )
+            if not same and INTERPRETED:
+                pytest.fail(f"row {number}: {token_ids[number]}, not {int(expected.token_ids[number])}: {params}")
+            num_different += not same
+        return token_ids, num_different
+
+
+def scaled(logits: Tensor, params: SamplingParams) -> Tensor:
+    return (logits - logits.amax()) / torch.tensor(params.temperature)
+
+
+def survivors(decision: Tensor, logits: Tensor, params: SamplingParams) -> set[int]:
+    """What the cuts that the kernel found leave."""
+    s = scaled(logits, params)
+    s = torch.where(s == 0, 0.0, s)
+    floats = decision.view(torch.float32)
+    distance = (s - floats[MEAN.value]).abs().masked_fill(s < twin.LEAST_LOGIT, torch.inf)
+    alive = s > -torch.inf
+    for stage, order in enumerate((s, -distance, s)):
+        bits = torch.where(order == 0, 0.0, order).view(torch.int32)
+        key, token = bits ^ ((bits >> 31) & 0x7FFFFFFF), torch.arange(len(s))
+        cut_key, cut_token = decision[CUT_KEYS.value + stage], decision[CUT_TOKENS.value + stage]
+        alive &= (key > cut_key) | ((key == cut_key) & (token <= cut_token))
+    return set((alive & (s >= floats[FLOOR.value])).nonzero().flatten().tolist())
+
+
+def twin_survivors(logits: Tensor, params: SamplingParams) -> set[int]:
+    ordered, columns = twin.likeliest(scaled(logits, params)[None], logits.shape[0])
+    options = params.typical_p, params.top_p, params.min_p
+    kept = twin.filter_candidates(ordered, torch.tensor([params.top_k]), *(torch.tensor([x]) for x in options))
+    return set(columns[kept > -torch.inf].tolist())
+
+
+def random_params(generator: random.Random, vocab_size: int) -> SamplingParams:
+    """Each option is off in half of the requests."""
+
+    def maybe(value: float, off: float) -> float:
+        return value if generator.random() < 0.5 else off
+
+    return SamplingParams(
+        temperature=generator.choice([0.0, 0.2, 0.7, 1.0, 1.0, 1.5, 4.0]),
+        top_k=int(maybe(generator.choice([1, 2, 5, 20, 40, vocab_size // 2, vocab_size, vocab_size + 9]), 0)),
+        top_p=maybe(generator.random(), 1.0),
+        min_p=maybe(generator.random() * 0.2, 0.0),
+        typical_p=maybe(generator.random(), 1.0) if generator.random() < 0.5 else 1.0,
+        repeat_penalty=maybe(generator.choice([0.5, 1.1, 1.7]), 1.0) if generator.random() < 0.4 else 1.0,
+        presence_penalty=maybe(generator.uniform(-2, 2), 0.0) if generator.random() < 0.4 else 0.0,
+        frequency_penalty=maybe(generator.uniform(-1, 1), 0.0) if generator.random() < 0.4 else 0.0,
+        repeat_last_n=generator.choice([64, 1, 10, -1, 0]),
+        logit_bias={generator.randrange(vocab_size + 5): generator.uniform(-5, 5) for _ in range(3)}
+        if generator.random() < 0.3
+        else {},
+        seed=generator.randrange(2**63),
+    )
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "tile", "num_rows"),
+    [(97, SMALL, 25), (97, MEDIUM, 80), (512, MEDIUM, 30), (1000, MEDIUM, 20), (4096, None, 16)],
+    ids=lambda value: "tile" if isinstance(value, SamplingTile) else str(value),
+)
+def test_random_requests(vocab_size: int, tile: SamplingTile | None, num_rows: int, device: torch.device) -> None:
+    """Seeds are fixed; in the interpreter no row may differ. A GPU's exp and log differ in their last bits."""
+    torch.manual_seed(vocab_size)
+    generator = random.Random(vocab_size)
+    if not INTERPRETED:
+        num_rows *= 100
+    spread = torch.rand(num_rows, 1) * 4
+    logits = torch.randn(num_rows, vocab_size) * spread
+    logits[::3] = (logits[::3] * 2).round() / 2  # many alike
+    logits[::7, ::2] = -torch.inf
+    params = [random_params(generator, vocab_size) for _ in range(num_rows)]
+    assert Batch(logits, params, device, tile).check()[1] <= num_rows // 500
+
+
+def check_one(logits: Tensor, device: torch.device, tile: SamplingTile | None = SMALL, **options: Any) -> int:
+    """Compares one row with the twin and returns its token."""
+    torch.manual_seed(0)
+    token_ids, num_different = Batch(logits[None], [SamplingParams(**options)], device, tile).check()
+    assert num_different == 0
+    return token_ids[0]
+
+
+FILTERS: list[dict[str, Any]] = [
+    {}, {"top_k": 1}, {"top_k": 7}, {"top_k": 50}, {"top_p": 0.0}, {"top_p": 0.3}, {"top_p": 0.9999999},
+    {"min_p": 1.0}, {"min_p": 0.5}, {"typical_p": 0.0}, {"typical_p": 0.4}, {"top_k": 40, "top_p": 0.9},
+    {"top_k": 9, "typical_p": 0.5, "top_p": 0.5, "min_p": 0.1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", FILTERS, ids=str)
+def test_ties_go_by_id(options: dict[str, Any], device: torch.device) -> None:
+    check_one(torch.zeros(97), device, seed=3, **options)
+    check_one(torch.tensor([2.0, 1.0, 0.0])[torch.arange(97) % 3], device, seed=4, **options)
+
+
+@pytest.mark.parametrize("options", FILTERS, ids=str)
+def test_one_token_left(options: dict[str, Any], device: torch.device) -> None:
+    logits = torch.full((97,), -torch.inf)
+    logits[61] = -3.0
+    assert check_one(logits, device, seed=1, **options) == 61
+
+
+def test_the_likeliest_alone(device: torch.device) -> None:
+    logits = torch.randn(97, generator=torch.Generator().manual_seed(5))
+    best = int(logits.argmax())
+    only: tuple[dict[str, Any], ...] = ({"top_k": 1}, {"top_p": 0.0}, {"min_p": 1.0}, {"temperature": 0.0})
+    for seed, options in enumerate(only):
+        assert check_one(logits, device, seed=seed, **options) == best
+    logits[[3, 9]] = 50.0
+    assert check_one(logits, device, temperature=0.0) == 3, "of equal ones the lowest"
+    assert check_one(logits, device, top_k=1, seed=2) == 3
+
+
+@pytest.mark.parametrize("temperature", [1e-50, 1e-40, 1e-20, 1e-6, 1e6, 1e30])
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.5}, {"typical_p": 0.5}], ids=str)
+def test_extreme_temperatures(temperature: float, options: dict[str, Any], device: torch.device) -> None:
+    logits = torch.randn(97, generator=torch.Generator().manual_seed(6))
+    if temperature < 1e-40:  # float32 has no such number, and the twin divides by zero
+        batch = Batch(logits[None], [SamplingParams(temperature=temperature, **options)], device)
+        assert batch.run() == ([int(logits.argmax())], [False])
+    else:
+        token = check_one(logits, device, temperature=temperature, seed=2, **options)
+        assert temperature > 1 or token == int(logits.argmax())
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"top_k": 4}, {"top_p": 0.5}, {"logit_bias": {3: 1}}])
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf], ids=str)
+def test_broken_rows_are_told_and_harm_nobody(options: dict[str, Any], poison: float, device: torch.device) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 97)
+    batch = Batch(logits, [SamplingParams(seed=4, **options)] * 3, device)
+    whole, _ = batch.run()
+    logits[1, 13 : 97 if poison < 0 else 14] = poison
+    logits[1, :13] = poison if poison < 0 else 1.0
+    assert batch.run() == ([whole[0], 0, whole[2]], [False, True, False])
+
+
+def test_padding_rows_are_left_alone(device: torch.device) -> None:
+    torch.manual_seed(0)
+    params = [SamplingParams(temperature=0.0), SamplingParams(), SamplingParams(top_k=3), SamplingParams(top_p=0.5)]
+    batch = Batch(torch.randn(4, 97), params, device)
+    whole, _ = batch.run()
+    for absent in range(4):
+        rows = batch.rows.clone()
+        rows[absent] = -1
+        tokens, _ = batch.run(rows)
+        assert tokens == [-7 if n == absent else whole[n] for n in range(4)]
+
+
+def test_penalties_count_what_occurs_in_the_window(device: torch.device) -> None:
+    logits = torch.zeros(97)
+    logits[[4, 5]] = torch.tensor([3.0, 2.9])
+    torch.manual_seed(0)
+    options = [
+        {"repeat_penalty": 1.1}, {"presence_penalty": 0.2}, {"frequency_penalty": 0.04},
+        {"frequency_penalty": 0.04, "repeat_last_n": 2}, {"presence_penalty": 0.2, "repeat_last_n": -1},
+        {"presence_penalty": 0.2, "repeat_last_n": 0}, {"presence_penalty": 0.2, "repeat_last_n": 5},
+    ]  # fmt: skip
+    batch = Batch(logits.expand(7, -1), [SamplingParams(temperature=0.0, **o) for o in options], device)
+    batch.positions.fill_(40)
+    batch.tokens.fill_(50)
+    batch.tokens[:, 37:40] = 4
+    batch.tokens[:, 40:] = 5  # the future, which is garbage
+    batch.tokens[batch.rows[4:].long(), 30:40] = 50
+    batch.tokens[batch.rows[4:].long(), 34] = 4  # six tokens ago
+    assert batch.check() == ([5, 5, 5, 4, 5, 4, 4], 0)
+
+
+def test_bias_forces_bans_and_ignores_unknown_ids(device: torch.device) -> None:
+    logits = torch.randn(97, generator=torch.Generator().manual_seed(3))
+    best = int(logits.argmax())
+    assert check_one(logits, device, temperature=0.0, logit_bias={11: 100.0}) == 11
+    assert check_one(logits, device, temperature=0.0, logit_bias={best: -100.0}) != best
+    assert check_one(logits, device, seed=2, logit_bias={11: 1e29, 96: 3.0, 97: 5.0, 2**31 - 1: 9.0}) == 11
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_logits_of_half_precision(dtype: torch.dtype, device: torch.device) -> None:
+    torch.manual_seed(0)
+    logits = (torch.randn(5, 97) * 2).to(dtype)
+    params = [SamplingParams(seed=n, **FILTERS[n]) for n in (0, 2, 5, 10)] + [SamplingParams(logit_bias={3: 1.0})]
+    batch = Batch(logits.float(), params, device)
+    expected, _ = batch.run()
+    token_ids = torch.empty(5, dtype=torch.int64, device=device)
+    is_broken = torch.empty(5, dtype=torch.bool, device=device)
+    sample_tokens(
+        logits.to(device), batch.rows.to(device), batch.positions.to(device), batch.tokens.to(device),
+        batch.state, batch.workspace, token_ids, is_broken,
+    )  # fmt: skip
+    assert token_ids.tolist() == expected
+
+
+def test_statuses_take_the_paths_that_they_should(device: torch.device) -> None:
+    torch.manual_seed(0)
+    params = [
+        SamplingParams(temperature=0.0, top_k=5),
+        SamplingParams(),
+        SamplingParams(top_k=5),
+        SamplingParams(top_k=60),
+    ]
+    batch = Batch(torch.randn(4, 97), params, device)
+    batch.run()
+    statuses = batch.workspace.decisions[:, 0].tolist()
+    assert statuses == [LIKELIEST.value, DRAW.value, CHOSEN.value, DRAW.value]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"top_k": 4}] if INTERPRETED else [{}, {"top_k": 4}, {"top_p": 0.8}, {"typical_p": 0.6}], ids=str
+)
+def test_draws_follow_the_exact_probabilities(options: dict[str, Any], device: torch.device) -> None:
+    """Chi-square, with the likeliest survivors as cells; one seed, a generation number a draw."""
+    n = 100 if INTERPRETED else 20_000
+    logits = torch.tensor([2.0, -torch.inf, 0.0, 1.0, -1.0, 1.3, 0.5, 1.1])
+    params = SamplingParams(seed=11, **options)
+    batch = Batch(logits.expand(n, -1), [params] * n, device, MEDIUM)
+    batch.rows = torch.zeros(n, dtype=torch.int32)
+    batch.state.set(0, params, origin=0)
+    batch.positions = torch.arange(n, dtype=torch.int32)
+    tokens, _ = batch.run()
+    kept = twin_survivors(logits, params)
+    probs = torch.tensor([logits[i].item() if i in kept else -math.inf for i in range(8)]).softmax(-1)
+    counts = torch.bincount(torch.tensor(tokens), minlength=8)
+    assert counts[probs == 0].sum() == 0
+    expected = (probs * n)[probs > 0]
+    freedom = len(expected) - 1
+    chi_square = ((counts[probs > 0] - expected) ** 2 / expected).sum().item()
+    assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
+
+
+def test_refuses_what_does_not_fit_together(device: torch.device) -> None:
+    batch = Batch(torch.randn(2, 97), [SamplingParams()] * 2, device)
+    out = torch.empty(2, dtype=torch.int64, device=device), torch.empty(2, dtype=torch.bool, device=device)
+    good: list[Any] = [
+        batch.logits.to(device), batch.rows.to(device), batch.positions.to(device), batch.tokens.to(device),
+        batch.state, batch.workspace, *out,
+    ]  # fmt: skip
+    for index, wrong, message in (
+        (0, torch.randn(3, 97), "at most 2 rows of 97"),
+        (0, torch.randn(2, 98), "at most 2 rows of 97"),
+        (0, torch.randn(97, 2).T, "contiguous"),
+        (1, batch.rows.long(), "rows is torch.int64"),
+        (2, batch.positions[:1], "positions is"),
+        (3, batch.tokens.long(), "must be int32"),
+        (6, out[0].int(), "token_ids is"),
+        (7, out[1].int(), "is_broken is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_tokens(*good[:index], wrong, *good[index + 1 :])
+    with pytest.raises(ValueError, match="at most 2 are taken"):
+        SamplingState(1, device, max_bias=2).set(0, SamplingParams(logit_bias={1: 1.0, 2: 1.0, 3: 1.0}), 0)
