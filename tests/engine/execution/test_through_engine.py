@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.execution.model_runner import ModelRunner
@@ -82,3 +83,60 @@ def test_every_schedule_yields_the_same_tokens(
     engine = engine_of(load_runner(folder, **({"num_blocks": 300, "block_size": 4} | options)))
     assert run(engine, requests, 0) == expected
     assert run(engine, requests[::-1], 50) == expected[::-1], "now over a filled prefix cache"
+
+
+def stories() -> list[tuple[list[int], SamplingParams]]:
+    """64 requests: every kind of sampling, lengths at random, beginnings shared, some with a context that shifts."""
+    choose = random.Random(11)
+    beginning = choose.choices(range(300, 4000), k=9)
+    requests = []
+    for number in range(64):
+        prompt = beginning[: choose.randrange(2, 10)] + choose.choices(range(300, 4000), k=choose.randrange(1, 12))
+        params = msgspec.structs.replace(
+            PARAMS[number % 8],
+            seed=number,
+            max_tokens=choose.randrange(1, 12),
+            max_context=len(prompt) + 3 if number % 5 == 0 else None,
+            shift=True,
+        )
+        requests.append((prompt, params))
+    return requests
+
+
+@pytest.fixture(scope="module")
+def alone(tale_dir: Path) -> list[list[int]]:
+    """What each of the stories is without company."""
+    if not (tale_dir / "model.safetensors").exists():
+        pytest.skip("the built-in model has no weights here")
+    engine = engine_of(load_runner(tale_dir, run_ahead=0))
+    return [run(engine, [request], number)[0] for number, request in enumerate(stories())]
+
+
+@pytest.mark.parametrize("run_ahead", [0, 1])
+def test_64_streams_of_the_built_in_model_equal_those_alone(
+    tale_dir: Path, alone: list[list[int]], run_ahead: int
+) -> None:
+    """Random arrivals and aborts, and a pool so small that sequences are preempted."""
+    choose = random.Random(12)
+    options = {"num_blocks": 24, "block_size": 4, "max_num_seqs": 64, "max_num_batched_tokens": 70}
+    engine = engine_of(load_runner(tale_dir, run_ahead=run_ahead, **options))
+    waiting = list(enumerate(stories()))
+    choose.shuffle(waiting)
+    tokens: dict[int, list[int]] = {number: [] for number, _ in waiting}
+    leaving = {number: choose.randrange(1, 6) for number in range(0, 64, 6)}
+    left: set[int] = set()
+    while waiting or engine.has_work:
+        for _ in range(min(len(waiting), choose.randrange(8))):
+            number, (prompt, params) = waiting.pop()
+            engine.add(Sequence(number, prompt, params))
+        for row in engine.step():
+            tokens[row.seq_id] += row.token_ids
+            if row.finish_reason is None and len(tokens[row.seq_id]) >= leaving.get(row.seq_id, 100):
+                engine.abort(row.seq_id)
+                left.add(row.seq_id)
+        engine.scheduler.check()
+    assert left
+    for number, expected in enumerate(alone):
+        assert tokens[number] == (expected[: len(tokens[number])] if number in left else expected)
+    stats = engine.stats()
+    assert min(stats.num_preemptions, stats.num_shifts, stats.num_cached_tokens) > 0
