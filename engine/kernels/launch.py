@@ -54,7 +54,8 @@ def launch_options(num_warps: int, pdl: bool, device: torch.device) -> dict[str,
     Args:
         pdl: whether the caller wants the kernel to overlap with its predecessor; ignored where the device cannot.
     """
-    options: dict[str, int | bool] = {"num_warps": num_warps, "PDL": False}
+    # Whether a product and a sum become one instruction is said, because Triton's default for it is changing.
+    options: dict[str, int | bool] = {"num_warps": num_warps, "enable_fp_fusion": True, "PDL": False}
     if pdl and capability(device) >= MIN_PDL_CAPABILITY:
         options |= {"PDL": True, "launch_pdl": True}
     return options
