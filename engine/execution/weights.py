@@ -1,8 +1,9 @@
 """From a checkpoint to DecoderWeights: names, shapes, fused projections, one tensor at a time out of the memory map.
 
 Every tensor is looked up by its role (`models.tensor_names`), compared with the shape that the configuration asks
-for, and handed to a QuantMethod as the file holds it. At the end no tensor may be left over: an unknown one usually
-means a bias or a norm that would silently be missing from the computation.
+for, and handed to a QuantMethod as the file holds it. No tensor may be left over: an unknown one usually means a bias
+or a norm that would silently be missing from the computation. All this is looked at once for all tensors before the
+first byte of one is read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from engine.execution.errors import WeightsError
 from engine.models.decoder import DecoderLayer, DecoderWeights
 from engine.models.layers import Linear
 from engine.models.tensor_names import TensorNames
-from engine.quantization.base import segments_from_checkpoint
+from engine.quantization.base import QuantMethod, segments_from_checkpoint
 from engine.quantization.checkpoint import CheckpointTensor
 from engine.quantization.gguf_blocks import DECODERS
 from modelfiles.gguf import GGMLType, GGUFModel, open_shards
@@ -103,12 +104,16 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
             readable = ", ".join(type.name for type in DECODERS)
             raise WeightsError(f'the tensor "{name}" has the type {type_name}; these can be read: {readable}')
         self._taken[name] = num_bytes
-        if self._on_progress is not None:
-            self._on_progress(sum(self._taken.values()), self.total_bytes)
         return CheckpointTensor(name, actual, type, self._file.data(name), row_order)
 
+    def report_progress(self) -> None:
+        """What was taken has been read."""
+        if self._on_progress is not None:
+            self._on_progress(sum(self._taken.values()), self.total_bytes)
+
     def check_all_taken(self, tied_head: bool) -> None:
-        """
+        """Also forgets what was taken: a second pass may follow.
+
         Raises:
             WeightsError: tensors are left over, which are named.
         """
@@ -120,6 +125,7 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
                 f"{len(surplus)} tensors play no part in the architecture: {_named(surplus)}; running without them "
                 "would give wrong answers"
             )
+        self._taken.clear()
 
 
 def load_weights(
@@ -130,14 +136,19 @@ def load_weights(
     Raises:
         WeightsError: tensors are missing, superfluous, misshapen or of an unknown type.
     """
-    loader = _Loader(checkpoint, config, dtype, device)
+    _read(_Checker(checkpoint, config, dtype, device))
+    return _read(_Loader(checkpoint, config, dtype, device))
+
+
+def _read(loader: _Loader) -> DecoderWeights:
+    config = loader.config
     embedding = loader.linear([("embedding", config.vocab_size)], None, config.hidden_size, more_rows=True)
     head = embedding
     if not config.tie_word_embeddings:
         head = loader.linear([("head", config.vocab_size)], None, config.hidden_size, more_rows=True)
     layers = tuple(loader.layer(number) for number in range(config.num_layers))
     final_norm = loader.norm("final_norm", config.hidden_size)
-    checkpoint.check_all_taken(config.tie_word_embeddings)
+    loader.checkpoint.check_all_taken(config.tie_word_embeddings)
     return DecoderWeights(
         embedding=embedding, layers=layers, final_norm=final_norm, head=head, num_bytes=loader.num_bytes
     )
@@ -215,7 +226,7 @@ class _Loader:
                 for role, rows in parts
             ]
             fused_bias = torch.cat(biases).to(self.dtype)
-        linear = Linear(segments_from_checkpoint(tensors, self.dtype, self.device), fused_bias)
+        linear = Linear(self._segments(tensors), fused_bias)
         self.num_bytes += linear.num_bytes
         return linear
 
@@ -227,11 +238,27 @@ class _Loader:
         self.num_bytes += weight.nbytes
         return weight
 
+    def _segments(self, tensors: Sequence[CheckpointTensor]) -> tuple[QuantMethod, ...]:
+        segments = segments_from_checkpoint(tensors, self.dtype, self.device)
+        self.checkpoint.report_progress()
+        return segments
+
     def _expand(self, tensor: CheckpointTensor, order: tuple[int, ...] | None = None) -> Tensor:
         """A vector, float32."""
         out = torch.empty(1, tensor.num_columns, device=self.device)
         tensor.expand_into(out)
+        self.checkpoint.report_progress()
         return out[0] if order is None else out[0, list(order)]
+
+
+class _Checker(_Loader):
+    """Takes every tensor as its parent does, and reads none."""
+
+    def _segments(self, tensors: Sequence[CheckpointTensor]) -> tuple[QuantMethod, ...]:
+        return ()
+
+    def _expand(self, tensor: CheckpointTensor, order: tuple[int, ...] | None = None) -> Tensor:
+        return torch.empty(0, device=self.device)
 
 
 def _named(names: Sequence[str]) -> str:

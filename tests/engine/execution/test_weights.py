@@ -149,6 +149,24 @@ def test_progress_ends_at_the_total(tiny_dir: Path) -> None:
     assert weights_bytes(runner.config, torch.float32) == runner.ready.weights_bytes
 
 
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_no_tensor_is_read_of_a_file_that_lies(is_missing: bool, tiny_dir: Path, tmp_path: Path) -> None:
+    """Not even those before the last one, which is wrong: nothing is ever reported as read."""
+
+    def spoil(tensors: Tensors) -> None:
+        if is_missing:
+            del tensors["model.norm.weight"]
+        else:
+            tensors["model.layers.1.extra.weight"] = torch.zeros(1)
+
+    folder = edited(tiny_dir, tmp_path / "m", spoil)
+    files = {name: str(path) for name, path in ModelSource.from_path(folder).files.items()}
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(WeightsError):
+        ModelRunner.load(Load(files=files, device="cpu", num_blocks=4), lambda *progress: seen.append(progress))
+    assert seen == []
+
+
 # ---- GGUF
 
 
