@@ -90,6 +90,19 @@ def perplexity(model: Model, count: int) -> float:
     return math.exp(total / weight)
 
 
+@torch.inference_mode()
+def smallest_margin(model: Model, request: str) -> float:
+    """The least difference, over a greedy answer, between the best and the second-best logit."""
+    ids = model.tokenizer(prompt([Turn("user", request)]), return_tensors="pt", add_special_tokens=False).input_ids
+    ids = ids.to(model.device)
+    output = model.network.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=400,
+        temperature=None, top_k=None, top_p=None, eos_token_id=list(END), pad_token_id=0,
+    )  # fmt: skip
+    best = model.network(output).logits[0, ids.shape[1] - 1 : -1].float().topk(2).values
+    return float((best[:, 0] - best[:, 1]).min())
+
+
 SAMPLES: tuple[tuple[list[Turn], list[Json], bool], ...] = (
     ([Turn("user", "Tell me a story about a fox.")], [], False),
     ([Turn("user", "Tell me a story about a fox.")], [], True),
@@ -139,9 +152,9 @@ def main() -> None:
     }  # fmt: skip
     lines: list[Json] = []
 
-    def note(case: str, value: float, unit: str, ceiling: float) -> None:
+    def note(case: str, value: float, unit: str, ceiling: float | None) -> None:
         lines.append({
-            "case": f"tale/{case}", "value": round(value, 4), "unit": unit, "ceiling": ceiling, "share": round(value / ceiling, 4), "machine": machine,
+            "case": f"tale/{case}", "value": round(value, 4), "unit": unit, "ceiling": ceiling, "share": ceiling and round(value / ceiling, 4), "machine": machine,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "command": "python -m tools.tale.evaluate " + " ".join(sys.argv[1:]),
         })  # fmt: skip
         logger.info("%s: %.4f %s", case, value, unit)
@@ -162,7 +175,9 @@ def main() -> None:
         ]
         failures += [f"=== {case} ({len(wrong)} wrong)", *wrong[:12]]
     if not arguments.only or arguments.only in "perplexity":
-        note("perplexity", perplexity(model, 500), "per assistant token", 1.0)
+        note("perplexity", perplexity(model, 500), "per assistant token", None)
+    if not arguments.only or arguments.only in "smallest_margin":
+        note("smallest_margin", smallest_margin(model, "Tell me a story about a fox."), "logits", None)
     if arguments.failures:
         arguments.failures.write_text("\n".join(failures))
     if arguments.samples:
