@@ -22,9 +22,9 @@ from engine.kernels.sampling_select import (
     NUM_DECISIONS,
     STATUS,
     TOKEN,
-    scaled,
     stays,
 )
+from engine.kernels.sampling_source import scaled
 from engine.kernels.sampling_state import NUM_FLOATS, NUM_INTS, ORIGIN, SEED, TEMPERATURE
 
 

@@ -16,8 +16,8 @@ candidates share it; those are collected; and for each of them the weight before
 more than CAP candidates have one key, a pass in the order of ids takes the place of the last two steps.
 
 With top-k, what can be among the k likeliest is collected first, into a list that all stages then read in place of the
-row: the k-th largest maximum of a group of tokens is no greater than the k-th largest logit, so groups below it are not
-even read. If the list does not hold them, the stages read the row. A row that has its list gets its token right here.
+row (`sampling_source`). If the list does not hold them, the stages read the row. A row that has its list gets its
+token right here.
 
 Sums are of float32 in a fixed order: a row's result does not depend on its neighbours.
 
@@ -31,7 +31,8 @@ import triton
 import triton.language as tl
 
 from engine.kernels.sampling_noise import noise_keys, order_key, perturbed
-from engine.kernels.sampling_scan import is_adjusted, load_logits
+from engine.kernels.sampling_scan import is_adjusted
+from engine.kernels.sampling_source import list_likeliest, read_candidates
 from engine.kernels.sampling_state import (
     LOG_MIN_P,
     NUM_FLOATS,
@@ -64,12 +65,6 @@ NO_CUT = tl.constexpr(-2147483648)
 
 
 @triton.jit
-def scaled(x, largest, temperature):
-    """s: at most 0, -inf where the token is ruled out or too far from the largest for a tiny temperature."""
-    return tl.div_rn(x - largest, temperature + tl.zeros_like(x))
-
-
-@triton.jit
 def stays(s, token, cuts):
     """Whether a candidate survives the three cuts; and its order keys, by likelihood and by distance.
 
@@ -82,23 +77,6 @@ def stays(s, token, cuts):
     alive &= (typical_key > cuts[3]) | ((typical_key == cuts[3]) & (token <= cuts[4]))
     alive &= (key > cuts[5]) | ((key == cuts[5]) & (token <= cuts[6]))
     return alive, key, typical_key
-
-
-@triton.jit
-def _read(index, count, source, SOURCE_IS_LIST):
-    """Candidates `index` of the source: s, token.
-
-    source: (list_s, list_token, logits, work, adjusted, largest, temperature), pointers at the row.
-    """
-    mask = index < count
-    if SOURCE_IS_LIST:
-        s = tl.load(source[0] + index, mask=mask, other=float("-inf"))
-        token = tl.load(source[1] + index, mask=mask, other=0)
-    else:
-        x = load_logits(source[2], source[3], source[4], index, mask)
-        s = scaled(x, source[5], source[6])
-        token = index
-    return s, token
 
 
 @triton.jit
@@ -117,7 +95,7 @@ def _totals(count, source, is_list, cuts, TILE: tl.constexpr):
     total = tl.zeros([TILE], dtype=tl.float32)
     moment = tl.zeros([TILE], dtype=tl.float32)
     for first in range(0, count, TILE):
-        s, token = _read(first + tl.arange(0, TILE), count, source, is_list)
+        s, token = read_candidates(first + tl.arange(0, TILE), count, source, is_list)
         _, weight, alive = _weigh(s, token, 2, cuts)
         largest = tl.maximum(largest, tl.where(alive, s, float("-inf")))
         total += weight
@@ -131,7 +109,7 @@ def _above(count, source, is_list, stage, cuts, pivots, stop, TILE: tl.constexpr
     weights = tl.zeros([8, TILE], dtype=tl.float32)
     counts = tl.zeros([8, TILE], dtype=tl.int32)
     for first in range(0, count, TILE):
-        s, token = _read(first + tl.arange(0, TILE), count, source, is_list)
+        s, token = read_candidates(first + tl.arange(0, TILE), count, source, is_list)
         key, weight, alive = _weigh(s, token, stage, cuts)
         above = (key[None, :] >= pivots[:, None]) & (alive & (key < stop))[None, :]
         weights += tl.where(above, weight[None, :], 0.0)
@@ -180,7 +158,7 @@ def _collect(count, source, is_list, stage, cuts, start, stop, near_s_ptr, near_
     """Writes the candidates with start <= key < stop, in their order."""
     num_written = tl.full([], 0, dtype=tl.int32)
     for first in range(0, count, TILE):
-        s, token = _read(first + tl.arange(0, TILE), count, source, is_list)
+        s, token = read_candidates(first + tl.arange(0, TILE), count, source, is_list)
         key, _, alive = _weigh(s, token, stage, cuts)
         inside = (alive & (key >= start) & (key < stop)).to(tl.int32)
         num_here = tl.sum(inside, axis=0)
@@ -224,7 +202,7 @@ def _cut_among_equals(count, source, is_list, stage, cuts, key_of_all, base, lim
     cut_token = tl.full([], -1, dtype=tl.int32)
     before = base
     for first in range(0, count, TILE):
-        s, token = _read(first + tl.arange(0, TILE), count, source, is_list)
+        s, token = read_candidates(first + tl.arange(0, TILE), count, source, is_list)
         key, weight, alive = _weigh(s, token, stage, cuts)
         inside = alive & (key == key_of_all)
         weight = tl.where(inside, weight, 0.0)
@@ -235,63 +213,12 @@ def _cut_among_equals(count, source, is_list, stage, cuts, key_of_all, base, lim
 
 
 @triton.jit
-def _list_likeliest(
-    groups_ptr,  # int32 [num_groups], scratch
-    list_s_ptr,  # float32 [LIST], written
-    list_token_ptr,  # int32 [LIST], written
-    group_max_ptr,  # float32 [num_groups]
-    num_groups,
-    top_k,
-    vocab_size,
-    source,
-    GROUP: tl.constexpr,
-    ALL_GROUPS: tl.constexpr,
-    LIST: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """Lists, by token id, what may be among the top_k likeliest. Returns how many there are, perhaps more than LIST."""
-    group = tl.arange(0, ALL_GROUPS)
-    maxima = tl.load(group_max_ptr + group, mask=group < num_groups, other=float("-inf"))
-    s = scaled(maxima, source[5], source[6])
-    num_alive = tl.sum((s > float("-inf")).to(tl.int32), axis=0)
-    low = tl.full([], -3.0e38, dtype=tl.float32)  # fewer groups than top_k: the k-th may be anywhere in them
-    if num_alive >= top_k:
-        low = tl.min(tl.where(s > float("-inf"), s, 0.0), axis=0)
-        high = tl.full([], 0.0, dtype=tl.float32)
-        for _ in range(20):  # at least top_k groups reach `low`, always
-            middle = 0.5 * low + 0.5 * high
-            reaches = tl.sum((s >= middle).to(tl.int32), axis=0) >= top_k
-            low = tl.where(reaches, middle, low)
-            high = tl.where(reaches, high, middle)
-    selected = ((s >= low) & (s > float("-inf"))).to(tl.int32)
-    tl.store(groups_ptr + tl.cumsum(selected, axis=0) - 1, group, mask=selected != 0)
-    num_selected = tl.sum(selected, axis=0)
-    tl.debug_barrier()  # what other threads wrote is read next
-
-    WIDTH: tl.constexpr = TILE // GROUP
-    num_written = tl.full([], 0, dtype=tl.int32)
-    for first in range(0, num_selected, WIDTH):
-        index = first + tl.arange(0, WIDTH)
-        member = tl.load(groups_ptr + index, mask=index < num_selected, other=ALL_GROUPS)
-        token = tl.reshape(member[:, None] * GROUP + tl.arange(0, GROUP)[None, :], [TILE])
-        found, _ = _read(token, vocab_size, source, False)
-        inside = ((found >= low) & (found > float("-inf"))).to(tl.int32)
-        place = num_written + tl.cumsum(inside, axis=0) - 1
-        fits = (inside != 0) & (place < LIST)
-        tl.store(list_s_ptr + place, found, mask=fits)
-        tl.store(list_token_ptr + place, token, mask=fits)
-        num_written += tl.sum(inside, axis=0)
-    tl.debug_barrier()
-    return num_written
-
-
-@triton.jit
 def _draw_from_list(count, source, cuts, floor, key0, key1, TILE: tl.constexpr):
     """The token of the greatest perturbed logit; of equal ones the lowest."""
     best = tl.full([], float("-inf"), dtype=tl.float32)
     best_token = tl.full([], 0x7FFFFFFF, dtype=tl.int32)
     for first in range(0, count, TILE):
-        s, token = _read(first + tl.arange(0, TILE), count, source, True)
+        s, token = read_candidates(first + tl.arange(0, TILE), count, source, True)
         _, _, alive = _weigh(s, token, 2, cuts)
         score = tl.where(alive & (s >= floor), perturbed(s, token, key0, key1), float("-inf"))
         top = tl.max(score, axis=0)
@@ -363,7 +290,7 @@ def sampling_select_kernel(
     is_list = tl.full([], 0, dtype=tl.int1)
     count = vocab_size + tl.full([], 0, dtype=tl.int32)
     if has_top_k:
-        num_listed = _list_likeliest(
+        num_listed = list_likeliest(
             groups_ptr + item * num_groups, source[0], source[1], group_max_ptr + item * num_groups,
             num_groups, top_k, vocab_size, source, GROUP, ALL_GROUPS, LIST, TILE,
         )  # fmt: skip
