@@ -8,18 +8,19 @@ import pytest
 import torch
 
 from engine.kernels import reference, reference_decode
-from engine.kernels.decode_attention import Workspace, decode_attention
+from engine.kernels.decode_attention import MERGED_ELEMENTS, Workspace, decode_attention
 from engine.kernels.tiles import AttentionTile
 
 # (atol, rtol). The kernel rounds the weights of the softmax to the cache's type before the product with V.
 TOLERANCE = {torch.float32: (1e-5, 1e-5), torch.float16: (4e-3, 4e-3), torch.bfloat16: (3e-2, 3e-2)}
 TILE = AttentionTile(tokens=16, num_warps=4, max_splits=8)
-POISON = 1 << 40
-"""A block that no cache has."""
 
 
 class Rows:
-    """Rows at the given positions, their keys and values scattered over blocks; the rest is poison."""
+    """Rows at the given positions, their keys and values scattered over blocks.
+
+    All else is poison: slots of no use are NaN, and entries of the table without use lead to a block of nothing else.
+    """
 
     def __init__(
         self,
@@ -38,10 +39,11 @@ class Rows:
         self.window = window
         num_blocks = [position // block_size + 1 for position in positions]
         free = (torch.randperm(sum(num_blocks)) + 1).tolist()
-        shape = len(free) + 1, num_kv_heads, block_size, head_dim
+        poison = len(free) + 1
+        shape = poison + 1, num_kv_heads, block_size, head_dim
         self.k_cache = torch.full(shape, torch.nan, dtype=kv_dtype or dtype)
         self.v_cache = self.k_cache.clone()
-        table = torch.full((num_rows + 2, max(num_blocks) + 1), POISON)
+        table = torch.full((num_rows + 2, max(num_blocks) + 1), poison)
         rows = torch.randperm(num_rows + 2)[:num_rows]
         for row, position in zip(rows.tolist(), positions, strict=True):
             first = 0 if window is None else max(0, position + 1 - window)
@@ -125,6 +127,12 @@ def test_rows_of_very_different_length_leave_splits_empty(device: torch.device) 
     Rows([0, 200, 15, 70], device=device).assert_like_twin(8)
 
 
+def test_more_splits_than_are_merged_at_a_time(device: torch.device) -> None:
+    splits, heads, head_dim = 8, 8, 256
+    assert heads * head_dim * splits > MERGED_ELEMENTS
+    Rows([16 * splits - 1], device=device, heads=(heads, 1), head_dim=head_dim).assert_like_twin(splits)
+
+
 def test_types_of_query_and_cache_differ(device: torch.device) -> None:
     Rows([20], device=device, dtype=torch.bfloat16, kv_dtype=torch.float16).assert_like_twin(2)
     Rows([20], device=device, dtype=torch.bfloat16, kv_dtype=torch.float32).assert_like_twin(2)
@@ -150,7 +158,9 @@ def test_a_workspace_serves_one_call_after_the_other(device: torch.device) -> No
 def test_rows_that_lie_apart(device: torch.device) -> None:
     rows = Rows([20, 33], device=device)
     rows.q = torch.cat([rows.q, rows.q * torch.nan], dim=1)[:, :4]
-    rows.block_table = torch.cat([rows.block_table, rows.block_table + 1], dim=1)[:, : rows.block_table.shape[1]]
+    rows.block_table = torch.cat([rows.block_table, torch.zeros_like(rows.block_table)], dim=1)[
+        :, : rows.block_table.shape[1]
+    ]
     rows.rows, rows.positions = rows.rows.long(), rows.positions.long()
     rows.assert_like_twin(2)
 
@@ -170,10 +180,15 @@ def test_the_tables_own_tile_and_splits(device: torch.device) -> None:
 def test_the_twin_agrees_with_the_one_that_runs_on_the_cpu(softcap: float | None, window: int | None) -> None:
     positions = [3, 16, 63]
     rows = Rows(positions, device=torch.device("cpu"), window=window)
-    table = rows.block_table[rows.rows.long()]
-    table[table == POISON] = 0
     plan = reference.plan_attention(
-        table, positions, [1, 1, 1], rows.positions.long(), None, block_size=16, num_kv_heads=2, window=window
+        rows.block_table[rows.rows.long()],
+        positions,
+        [1, 1, 1],
+        rows.positions.long(),
+        None,
+        block_size=16,
+        num_kv_heads=2,
+        window=window,
     )
     expected = reference.paged_attention(rows.q, rows.k_cache, rows.v_cache, plan, 0.3, softcap)
     actual = reference_decode.decode_attention(*rows.tensors, 0.3, window=window, softcap=softcap)

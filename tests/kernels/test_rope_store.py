@@ -13,12 +13,10 @@ from engine.kernels.rope_store import rope_store
 # (atol, rtol): one rounding, of float32 values that agree to the last places.
 TOLERANCE = {torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (2e-2, 2e-2)}
 EPS = 1e-6
-POISON = 1 << 40
-"""A block that no cache has."""
 
 
 class Step:
-    """Tokens of several rows, a poisoned cache, and a table whose entries are poison but for those in use."""
+    """Tokens of several rows, a cache of NaN, and a table whose entries of no use lead to a block that must stay so."""
 
     def __init__(
         self,
@@ -39,10 +37,11 @@ class Step:
         angles = torch.rand(num_tokens, 1, (rotary_dim or head_dim) // 2, device=device) * 6
         self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1)
         self.sin = torch.cat([-angles.sin(), angles.sin()], dim=-1)
-        shape = num_tokens + 1, num_kv_heads, block_size, head_dim
+        poison = num_tokens + 1
+        shape = poison + 1, num_kv_heads, block_size, head_dim
         self.k_cache = torch.full(shape, torch.nan, dtype=kv_dtype or dtype, device=device)
         self.v_cache = self.k_cache.clone()
-        table = torch.full((num_tokens + 2, 8), POISON, device=device)
+        table = torch.full((num_tokens + 2, 8), poison, device=device)
         blocks, rows = (torch.randperm(num_tokens) + 1).tolist(), torch.randperm(num_tokens + 2)[:num_tokens]
         for row, block, position in zip(rows.tolist(), blocks, positions, strict=True):
             table[row, position // block_size] = block
@@ -109,7 +108,7 @@ def test_rows_that_lie_apart(device: torch.device) -> None:
     step = Step([1, 5], device=device)
     step.qkv = torch.cat([step.qkv, torch.full_like(step.qkv, torch.nan)], dim=1)[:, : step.qkv.shape[1]]
     step.cos, step.sin = (torch.cat([x, x * torch.nan], dim=-1)[..., :16] for x in (step.cos, step.sin))
-    step.block_table = torch.cat([step.block_table, step.block_table + 1], dim=1)[:, :8]
+    step.block_table = torch.cat([step.block_table, torch.zeros_like(step.block_table)], dim=1)[:, :8]
     step.assert_like_twin()
 
 
