@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# As the daemon does for its workers (engine/client.py): tests run beside daemons and workers of theirs, and torch's threads
-# must not wait for each other by spinning then. Before anything imports torch.
+# As the daemon does for its workers (engine/client.py): tests run beside daemons and workers of theirs, and torch's
+# threads must not wait for each other by spinning then. Before anything imports torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parent.parent
