@@ -22,6 +22,7 @@ from daemon.parsers.tool_calls import OPEN_TAG as TOOL_TAG
 from daemon.parsers.tool_calls import CallParser, ToolCallParser
 from daemon.prompts import Fitting, Prompt, PromptSource, compose
 from daemon.workers import LoadedModel
+from engine.errors import EngineDied
 from registry.stored_model import StoredModel
 
 
@@ -121,7 +122,22 @@ class Generator:
             DaemonError: the request cannot be served as it stands, or not now.
             EngineError: the model could not be loaded, or its worker died.
         """
-        watch = Stopwatch(self._clock)
+        watch, has_sent = Stopwatch(self._clock), False
+        try:
+            async with aclosing(self._attempt(job, watch)) as pieces:
+                async for piece in pieces:
+                    has_sent = True
+                    yield piece
+            return
+        except EngineDied:
+            # A worker that died while it was idle, or of another request: who has seen nothing yet need not know.
+            if has_sent:
+                raise
+        async with aclosing(self._attempt(job, watch)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _attempt(self, job: Job, watch: Stopwatch) -> AsyncGenerator[Chunk | Summary]:
         with self._models.queue() as place:
             async with self._models.acquire(job.stored, job.keep_alive_s) as model:
                 watch.loaded()

@@ -81,7 +81,7 @@ async def test_many_streams_at_once_share_one_load(world: World) -> None:
     assert len(world.engine.prompts) == 50
 
 
-async def test_a_worker_that_dies_ends_its_streams_with_an_error(world: World) -> None:
+async def test_a_worker_that_dies_ends_streams_and_begins_anew_what_has_sent_nothing(world: World) -> None:
     world.answers = [Answer("a long story", pause_after=2), Answer("another", pause_after=0), Answer("again")]
     first = RawClient(world.app, "POST", "/api/generate", body())
     async with asyncio.timeout(TIMEOUT_S):
@@ -92,12 +92,25 @@ async def test_a_worker_that_dies_ends_its_streams_with_an_error(world: World) -
         world.engine.die()
         assert (await first.next_line())["response"] == " "
         assert "killed by signal 9" in (await first.next_line())["error"]
-        start = await second.sent.get()
-        assert start["status"] == 500
+        assert (await second.next_line())["message"]["content"] == "a"
         await asyncio.gather(first.task, second.task)
-    reply = await world.whole("/api/generate", model="tiny", prompt="Hi")
-    assert reply["response"] == "again"
+    assert (await world.whole("/api/generate", model="tiny", prompt="Hi"))["done"]
     assert len(world.engines) == 2
+
+
+async def test_a_request_that_two_workers_die_of_gets_an_error(world: World) -> None:
+    world.answers = [Answer("never", pause_after=0), Answer("never", pause_after=0)]
+    client = RawClient(world.app, "POST", "/api/generate", body())
+    async with asyncio.timeout(TIMEOUT_S):
+        for number in (1, 2):
+            while len(world.engines) < number or not world.engine.paused.is_set():
+                await asyncio.sleep(0)
+            world.engine.die()
+        start = await client.sent.get()
+        assert start["status"] == 500
+        await client.task
+    assert len(world.engines) == 2
+    assert (await world.whole("/api/generate", model="tiny", prompt="Hi"))["done"]
 
 
 async def test_what_a_stream_says_is_what_the_whole_says(world: World) -> None:
