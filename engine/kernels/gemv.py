@@ -362,7 +362,7 @@ def gemv_argmax(
     Raises:
         ValueError: as `gemv`.
     """
-    rows = torch.empty(0, dtype=torch.int32, device=x.device)
+    rows = torch.empty(0, dtype=torch.int32, device=x.device)  # as wide as there are programs
     values = _launch(x, weight, bias, norm, rows, epilogues.ARGMAX, "argmax", tiles, pdl)
     return values, rows
 
