@@ -39,20 +39,26 @@ def calls(wanted: Json) -> Check:
     return lambda answer: parsed_calls(answer) == [wanted]
 
 
-def recall_cases(count: int, length: int) -> list[Case]:
-    """One held-out fact anywhere in a text of `length` tokens, with other facts; the answer must name the right spot."""
+def recall_cases(count: int, length: int, num_tokens: Callable[[str], int]) -> list[Case]:
+    """One held-out fact anywhere in a prompt of `length` tokens, among other facts; the answer must name the right spot.
+
+    `num_tokens` counts a text's tokens: the number of words that make up the length depends on the filler's style, so a
+    text is drawn again, longer or shorter, until its prompt is within a twentieth of `length`.
+    """
     rng = random.Random(SEED + length)
     cases: list[Case] = []
-    for index in range(count):
-        num_words = int(length * recall.WORDS_PER_TOKEN)
-        facts = recall.draw_facts(rng, rng.randint(3, 8) if length >= 256 else 2, held_out=1)
-        text = recall.draw_text(rng, facts, num_words, position=index / count)
-        cases.append(
-            (
-                prompt([Turn("user", f"{text}\n\n{facts[0].question}")]),
-                contains(f"is {facts[0].value}."),
-            )
-        )
+    while len(cases) < count:
+        facts = recall.draw_facts(rng, rng.randint(3, 8), held_out=1)
+        style = rng.randrange(1 << 30)  # the same filler each time, of another length
+        num_words = length * recall.WORDS_PER_TOKEN
+        for _ in range(8):
+            text = recall.draw_text(random.Random(style), facts, int(num_words), position=len(cases) / count)
+            question = prompt([Turn("user", f"{text}\n\n{facts[0].question}")])
+            size = num_tokens(question)
+            if 0.95 < size / length < 1.05:
+                cases.append((question, contains(f"is {facts[0].value}.")))
+                break
+            num_words *= length / size
     return cases
 
 

@@ -48,6 +48,10 @@ class Model:
             padding_side="left",
         )
 
+    def num_tokens(self, text: str) -> int:
+        """How long a text is."""
+        return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+
     @torch.inference_mode()
     def answer(self, prompts: list[str], max_new_tokens: int) -> list[str]:
         """The continuation of each prompt, without the end mark."""
@@ -57,7 +61,8 @@ class Model:
         while start < len(order):
             # Padded batches take the plain attention, which holds scores of [B, heads, T, T].
             longest = len(prompts[order[min(start + 99, len(order) - 1)]]) // 2  # tokens, estimated high
-            size = max(1, min(100, 400_000_000 // longest**2)) if self.device == "cuda" else 8
+            most, scores = (100, 400_000_000) if self.device == "cuda" else (8, 60_000_000)
+            size = max(1, min(most, scores // longest**2))
             indices = order[start : start + size]
             start += size
             inputs = self.tokenizer(
@@ -136,8 +141,8 @@ def main() -> None:
     machine = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU {platform.machine()}"
     count = arguments.count
     suites: dict[str, tuple[Callable[[], list[Case]], int]] = {
-        "recall_256": (lambda: cases.recall_cases(count, 256), 24),
-        "recall_1024": (lambda: cases.recall_cases(count, 1024), 24),
+        "recall_256": (lambda: cases.recall_cases(count, 256, model.num_tokens), 24),
+        "recall_1024": (lambda: cases.recall_cases(count, 1024, model.num_tokens), 24),
         "tool_call": (lambda: cases.tool_cases(count), 80),
         "no_tool_call": (lambda: cases.no_tool_cases(count), 60),
         "tool_result": (lambda: cases.tool_result_cases(count), 40),
@@ -147,8 +152,8 @@ def main() -> None:
         "story_question": (lambda: cases.question_cases(count), 32),
         "small_talk": (lambda: cases.talk_cases(count), 70),
         "thought": (lambda: cases.thought_cases(count // 2), 120),
-        "recall_4096": (lambda: cases.recall_cases(count, 4096), 24),
-        "recall_7168": (lambda: cases.recall_cases(count // 5, 7168), 24),
+        "recall_4096": (lambda: cases.recall_cases(count // 2, 4096, model.num_tokens), 24),
+        "recall_7680": (lambda: cases.recall_cases(count // 5, 7680, model.num_tokens), 24),
     }  # fmt: skip
     lines: list[Json] = []
 
