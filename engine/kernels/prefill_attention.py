@@ -293,6 +293,7 @@ def prefill_attention(
         ROWS_AT_ONCE=ROWS_AT_ONCE,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        enable_fp_fusion=True,
     )
     return out
 

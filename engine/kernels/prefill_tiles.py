@@ -25,14 +25,19 @@ class PrefillTile:
 
 
 _SMALL: Mapping[int, PrefillTile] = MappingProxyType(
-    {64: PrefillTile(128, 64, 4, 3), 128: PrefillTile(128, 64, 8, 2), 256: PrefillTile(64, 32, 4, 2)}
+    {
+        64: PrefillTile(128, 64, 8, 2),
+        96: PrefillTile(128, 32, 8, 2),
+        128: PrefillTile(128, 64, 8, 2),
+        256: PrefillTile(64, 32, 8, 2),
+    }
 )
 PREFILL_TILES: Mapping[int, Mapping[int, PrefillTile]] = MappingProxyType(
     {
-        80: {64: PrefillTile(128, 64, 4, 3), 128: PrefillTile(128, 64, 8, 3), 256: PrefillTile(64, 64, 4, 2)},
+        80: {64: PrefillTile(128, 64, 8, 3), 128: PrefillTile(128, 32, 8, 3), 256: PrefillTile(64, 32, 8, 2)},
         86: _SMALL,
         89: _SMALL,
-        90: {64: PrefillTile(128, 128, 8, 3), 128: PrefillTile(128, 128, 8, 2), 256: PrefillTile(128, 64, 8, 2)},
+        90: {64: PrefillTile(128, 128, 8, 3), 128: PrefillTile(128, 64, 8, 3), 256: PrefillTile(128, 64, 8, 2)},
         120: _SMALL,
     }
 )

@@ -1,0 +1,155 @@
+"""What `compile_check` compiles: a call of each launcher, in the shapes and with the options that models bring.
+
+Tensors made here have no memory: the check runs these functions where allocating gives a shape, a type and a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from engine.kernels.decode_attention import Workspace, decode_attention
+from engine.kernels.gemv import DeferredNorm, gemv, gemv_argmax, gemv_gated, gemv_residual
+from engine.kernels.logprobs import LogprobWorkspace, logprobs
+from engine.kernels.prefill_attention import prefill_attention
+from engine.kernels.rms_norm import add_rms_norm, rms_norm
+from engine.kernels.rope_store import rope_store
+from engine.kernels.sampling import SamplingWorkspace, sample_tokens
+from engine.kernels.sampling_state import SamplingState
+from engine.kernels.step_end import step_end
+
+Tensor = torch.Tensor
+
+ARCHITECTURES = (80, 86, 89, 90, 120)
+"""Compute capabilities: A100; RTX 30; RTX 40, L4, L40S; H100, H200; RTX 50."""
+MAIN = (89, 90)
+"""Where variants beyond a kernel's first are compiled too."""
+HIDDEN, INTERMEDIATE, VOCAB, HEADS, KV_HEADS, HEAD_DIM, ROWS = 3584, 18944, 152064, 28, 4, 128, 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call to compile."""
+
+    name: str
+    run: Callable[[], object]
+    architectures: tuple[int, ...] = ARCHITECTURES
+    max_stack_bytes: int = 0
+    """Spills that are known and paid for, bytes a thread."""
+
+
+def make(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cuda")
+
+
+def ints(*shape: int) -> Tensor:
+    return make(*shape, dtype=torch.int32)
+
+
+def floats(*shape: int) -> Tensor:
+    return make(*shape, dtype=torch.float32)
+
+
+def caches(num_kv_heads: int, head_dim: int, block_size: int) -> tuple[Tensor, Tensor]:
+    shape = 100, num_kv_heads, block_size, head_dim
+    return make(*shape), make(*shape)
+
+
+def prefill(
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    block_size: int = 16,
+) -> None:
+    k_cache, v_cache = caches(kv_heads, head_dim, block_size)
+    prefill_attention(
+        make(500, heads, head_dim), k_cache, v_cache, ints(ROWS, 64), ints(ROWS + 1), ints(ROWS), 0.1,
+        window=window, softcap=softcap,
+    )  # fmt: skip
+
+
+def decode(
+    heads: int, kv_heads: int, head_dim: int, *, window: int | None = None, softcap: float | None = None
+) -> None:
+    k_cache, v_cache = caches(kv_heads, head_dim, 32)
+    workspace = Workspace.allocate(ROWS, heads, kv_heads, head_dim, 32, torch.device("cuda"))
+    decode_attention(
+        make(ROWS, heads, head_dim), k_cache, v_cache, ints(ROWS, 64), ints(ROWS), ints(ROWS), 0.1,
+        window=window, softcap=softcap, workspace=workspace, splits=16, pdl=True,
+    )  # fmt: skip
+
+
+def gated_product(num_tokens: int) -> None:
+    norm = DeferredNorm(floats(num_tokens, 448), 1e-6)
+    gemv_gated(make(num_tokens, HIDDEN), make(2 * INTERMEDIATE, HIDDEN), "silu", norm=norm, pdl=True)
+
+
+def products(num_tokens: int) -> None:
+    norm = DeferredNorm(floats(num_tokens, 448), 1e-6)
+    x, residual, gamma = make(num_tokens, HIDDEN), floats(num_tokens, HIDDEN), make(HIDDEN)
+    qkv = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+    gemv(x, make(qkv, HIDDEN), make(qkv), norm=norm, out_dtype=torch.float32, pdl=True)
+    gemv_residual(x, make(HIDDEN, HIDDEN), residual, gamma, pdl=True)
+    gemv_residual(make(num_tokens, INTERMEDIATE), make(HIDDEN, INTERMEDIATE), residual, gamma, pdl=True)
+    gemv_argmax(x, make(VOCAB, HIDDEN), norm=norm, pdl=True)
+
+
+def rope() -> None:
+    k_cache, v_cache = caches(KV_HEADS, HEAD_DIM, 32)
+    rope_store(
+        make(ROWS, (HEADS + 2 * KV_HEADS) * HEAD_DIM), floats(ROWS, 1, HEAD_DIM), floats(ROWS, 1, HEAD_DIM),
+        k_cache, v_cache, ints(ROWS, 64), ints(ROWS), ints(ROWS), HEADS, make(HEAD_DIM), make(HEAD_DIM), 1e-6, pdl=True,
+    )  # fmt: skip
+
+
+def norms() -> None:
+    rms_norm(make(ROWS, HIDDEN), make(HIDDEN), 1e-6, pdl=True)
+    add_rms_norm(make(ROWS, HIDDEN), floats(ROWS, HIDDEN), make(HIDDEN), 1e-6, pdl=True)
+
+
+def end() -> None:
+    step_end(
+        floats(ROWS, 2376), ints(ROWS, 2376), ints(ROWS), ints(ROWS), ints(256, 4096), make(VOCAB, HIDDEN),
+        make(HIDDEN), ints(ROWS), floats(ROWS, HIDDEN), make(ROWS, HIDDEN), floats(ROWS, 1), pdl=True,
+    )  # fmt: skip
+
+
+def sampling(vocab_size: int, dtype: torch.dtype) -> None:
+    device = torch.device("cuda")
+    sample_tokens(
+        make(ROWS, vocab_size, dtype=dtype), ints(ROWS), ints(ROWS), ints(256, 4096),
+        SamplingState(256, device), SamplingWorkspace(ROWS, vocab_size, device),
+        make(ROWS, dtype=torch.int64), make(ROWS, dtype=torch.bool),
+    )  # fmt: skip
+
+
+def log_probabilities() -> None:
+    logprobs(
+        floats(ROWS, VOCAB), ints(ROWS), make(ROWS, dtype=torch.int64),
+        LogprobWorkspace(ROWS, VOCAB, torch.device("cuda")),
+        floats(ROWS), floats(ROWS, 20), make(ROWS, 20, dtype=torch.int64),
+    )  # fmt: skip
+
+
+CASES: tuple[Case, ...] = (
+    Case("prefill_attention, Qwen2.5-7B", lambda: prefill(28, 4, 128)),
+    Case("prefill_attention, Gemma 2 9B, window", lambda: prefill(16, 8, 256, window=4096, softcap=50.0), MAIN, 128),
+    Case("prefill_attention, Llama 3.2 1B", lambda: prefill(32, 8, 64, block_size=64), MAIN),
+    Case("prefill_attention, Phi-3, window", lambda: prefill(32, 32, 96, window=2047, block_size=32), MAIN),
+    Case("decode_attention, Qwen2.5-7B", lambda: decode(28, 4, 128)),
+    Case("decode_attention, Gemma 2 9B, window", lambda: decode(16, 8, 256, window=4096, softcap=50.0), MAIN),
+    Case("gemv, gated, 1 token", lambda: gated_product(1)),
+    Case("gemv, gated, 16 tokens", lambda: gated_product(16)),
+    Case("gemv, the others, 1 token", lambda: products(1), MAIN),
+    Case("gemv, the others, 16 tokens", lambda: products(16), MAIN),
+    Case("rope_store", rope),
+    Case("rms_norm", norms),
+    Case("step_end", end),
+    Case("sampling, Qwen2.5", lambda: sampling(VOCAB, torch.float32)),
+    Case("logprobs", log_probabilities),
+)
