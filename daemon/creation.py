@@ -11,6 +11,7 @@ from daemon import api
 from daemon.errors import BadRequest
 from daemon.library import parse_name
 from engine.config import ModelConfig
+from engine.models.tensor_plan import check_tensors
 from engine.text.tokenizer import Tokenizer
 from modelfiles.source import ModelSource
 from registry.builtin_models import builtin_names, package_folder, restore
@@ -64,13 +65,37 @@ def pull_events(store: Store, name: ModelName) -> Iterator[api.ProgressResponse]
 
 
 def check_source(source: ModelSource) -> None:
-    """Whether the engine's daemon side can read these files.
+    """Whether these files are a model that the engine can load, as far as can be told without reading a tensor.
 
     Raises:
-        ValueError: it cannot; the message says what is missing.
+        ValueError: they are not; the message says what is missing or contradicts what.
     """
-    ModelConfig.from_source(source)
-    Tokenizer.from_source(source)
+    config = ModelConfig.from_source(source)
+    tokenizer = Tokenizer.from_source(source)
+    check_tensors(config, source)
+    _check_vocabulary(config, tokenizer)
+
+
+def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Whether the model has an embedding for what the tokenizer makes of text.
+
+    Special tokens may lie beyond it as long as no prompt begins or ends with them: the tokenizer of Gemma 3's text
+    models knows one for images, just past the embedding. Naming one in a prompt is an error of that request.
+    """
+    limit = config.vocab_size
+    # Counted, not listed: a file may give its only token the id 2 ** 32 - 1.
+    num_beyond = tokenizer.vocab_size - limit - sum(token_id >= limit for token_id in tokenizer.special_ids)
+    if num_beyond > 0:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocab_size is {limit}; the files are of "
+            "different models"
+        )
+    around = max(tokenizer.encode(""), default=0)
+    if around >= limit:
+        raise ValueError(
+            f"the tokenizer puts the token id {around} around each prompt, but the model's vocab_size is {limit}; the "
+            "files are of different models"
+        )
 
 
 def _message(message: api.RequestMessage) -> dict[str, str]:

@@ -18,7 +18,13 @@ PACKAGES = {"cli", "daemon", "engine", "modelfiles", "registry"}
 HEAVY = ("torch", "triton", "transformers")
 
 WITHOUT_TORCH = ("cli", "daemon", "modelfiles", "registry", "engine/scheduling", "engine/text")
-WITHOUT_TORCH_FILES = ("engine/client.py", "engine/messages.py", "engine/config.py", "engine/sampling_params.py")
+WITHOUT_TORCH_FILES = (
+    "engine/client.py",
+    "engine/messages.py",
+    "engine/config.py",
+    "engine/sampling_params.py",
+    "engine/models/tensor_plan.py",
+)
 
 
 def run(*words: str, root: Path) -> subprocess.CompletedProcess[str]:

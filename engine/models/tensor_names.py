@@ -2,7 +2,8 @@
 
 A role is ours ("layer.q"); a row gives its name in both worlds, `{i}` being the layer. The same HF name can mean two
 things: in a block with norms after attention and MLP (Gemma 2 and 3) `post_attention_layernorm` is that norm,
-elsewhere it is the one before the MLP. `execution.weights` looks names up here and knows no architecture.
+elsewhere it is the one before the MLP. `tensor_plan` and `execution.weights` look names up here and know no
+architecture.
 
 Source: transformers models/*/modeling_*.py; llama.cpp gguf-py/gguf/constants.py and tensor_mapping.py.
 """

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from daemon import api
+from daemon.creation import check_source
 from modelfiles.parser import parse
+from modelfiles.source import ModelSource
 from tests.daemon.conftest import World
 
 pytestmark = pytest.mark.anyio
@@ -160,6 +165,63 @@ async def test_create_refuses(world: World, body: dict[str, Any], status: int, e
     for stream in (True, False):
         response = await world.post("/api/create", stream=stream, **body)
         assert (response.status_code, response.json()["error"][: len(error)]) == (status, error)
+
+
+def with_fewer_ids(config: dict[str, Any]) -> None:
+    config.update(vocab_size=250, bos_token_id=None, eos_token_id=1)  # the tensor may have more rows
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda config: config.update(hidden_size=16), 'the tensor "model.embed_tokens.weight" has the shape [259, 8]'),
+        (lambda config: config.update(num_hidden_layers=2), 'the tensor "model.layers.1.input_layernorm.weight" of'),
+        (with_fewer_ids, "the tokenizer has 259 tokens, but the model's vocab_size is 250"),
+    ],
+    ids=["hidden_size", "layers", "vocabulary"],
+)
+async def test_create_refuses_files_that_contradict_each_other(
+    world: World, model_folders: dict[str, Path], change: Callable[[dict[str, Any]], None], error: str
+) -> None:
+    config = json.loads((model_folders["tiny"] / "config.json").read_text("utf-8"))
+    change(config)
+    contents = {path.name: path.read_bytes() for path in model_folders["tiny"].iterdir()}
+    contents["config.json"] = json.dumps(config).encode()
+    files = {name: str(world.store.write_blob([data])) for name, data in contents.items()}
+    response = await world.post("/api/create", model="mine", files=files, stream=False)
+    assert (response.status_code, response.json()["error"][: len(error)]) == (400, error)
+    events = await create(world, model="mine", files=files)
+    assert events == [{"status": "parsing safetensors"}, response.json()]
+    assert "mine:latest" not in [model.name.short for model in world.store.list()]
+
+
+@pytest.mark.parametrize(
+    ("is_special", "is_bos", "is_refused"),
+    [(True, False, False), (False, False, True), (True, True, True)],
+    ids=["special", "ordinary", "bos"],
+)
+def test_a_special_token_may_lie_beyond_the_embedding(
+    is_special: bool, is_bos: bool, is_refused: bool, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model_folders["tiny"], tmp_path / "m")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    added = tokenizer["added_tokens"]
+    added.append(added[0] | {"id": 259, "content": "<image>", "special": is_special})
+    if is_bos:
+        tokenizer["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<image>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<image>": {"id": "<image>", "ids": [259], "tokens": ["<image>"]}},
+        }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    source = ModelSource.from_path(folder)
+    if not is_refused:
+        check_source(source)
+        return
+    expected = "puts the token id 259 around each prompt" if is_bos else "the tokenizer has 260 tokens, but"
+    with pytest.raises(ValueError, match=f"{expected}.* vocab_size is 259"):
+        check_source(source)
 
 
 async def test_blobs_refuse_what_is_not_their_digest(world: World) -> None:
