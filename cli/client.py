@@ -18,7 +18,7 @@ from typing import TypeVar
 import httpx
 import msgspec
 
-from cli.errors import DaemonUnreachable, NotFound, ServerError
+from cli.errors import CliError, DaemonUnreachable, NotFound, ServerError
 from cli.version import VERSION
 from daemon import api
 
@@ -160,7 +160,7 @@ class Client:
 
     def _send(self, method: str, path: str, body: api.Request | None) -> bytes:
         with self._reached():
-            response = self._http.request(method, path, content=msgspec.json.encode(body) if body else None)
+            response = self._http.request(method, path, content=_encode(body) if body else None)
         _raise_for_error(response)
         return response.content
 
@@ -168,7 +168,7 @@ class Client:
         return _decode(self._send(method, path, body), kind)
 
     def _stream(self, method: str, path: str, body: api.Request, kind: type[T]) -> Generator[T, None, None]:
-        with self._reached(), self._http.stream(method, path, content=msgspec.json.encode(body)) as response:
+        with self._reached(), self._http.stream(method, path, content=_encode(body)) as response:
             if response.is_error:
                 response.read()
                 _raise_for_error(response)
@@ -197,6 +197,15 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield from (line for line in lines if line.strip())
     if rest.strip():
         yield rest
+
+
+def _encode(body: api.Request) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError as error:
+        # Bytes that are no UTF-8, from the command line or the keyboard, are lone surrogates in Python's strings.
+        text = error.object[max(error.start - 20, 0) : error.end].encode("utf-8", "replace").decode()
+        raise CliError(f'"{text}" is not UTF-8 text, which is all that hob can send') from error
 
 
 def _decode(line: bytes, kind: type[T]) -> T:

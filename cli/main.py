@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -94,7 +95,17 @@ def root(
 
 def main() -> None:
     """The console script."""
+    open_missing_streams()
     sys.exit(run_app(sys.argv[1:]))
+
+
+def open_missing_streams() -> None:
+    """Let a standard stream that the shell closed (`<&-`, `>&-`), for which Python has None, be /dev/null."""
+    # In the order of their descriptors: each open takes the lowest that is free, so that no other file gets it.
+    # They are closed by the end of the process, like all standard streams.
+    sys.stdin = sys.stdin or Path(os.devnull).open()  # noqa: SIM115
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def run_app(arguments: Sequence[str]) -> int:

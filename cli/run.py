@@ -23,6 +23,7 @@ from modelfiles.durations import DurationError, parse_duration
 if TYPE_CHECKING:
     from cli.client import Client
 
+NOT_UTF8 = "the prompt is not UTF-8 text; convert it first, e.g. with iconv"
 THINK_LEVELS = ("low", "medium", "high", "max")
 
 
@@ -61,7 +62,7 @@ def run(
         think=think_value(think),
     )
     piped = "" if sys.stdin.isatty() else read_stdin()
-    text = " ".join(part for part in (piped, *(prompt or ())) if part)
+    text = utf8(" ".join(part for part in (piped, *(prompt or ())) if part))
     interactive = not text and sys.stdin.isatty() and sys.stdout.isatty()
     settings = load_settings()
     with connected(settings) as client:
@@ -148,7 +149,21 @@ def read_stdin() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise CliError(f"the text on stdin is not {error.encoding.upper()} (byte {error.start})") from error
+        raise CliError(f"{NOT_UTF8} (byte {error.start} of stdin)") from error
+
+
+def utf8(text: str) -> str:
+    """The text, if it can be sent.
+
+    Raises:
+        CliError: it holds bytes that Python could not decode. On the command line, and on stdin in the C locale, it
+            keeps them as lone surrogates (PEP 383).
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CliError(f"{NOT_UTF8} (character {error.start + 1})") from error
+    return text
 
 
 def keep_alive(text: str) -> str | None:

@@ -68,3 +68,35 @@ def test_exit_statuses(daemon: FakeDaemon, start: Start, arguments: list[str], s
     assert b"Traceback" not in err
     if arguments == ["show", "x"]:
         assert err == b"Error: model 'x' not found\n"
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "said"),
+    [
+        ([b"run", b"tale", b"Hello"], b"\xff\xfe", b"Error: the prompt is not UTF-8 text;"),
+        ([b"run", b"tale", b"caf\xe9"], b"", b"Error: the prompt is not UTF-8 text;"),
+        ([b"show", b"caf\xe9"], b"", b'Error: "caf?" is not UTF-8 text'),
+    ],
+)
+def test_bytes_that_are_no_text(
+    daemon: FakeDaemon, root: Path, locale: str, arguments: list[bytes], stdin: bytes, said: bytes
+) -> None:
+    program = [sys.executable, "-c", "from cli.main import main; main()", *arguments]
+    done = subprocess.run(
+        program, input=stdin, capture_output=True, cwd=root, env=dict(os.environ) | {"LC_ALL": locale}, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(said)
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_an_empty_one(daemon: FakeDaemon, root: Path, shown: dict[str, Any], closed: str) -> None:
+    piece = {"model": "tale", "created_at": "t", "response": "Hi.", "done": True}
+    daemon.routes |= {("POST", "/api/show"): shown, ("POST", "/api/generate"): [piece]}
+    program = f'"{sys.executable}" -c "from cli.main import main; main()" run tale Hello {closed}'
+    done = subprocess.run(["/bin/sh", "-c", program], capture_output=True, cwd=root, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == (b"" if ">&-" in closed.split() else b"Hi.\n\n")
+    assert daemon.bodies("/api/generate")[0]["prompt"] == "Hello"
