@@ -124,6 +124,11 @@ class WorkerLoop:
         except ChannelError as error:
             print(f"engine worker: {error}", file=sys.stderr, flush=True)  # noqa: T201 -- stderr is the daemon's log
             os._exit(1)
+        except OSError:
+            # The main thread closes the socket when it ends, and has the exit status; whatever else broke the
+            # channel, nobody is left at its other end.
+            if self._sock.fileno() == -1:
+                return
         os._exit(0)
 
     # ---- the main thread

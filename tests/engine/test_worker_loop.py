@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from engine.channel import decode_for_daemon, encode_frame, read_payload
+from engine.llm_engine import LoadedRunner
 from engine.messages import (
     LENGTH,
     MAX_FRAME_BYTES,
@@ -30,6 +31,7 @@ from engine.messages import (
     ToDaemon,
 )
 from engine.sampling_params import SamplingParams
+from engine.worker_loop import OnProgress, WorkerLoop, classify_builtin
 
 SCRIPT = Path(__file__).with_name("fake_worker.py")
 TIMEOUT_S = 30  # a test that would hang fails instead
@@ -105,6 +107,18 @@ def test_a_worker_ends_in_the_middle_of_a_step_that_hangs(start: Callable[..., W
     assert isinstance(worker.receive(), StepOutput)
     worker.sock.close()
     assert worker.wait()[0] == 0
+
+
+def never_load(load: Load, on_progress: OnProgress) -> LoadedRunner:
+    raise AssertionError("nobody sent Load")
+
+
+def test_the_reader_says_nothing_when_the_worker_has_closed_its_socket() -> None:
+    ours, theirs = socket.socketpair()
+    loop = WorkerLoop(ours, never_load, classify_builtin)
+    with theirs:
+        ours.close()
+        loop._read_forever()  # ends without an exception, and leaves the exit status to the main thread
 
 
 def test_a_frame_that_is_too_large_ends_the_worker(start: Callable[..., Worker]) -> None:
