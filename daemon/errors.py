@@ -58,10 +58,14 @@ class Forbidden(DaemonError):
 
 
 class UnknownModel(DaemonError):
-    """No model of that name, in the words that clients of /api/generate and /api/chat look for."""
+    """No model of that name, in the words that clients of /api/generate and /api/chat look for.
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"model '{name}' not found")
+    Args:
+        why: what more there is to say, such as that it can be no model's name.
+    """
+
+    def __init__(self, name: str, why: str = "") -> None:
+        super().__init__(f"model '{name}' not found{': ' if why else ''}{why}")
 
 
 class Conflict(DaemonError):

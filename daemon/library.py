@@ -25,6 +25,8 @@ from registry.stored_model import StoredModel
 CAPABILITIES = ("completion", "embedding", "tools", "insert", "vision", "audio", "thinking")
 """In the order in which clients see them."""
 
+MAX_SHOWN_NAME = 100
+
 
 @dataclass(frozen=True)
 class Description:
@@ -52,16 +54,23 @@ class Library:
         """
         try:
             return await asyncio.to_thread(self._store.get, ModelName.parse(name or ""))
-        except (InvalidName, ModelNotFound) as error:
+        except ModelNotFound as error:
             raise UnknownModel(name or "") from error
+        except InvalidName as error:
+            raise UnknownModel(shorten(name or ""), f"this is no model name: {error.reason}" if name else "") from error
 
-    async def find_valid(self, name: str | None, complaint: str = "model is required") -> StoredModel:
+    async def find_valid(self, name: str | None) -> StoredModel:
         """As `find`, but a name that is none is the request's fault.
 
         Raises:
-            BadRequest: with the complaint.
+            BadRequest: there is no name, or it breaks the grammar of names.
         """
-        parse_name(name, complaint)
+        if not name:
+            raise BadRequest("model is required")
+        try:
+            ModelName.parse(name)
+        except InvalidName as error:
+            raise BadRequest(f"'{shorten(name)}' is no model name: {error.reason}") from error
         return await self.find(name)
 
     async def delete(self, name: ModelName) -> None:
@@ -90,6 +99,11 @@ class Library:
         """
         if capability not in (await self.describe(stored)).capabilities:
             raise BadRequest(f"{name} does not support {what}")
+
+
+def shorten(name: str) -> str:
+    """A name for a sentence; one that no model can have may be as long as a request."""
+    return name if len(name) <= MAX_SHOWN_NAME else f"{name[:MAX_SHOWN_NAME]}..."
 
 
 def parse_name(name: str | None, complaint: str) -> ModelName:

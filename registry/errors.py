@@ -36,6 +36,7 @@ class InvalidName(RegistryError, ValueError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"invalid model name: {reason}")
+        self.reason = reason
 
 
 class InvalidDigest(RegistryError, ValueError):
