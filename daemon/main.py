@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = _parse(arguments)
         settings = Settings.load(os.environ, flags=options.given)
         _configure_logging(settings)
+        check_models_folder(settings.models_dir)
         listener = listen(settings)
         uvloop.run(serve(settings, listener, in_background=options.background))
     except (SettingsError, StartError) as error:
@@ -101,6 +103,22 @@ def _configure_logging(settings: Settings) -> None:
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     for note in settings.notes:
         logger.warning("%s", note)
+
+
+def check_models_folder(folder: Path) -> None:
+    """Make the models folder if there is none yet. One that is there need not be writable: its models can be used.
+
+    Raises:
+        StartError: there is none and it cannot be made, or it cannot be read.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.scandir(folder).close()
+    except OSError as error:
+        reason = "it is no folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise StartError(
+            f"the models folder {folder} cannot be used: {reason}; name another with --models or HOB_MODELS"
+        ) from error
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.main import StartError, _parse, listen
+from daemon.main import StartError, _parse, check_models_folder, listen, main
 from modelfiles.settings import Settings, SettingsError
 
 
@@ -64,3 +64,24 @@ def test_an_address_of_another_machine(tmp_path: Path) -> None:
 def test_beyond_loopback_only_on_purpose(tmp_path: Path, host: str) -> None:
     with pytest.raises(StartError, match="can be reached from other machines"):
         listen(settings(tmp_path, HOB_HOST=f"{host}:0"))
+
+
+def test_a_models_folder_is_made(tmp_path: Path) -> None:
+    check_models_folder(tmp_path / "a" / "models")
+    assert (tmp_path / "a" / "models").is_dir()
+    check_models_folder(tmp_path / "a" / "models")
+
+
+def test_a_models_folder_that_cannot_be_had_is_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOB_HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SystemExit) as ended:
+            main(["--port", "0", "--models", str(folder)])
+        assert ended.value.code == 1
+        remedy = "name another with --models or HOB_MODELS"
+        assert (
+            capsys.readouterr().err == f"Error: the models folder {folder} cannot be used: it is no folder; {remedy}\n"
+        )
