@@ -18,13 +18,13 @@ from typing import TypeVar
 import httpx
 import msgspec
 
-from cli.errors import CliError, DaemonUnreachable, NotFound, ServerError
+from cli.errors import CliError, DaemonSilent, DaemonUnreachable, NoDaemon, NotFound, ServerError
 from cli.version import VERSION
 from daemon import api
 
 T = TypeVar("T")
 CONNECT_TIMEOUT_S = 5.0
-VERSION_TIMEOUT_S = 30.0
+VERSION_TIMEOUT_S = 5.0
 """For the one question that needs no model: what holds the port and does not answer it is no daemon that works."""
 
 
@@ -141,10 +141,18 @@ class Client:
         """Who answers. `hob_version` is empty where it is another server.
 
         Raises:
-            DaemonUnreachable: nobody does.
+            NoDaemon: nobody does.
+            DaemonSilent: somebody takes the question and does not answer it.
+            DaemonUnreachable: the connection broke.
         """
         with self._reached():
-            response = self._http.get("/api/version", timeout=VERSION_TIMEOUT_S)
+            try:
+                response = self._http.get("/api/version", timeout=VERSION_TIMEOUT_S)
+            except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+                raise DaemonSilent(
+                    f"what listens at {self.base_url} did not answer within {VERSION_TIMEOUT_S:.0f} s; "
+                    "stop it, or set HOB_HOST to another address"
+                ) from error
         if response.is_error:
             return api.VersionResponse(version="")
         try:
@@ -183,10 +191,16 @@ class Client:
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise DaemonUnreachable(f"could not connect to hob at {self.base_url}: {error}") from error
+            raise NoDaemon(
+                f"no daemon answers at {self.base_url} ({error}); start it with `hob serve`, or set HOB_HOST to "
+                "another address"
+            ) from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
-            raise DaemonUnreachable(f"the connection to hob at {self.base_url} broke: {reason}") from error
+            raise DaemonUnreachable(
+                f"the connection to hob at {self.base_url} broke ({reason}); try again, and look into the daemon's "
+                "log if it breaks again"
+            ) from error
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

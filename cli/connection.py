@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cli.background import start_daemon
-from cli.errors import CliError, DaemonUnreachable
+from cli.errors import CliError, DaemonSilent, DaemonUnreachable
 from modelfiles.host import HostAddress
 from modelfiles.settings import Settings, SettingsError
 
@@ -41,20 +41,32 @@ def connected(settings: Settings, *, start: bool = True) -> Iterator[Client]:
         DaemonUnreachable: nobody answers and `start` is off, or it could not be started; or it is another server.
     """
     with open_client(settings) as client:
-        try:
-            answer = client.version()
-        except DaemonUnreachable:
-            if not start:
-                raise
-            if not on_this_machine(settings.address):
-                raise DaemonUnreachable(
-                    f"nothing answers at {settings.base_url}, and hob starts a daemon on this machine only: "
-                    "run `hob serve` there, or set HOB_HOST to another address"
-                ) from None
-            answer = start_daemon(settings, client)
-        if not answer.hob_version:
-            raise DaemonUnreachable(other_server(settings, answer.version))
+        ensure_hob(settings, client, start=start)
         yield client
+
+
+def ensure_hob(settings: Settings, client: Client, *, start: bool = True) -> None:
+    """See to it that a daemon answers the client. The prompt loop asks this before every message, since a daemon may
+    end while a person thinks.
+
+    Raises:
+        DaemonUnreachable: as `connected`.
+    """
+    try:
+        answer = client.version()
+    except DaemonSilent:  # the port is taken
+        raise
+    except DaemonUnreachable:
+        if not start:
+            raise
+        if not on_this_machine(settings.address):
+            raise DaemonUnreachable(
+                f"nothing answers at {settings.base_url}, and hob starts a daemon on this machine only: "
+                "run `hob serve` there, or set HOB_HOST to another address"
+            ) from None
+        answer = start_daemon(settings, client)
+    if not answer.hob_version:
+        raise DaemonUnreachable(other_server(settings, answer.version))
 
 
 def open_client(settings: Settings) -> Client:

@@ -3,6 +3,8 @@
 CliError                 a sentence and an exit status; cli/main.py is the one place that prints it
 +-- UsageError           the command line makes no sense (status 2)
 +-- DaemonUnreachable    nothing answers, or something that is not Hob
+|   +-- NoDaemon         ... nothing takes the connection: a daemon can be started there
+|   +-- DaemonSilent     ... something takes it and does not answer: one cannot
 +-- ServerError          the daemon answered with an error, before a stream or in the middle of it
     +-- NotFound         ... that the model is not there (HTTP 404)
 """
@@ -24,6 +26,14 @@ class UsageError(CliError):
 
 class DaemonUnreachable(CliError):
     """No daemon of ours at the address."""
+
+
+class NoDaemon(DaemonUnreachable):
+    """Nothing listens at the address."""
+
+
+class DaemonSilent(DaemonUnreachable):
+    """What listens at the address did not even say its version in time."""
 
 
 class ServerError(CliError):

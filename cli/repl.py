@@ -1,7 +1,8 @@
 """talk(): the prompt loop of `hob run MODEL`.
 
 Reads a line or a message in triple quotes, hands it to a slash command or to the conversation, and stays: an error is
-printed and the loop goes on. Ctrl-C stops an answer and returns to the prompt; Ctrl-D or /bye ends the loop.
+printed and the loop goes on. A daemon that has ended meanwhile is started again, and the conversation goes on: it is
+kept here. Ctrl-C stops an answer and returns to the prompt; Ctrl-D or /bye ends the loop.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
+from cli.connection import ensure_hob
 from cli.conversation import Conversation
 from cli.errors import CliError
 from cli.history import LineHistory
 from cli.render import waiting
-from cli.slash import Bye, print_messages, run_command
+from cli.slash import ASK_DAEMON, Bye, print_messages, run_command
 from daemon import api
 from modelfiles.settings import Settings
 
@@ -63,8 +65,11 @@ def talk(
         try:
             text = reader.read(remember=conversation.history)
             if text.startswith("/"):
+                if text.split(maxsplit=1)[0] in ASK_DAEMON:
+                    ensure_hob(settings, client)
                 run_command(conversation, text)
             elif text.strip():
+                ensure_hob(settings, client)
                 conversation.turn(text)
         except KeyboardInterrupt:
             sys.stdout.write("\n" if reader.busy else "Use Ctrl + d or /bye to exit.\n")

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from cli.background import DAEMON_COMMAND, POLL_S
-from cli.connection import connected, load_settings
-from cli.errors import CliError, DaemonUnreachable
+from cli.connection import ensure_hob, load_settings, open_client
+from cli.errors import CliError, DaemonSilent, DaemonUnreachable, NoDaemon
 
 SHUTDOWN_MARGIN_S = 15.0
 """Beyond the time that running answers get; the workers must end, too."""
@@ -37,12 +37,18 @@ def serve(
 def shutdown() -> None:
     """End the daemon that runs in the background."""
     settings = load_settings()
-    with connected(settings, start=False) as client:
+    with open_client(settings) as client:
+        try:
+            ensure_hob(settings, client, start=False)
+        except NoDaemon as error:
+            raise NoDaemon(f"no daemon runs at {settings.base_url}") from error
         client.shutdown()
         deadline = time.monotonic() + settings.drain_s + SHUTDOWN_MARGIN_S
         while time.monotonic() < deadline:
             try:
                 client.version()
+            except DaemonSilent:  # busy with ending
+                continue
             except DaemonUnreachable:  # it is gone, which is what was asked
                 return
             time.sleep(POLL_S)

@@ -308,3 +308,6 @@ COMMANDS: dict[str, Callable[[Conversation, str], None]] = {
     "/bye": bye,
     "/exit": bye,
 }
+
+ASK_DAEMON = frozenset({"/load", "/save", "/list"})
+"""The commands that need a daemon."""

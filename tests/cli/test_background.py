@@ -12,8 +12,8 @@ import pytest
 
 from cli.background import last_line, start_daemon
 from cli.client import Client
-from cli.connection import on_this_machine
-from cli.errors import DaemonUnreachable
+from cli.connection import connected, on_this_machine
+from cli.errors import DaemonSilent, DaemonUnreachable
 from modelfiles.host import HostAddress
 from modelfiles.settings import Settings
 
@@ -93,3 +93,13 @@ def test_last_line_reads_only_what_is_new(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_where_a_daemon_could_listen(address: str, here: bool) -> None:
     assert on_this_machine(HostAddress.parse(address)) is here
+
+
+def test_what_listens_and_never_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("cli.client.VERSION_TIMEOUT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        settings = Settings.load({"HOB_HOST": f"127.0.0.1:{port}", "HOB_HOME": str(tmp_path)})
+        with pytest.raises(DaemonSilent, match="did not answer within"), connected(settings):
+            pass
+    assert not settings.log_file.exists()  # no daemon was started on a port that is taken

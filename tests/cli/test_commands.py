@@ -281,3 +281,8 @@ def test_usage_errors(hob: Hob, arguments: list[str]) -> None:
     assert outcome.status == 2
     assert "Error: " in outcome.err
     assert outcome.out == ""
+
+
+def test_shutdown_of_none(hob: Hob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOB_HOST", "127.0.0.1:1")
+    assert hob("shutdown") == Outcome(1, "", "Error: no daemon runs at http://127.0.0.1:1\n")

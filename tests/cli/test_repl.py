@@ -171,3 +171,24 @@ def test_history_is_kept_unless_it_is_off(loop: Callable[..., pexpect.spawn], tm
 )
 def test_where_quotes_open_a_message(text: str, parts: tuple[str, str, str]) -> None:
     assert opening(text) == parts
+
+
+def test_a_daemon_that_ended_is_looked_for_before_every_message(
+    loop: Callable[..., pexpect.spawn], daemon: FakeDaemon
+) -> None:
+    child = loop()
+    child.send("Hi" + ENTER)
+    child.expect_exact("a time.")
+    child.expect_exact(">>> ")
+    version = daemon.routes["GET", "/api/version"]
+    daemon.routes["GET", "/api/version"] = {"version": "0.9.1"}
+    for line in ("Lost", "/list"):
+        child.send(line + ENTER)
+        child.expect_exact("Error: another server")
+        child.expect_exact(">>> ")
+    daemon.routes["GET", "/api/version"] = version
+    child.send("Again" + ENTER)
+    child.expect_exact("a time.")
+    child.expect_exact(">>> ")
+    said = [[message["content"] for message in body["messages"]] for body in daemon.bodies("/api/chat")]
+    assert said == [["Hi"], ["Hi", "Once upon a time.", "Again"]]

@@ -164,6 +164,21 @@ def test_ctrl_c_stops_a_generation_and_the_daemon_goes_on(machine: Machine, mode
     assert machine.hob("run", model, "Hello.").strip()
 
 
+def test_a_talk_goes_on_with_a_daemon_of_its_own_when_the_first_has_ended(machine: Machine, model: str) -> None:
+    child = machine.talk(model, "--verbose")
+    child.send("/set parameter num_predict 4" + ENTER)
+    child.expect_exact(">>> ")
+    counts = []
+    for _ in range(2):
+        child.send("Tell me a story." + ENTER)
+        child.expect(r"prompt eval count: +(\d+) token\(s\)")
+        counts.append(int(child.match[1]))
+        child.expect_exact(">>> ")
+        machine.hob("shutdown")
+    assert counts[0] < counts[1]  # what was said before is sent along
+    child.close(force=True)
+
+
 def test_wrong_names_are_sentences(machine: Machine, model: str) -> None:
     for arguments in (["show", "nothing-of-the-kind"], ["cp", "nothing-of-the-kind", "x"], ["stop", "nothing"]):
         said = machine.hob(*arguments, status=1)
@@ -197,4 +212,4 @@ def test_serve_in_the_foreground_ends_with_ctrl_c(tmp_path: Path) -> None:
 def test_shutdown_ends_it(machine: Machine) -> None:
     machine.hob("list")
     machine.hob("shutdown")
-    assert "could not connect" in machine.hob("shutdown", status=1)
+    assert "no daemon runs at http://127.0.0.1:" in machine.hob("shutdown", status=1)
