@@ -7,6 +7,7 @@ one exception: a body that is announced as a form and is one gets 415, since not
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TypeVar
 
 import msgspec
@@ -17,6 +18,18 @@ from daemon.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
 MAX_BODY_BYTES = 64 * 1024 * 1024
 STALL_TIMEOUT_S = 60.0
 """A client that sends nothing of its body for so long is given up."""
+
+LONE_SURROGATE = re.compile(
+    rb"""(?<!\\)(?:\\\\)*  # backslashes that escape each other
+    (\\u[dD](?:
+        [89abAB][0-9a-fA-F]{2} (?!\\u[dD][c-fC-F])  # a first half
+        | (?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD]) [c-fC-F][0-9a-fA-F]{2}  # a second half
+    ))""",
+    re.VERBOSE,
+)
+"""The first half of a surrogate pair without the second, or the second without the first, as JSON escapes them."""
+ANY_OPTION = "options[...]"
+MAX_SHOWN_NAME = 64
 
 T = TypeVar("T")
 
@@ -52,20 +65,51 @@ def decode(body: bytes, type_: type[T]) -> T:
     except UnicodeDecodeError as error:
         raise BadRequest(f"the request body is not UTF-8 (byte {error.start})") from error
     except msgspec.ValidationError as error:
-        raise BadRequest(f"invalid request: {_plain(error)}") from error
+        raise BadRequest(f"invalid request: {_plain(error, body)}") from error
     except msgspec.DecodeError as error:
-        raise BadRequest(f"the request body is not valid JSON: {error}") from error
+        raise BadRequest(f"the request body is not valid JSON: {_lone_surrogate(body) or error}") from error
     except RecursionError as error:
         raise BadRequest("the request body is nested too deeply") from error
 
 
-def _plain(error: msgspec.ValidationError) -> str:
+class _RawOptions(msgspec.Struct):
+    options: dict[str, msgspec.Raw] | None = None
+
+
+def _plain(error: msgspec.ValidationError, body: bytes) -> str:
     """ "Expected `str | null`, got `int` - at `$.model`" as "field model: expected str, got int"."""
     text, _, path = str(error).partition(" - at ")
     text = text.replace(" | null", "").replace("`", "")
     text = text[:1].lower() + text[1:]
     field = path.strip("`").removeprefix("$").removeprefix(".")
+    if field.startswith(ANY_OPTION):
+        field = _wrong_option(body) or field
     return f"field {field}: {text}" if field else text
+
+
+def _wrong_option(body: bytes) -> str:
+    """The first option whose value is no JSON that the decoder takes, such as 1e400; the decoder names no keys."""
+    try:
+        options = msgspec.json.decode(body, type=_RawOptions).options or {}
+    except (msgspec.MsgspecError, RecursionError):  # the body is wrong in another place, too
+        return ""
+    for name, value in options.items():
+        try:
+            msgspec.json.decode(value)
+        except msgspec.MsgspecError:
+            return f"options.{name[:MAX_SHOWN_NAME]}"
+    return ""
+
+
+def _lone_surrogate(body: bytes) -> str:
+    """What is wrong with a text that holds half a character; the decoder calls such a body truncated."""
+    match = LONE_SURROGATE.search(body)
+    if match is None:
+        return ""
+    return (
+        f"{match[1].decode('ascii')} is a lone surrogate (byte {match.start(1)}): half of a pair that is one "
+        "character; send both halves, or the character itself"
+    )
 
 
 async def _read_bytes(request: Request, limit: int) -> bytes:

@@ -35,6 +35,10 @@ ALLOWED_HEADERS = (
     b"X-Stainless-Lang, X-Stainless-Os, X-Stainless-Package-Version, X-Stainless-Poll-Helper, "
     b"X-Stainless-Retry-Count, X-Stainless-Runtime, X-Stainless-Runtime-Version, X-Stainless-Timeout"
 )
+STRANGE_HOST = (
+    "the Host header does not name this machine; reach it as localhost, by its IP address or by its host name, and let "
+    'a proxy in front of it send "Host: localhost"'
+)
 PREFLIGHT_MAX_AGE_S = 12 * 3600
 
 
@@ -112,7 +116,7 @@ class SecurityMiddleware:
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         if not self._hosts.allows(headers):
-            await _refuse(send, "the Host header does not name this machine")
+            await _refuse(send, STRANGE_HOST)
             return
         origins = [value for name, value in headers if name == b"origin"]
         if not origins:

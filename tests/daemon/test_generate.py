@@ -322,7 +322,14 @@ REFUSALS: list[tuple[str, dict[str, Any], int, str]] = [
     ("/api/generate", {"model": "tiny", "prompt": "x", "images": ["aGk="]}, 400, '"tiny" does not support images'),
     ("/api/generate", {"model": "tiny", "prompt": "x", "options": {"temperature": "hot"}}, 400, 'option "temperature"'),
     ("/api/generate", {"model": "tiny", "prompt": "x", "options": {"top_k": True}}, 400, 'option "top_k"'),
-    ("/api/generate", {"model": "tiny", "prompt": "x", "keep_alive": "300"}, 400, "time: missing unit"),
+    (
+        "/api/generate",
+        {"model": "tiny", "prompt": "x", "keep_alive": "300"},
+        400,
+        'keep_alive cannot be read: time: missing unit in duration "300"; give a number of seconds, or a duration such '
+        'as "5m"',
+    ),
+    ("/api/chat", {"model": "tiny", "keep_alive": "soon"}, 400, "keep_alive cannot be read: time: invalid duration"),
     ("/api/generate", {"model": "tiny", "prompt": "x", "context": [-1]}, 400, "context holds -1"),
     ("/api/generate", {"model": "tiny", "prompt": "x", "context": [259]}, 400, "context holds 259"),
     ("/api/chat", {"model": "tiny", "messages": [{"role": "boss", "content": "x"}]}, 400, 'the role "boss"'),

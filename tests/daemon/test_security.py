@@ -142,6 +142,12 @@ async def test_every_route_refuses_strangers(world: World, method: str, path: st
 
 
 @pytest.mark.anyio
+async def test_a_strange_host_is_told_what_would_do(world: World) -> None:
+    error = (await world.http.get("/api/version", headers={"host": "evil.com"})).json()["error"]
+    assert error.startswith("the Host header does not name this machine; reach it as localhost")
+
+
+@pytest.mark.anyio
 async def test_a_page_cannot_post_plain_text(world: World) -> None:
     headers = {"origin": "http://evil.com", "content-type": "text/plain"}
     response = await world.http.post("/api/generate", content='{"model": "tiny", "keep_alive": 0}', headers=headers)
