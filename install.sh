@@ -212,6 +212,8 @@ pip_install() {
             die "the disk is full: $(free_mb "$ENV") MB are left where $ENV is, and about $NEED_MB MB are needed."
         elif grep -qE 'NewConnectionError|Name or service not known|Temporary failure in name|ConnectTimeout|ProxyError|Network is unreachable' "$SCRATCH/pip.log"; then
             die "pip could not reach its package sources; check the network, or point pip at a mirror (PIP_INDEX_URL)."
+        elif grep -q 'No matching distribution found' "$SCRATCH/pip.log"; then
+            die "pip's sources lack a package ($(grep -m1 -o 'No matching distribution found for [^ ]*' "$SCRATCH/pip.log" | sed 's/.* //')); see 'pip config list', and check the network."
         fi
         tail -n 30 "$SCRATCH/pip.log" | sed 's/^/    /' >&2 # nothing of ours explains this one
         die "pip failed: $(grep -m1 -iE '^ *(error|ERROR)' "$SCRATCH/pip.log" || tail -n 1 "$SCRATCH/pip.log")"
@@ -333,6 +335,7 @@ install_hob() {
     else
         say "Hob is installed in $ENV; the command is $BIN/hob. To type just hob, add $BIN to your PATH."
     fi
+    [ -z "${HOB_HOME:-}" ] || say "Models and configuration are there, too, where HOB_HOME is set: export HOB_HOME=$HOB_HOME"
 }
 
 run_tests() {
@@ -361,6 +364,7 @@ print(settings.models_dir, settings.state_dir, default_config_file(os.environ), 
     for name in hob hobd; do
         [ "$(readlink "$BIN/$name" 2>/dev/null)" != "$ENV/bin/$name" ] || rm -f "$BIN/$name"
     done
+    rm -f "$ENV/.hob-stamp" # first: without it, what an interrupted removal leaves does not count as installed
     rm -rf "$ENV" "$ENV.old"
     [ -z "$STATE" ] || rm -rf "$STATE/hob.log" "$STATE/hob.lock" "$STATE/history"
     for name in "$STATE" "$BIN" "$BASE"; do
@@ -380,7 +384,7 @@ main() {
         --uninstall) MODE=uninstall ;;
         --run)
             RUN=yes
-            [ $# -ge 2 ] || { usage >&2; exit 2; }
+            [ $# -ge 2 ] || die '--run needs a model: ./install.sh --run tale "Tell me a story about a fox."'
             ;;
         -h | --help) usage; exit 0 ;;
         *)

@@ -11,9 +11,13 @@ live in the cache and may pass it.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 from statistics import median
+
+# As the daemon sets it for its workers (engine/client.py); read when torch is imported. The peer gets it, too.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from report import Report, copy_bandwidth
