@@ -21,6 +21,7 @@ from cli.errors import CliError
 from cli.history import LineHistory
 from cli.render import waiting
 from cli.slash import ASK_DAEMON, Bye, print_messages, run_command
+from cli.terminal import keys_kept
 from daemon import api
 from modelfiles.settings import Settings
 
@@ -57,10 +58,16 @@ def talk(
         hide_thinking=hide_thinking,
         history=settings.history,
     )
-    with waiting():
-        client.load(conversation.model, conversation.keep_alive)
-    print_messages(shown)
-    reader = Reader(LineHistory(settings.history_file), settings.editor)
+    with keys_kept(sys.stdin):
+        with waiting():
+            client.load(conversation.model, conversation.keep_alive)
+        print_messages(shown)
+        loop(conversation, settings, Reader(LineHistory(settings.history_file), settings.editor))
+
+
+def loop(conversation: Conversation, settings: Settings, reader: Reader) -> None:
+    """Read and answer until the person leaves."""
+    client = conversation.client
     while True:
         try:
             text = reader.read(remember=conversation.history)

@@ -127,6 +127,26 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_loop(loop: Callable[..., pexpect.s
     assert [message["content"] for message in daemon.bodies("/api/chat")[1]["messages"]] == ["Hello?"]
 
 
+def test_lines_typed_ahead_are_messages_of_their_own(loop: Callable[..., pexpect.spawn], daemon: FakeDaemon) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def hang(_: object) -> list[dict[str, Any]]:
+        asked.set()
+        go_on.wait(60)
+        return answer("Yes.")
+
+    child = loop()
+    daemon.routes["POST", "/api/chat"] = hang
+    child.send("one" + ENTER)
+    assert asked.wait(60)
+    child.send("two" + ENTER + "three" + CTRL_J + "lines" + ENTER)
+    child.send("\x1b[200~pasted\rlines\x1b[201~" + ENTER + CTRL_D)
+    go_on.set()
+    assert ended(child) == 0
+    said = [body["messages"][-1]["content"] for body in daemon.bodies("/api/chat")]
+    assert said == ["one", "two", "three\nlines", "pasted\nlines"]
+
+
 def test_errors_stay_in_the_loop(loop: Callable[..., pexpect.spawn], daemon: FakeDaemon) -> None:
     child = loop()
     daemon.routes["POST", "/api/chat"] = (503, {"error": "server busy"})
