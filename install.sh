@@ -309,6 +309,7 @@ clean_up() {
     fi
     [ -z "$LOCK" ] || rm -rf "$LOCK"
     [ -z "$SCRATCH" ] || rm -rf "$SCRATCH"
+    [ "$status" = 0 ] || rmdir "$BASE" 2>/dev/null || true # only where nothing is in it
     exit $status
 }
 
