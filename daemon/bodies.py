@@ -28,6 +28,8 @@ LONE_SURROGATE = re.compile(
     re.VERBOSE,
 )
 """The first half of a surrogate pair without the second, or the second without the first, as JSON escapes them."""
+STOPPED_AT = re.compile(r"\(byte ([0-9]+)\)")
+SEARCHED_BYTES = 64
 ANY_OPTION = "options[...]"
 MAX_SHOWN_NAME = 64
 
@@ -67,7 +69,7 @@ def decode(body: bytes, type_: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise BadRequest(f"invalid request: {_plain(error, body)}") from error
     except msgspec.DecodeError as error:
-        raise BadRequest(f"the request body is not valid JSON: {_lone_surrogate(body) or error}") from error
+        raise BadRequest(f"the request body is not valid JSON: {_lone_surrogate(error, body) or error}") from error
     except RecursionError as error:
         raise BadRequest("the request body is nested too deeply") from error
 
@@ -101,9 +103,15 @@ def _wrong_option(body: bytes) -> str:
     return ""
 
 
-def _lone_surrogate(body: bytes) -> str:
-    """What is wrong with a text that holds half a character; the decoder calls such a body truncated."""
-    match = LONE_SURROGATE.search(body)
+def _lone_surrogate(error: msgspec.DecodeError, body: bytes) -> str:
+    """What is wrong with a text that holds half a character.
+
+    The decoder says at which byte it stopped, but where the body ends soon behind it, that the body was truncated. Only
+    the neighbourhood is searched: all of a large body would take seconds.
+    """
+    stopped = STOPPED_AT.search(str(error))
+    at = int(stopped[1]) if stopped else len(body)
+    match = LONE_SURROGATE.search(body, max(at - SEARCHED_BYTES, 0), at + SEARCHED_BYTES)
     if match is None:
         return ""
     return (

@@ -33,6 +33,7 @@ from tests.daemon.conftest import World
             "the request body is not valid JSON: \\uDE00 is a lone surrogate (byte 20)",
         ),
         (b'{"a": "\\\\ud800 \\ud801x"}', "the request body is not valid JSON: \\ud801 is a lone surrogate (byte 15)"),
+        (b'{"a": "%s\\udead%s"}' % (b"a" * 1000, b"b" * 1000), "the request body is not valid JSON: \\udead is a lone"),
         (b'{"a": "\\\\ud800', "the request body is not valid JSON: Input data was truncated"),
         (b'{"a": "\\ud83d\\ude00', "the request body is not valid JSON: Input data was truncated"),
         (b"[]", "invalid request: expected object, got array"),
