@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import fnmatch
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,8 @@ SENTENCEPIECE = "tokenizer.model"
 
 MAX_SIDE_FILE_BYTES = 256 * 1024 * 1024
 """Longest JSON or text file beside the weights; the largest tokenizers have some 40 MB."""
+
+MAX_LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def select(names: Iterable[str], weights: tuple[tuple[str, ...], ...] = WEIGHTS)
         if chosen:
             break
     else:
-        raise CreateError("unknown type: there are no .gguf files and no model*.safetensors among the files")
+        offered = f": {_listed(names)}" if names else ""
+        raise CreateError(f"unknown type: there are no .gguf files and no model*.safetensors among the files{offered}")
     if chosen[0].lower().endswith(".gguf"):
         return tuple(chosen)
     beside = [name for name in names if any(_matches(posixpath.basename(name), pattern) for pattern in ALWAYS_TAKEN)]
@@ -166,6 +169,12 @@ def _check_side_file(name: str, path: Path) -> None:
             msgspec.json.decode(data)
     except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError) as error:
         raise CreateError(f"{name} cannot be read: {error}") from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Some files for a sentence: all of a few, the first of many."""
+    shown = ", ".join(names[:MAX_LISTED])
+    return f"{shown} and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else shown
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -82,6 +82,21 @@ def test_no_weights_is_an_unknown_type(names: list[str]) -> None:
         select(names)
 
 
+@pytest.mark.parametrize(
+    ("names", "end"),
+    [
+        ([], "among the files"),
+        (["notes.txt"], "among the files: notes.txt"),
+        (["a", "b", "c"], "among the files: a, b, c"),
+        (["e", "d", "c", "b", "a"], "among the files: a, b, c and 2 more"),
+    ],
+)
+def test_files_that_are_no_weights_are_named(names: list[str], end: str) -> None:
+    with pytest.raises(CreateError) as caught:
+        select(names)
+    assert str(caught.value).endswith(end)
+
+
 # ---- GGUF
 
 
