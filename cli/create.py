@@ -56,7 +56,7 @@ def read_modelfile(file: Path | None) -> tuple[Modelfile, Path]:
     model.
 
     Raises:
-        CliError: the file that was asked for is not there, or it is no Modelfile.
+        CliError: the file that was asked for is not there, it is no Modelfile, or a parameter in it cannot be used.
     """
     path = file or Path(DEFAULT_NAME)
     try:
@@ -68,9 +68,11 @@ def read_modelfile(file: Path | None) -> tuple[Modelfile, Path]:
     except OSError as error:
         raise CliError(f"the Modelfile {path} cannot be read: {error.strerror}") from error
     try:
-        return parse(text), path.parent
+        modelfile = parse(text)
+        modelfile.parameters()  # a wrong value has a place in the file, like all that `parse` refuses
     except ModelfileError as error:
         raise CliError(f"{path}: {error}") from error
+    return modelfile, path.parent
 
 
 def build_request(
@@ -79,12 +81,10 @@ def build_request(
     """What to ask for, and the files it needs by the field of the request that will name them.
 
     Raises:
-        CliError: a file is missing, or a parameter or an instruction cannot be used.
+        CliError: a file is missing, or an instruction cannot be used.
+        ModelfileError: a parameter cannot be used; `read_modelfile` has said so before, with the file's path.
     """
-    try:
-        parameters, warnings = modelfile.parameters()
-    except ModelfileError as error:
-        raise CliError(f"the Modelfile cannot be used: {error}") from error
+    parameters, warnings = modelfile.parameters()
     for warning in warnings:
         sys.stderr.write(f"warning: {warning}\n")
     if modelfile.values("draft"):
