@@ -20,6 +20,7 @@ from cli import create, models, run, serve, show
 from cli.connection import connected, load_settings
 from cli.environment import epilog
 from cli.errors import CliError, DaemonUnreachable
+from cli.suggestions import Command
 from cli.version import VERSION
 
 SPELLINGS = {
@@ -50,19 +51,19 @@ SERVING = (
     "HOB_NUM_THREADS", "HOB_GPU_OVERHEAD", "HOB_SPARE_WORKER", "HOB_DRAIN", "HOB_DEBUG",
 )  # fmt: skip
 
-app.command("serve", epilog=epilog(*SERVING))(serve.serve)
-app.command("start", hidden=True)(serve.serve)
-app.command("run", epilog=epilog(*CONNECTING, "HOB_NOHISTORY", "HOB_EDITOR"))(run.run)
-app.command("list", epilog=epilog(*CONNECTING))(models.list_models)
-app.command("ls", hidden=True)(models.list_models)
-app.command("ps", epilog=epilog(*CONNECTING))(models.ps)
-app.command("show", epilog=epilog(*CONNECTING))(show.show)
-app.command("create", epilog=epilog(*CONNECTING))(create.create)
-app.command("pull", epilog=epilog(*CONNECTING))(models.pull)
-app.command("cp", epilog=epilog(*CONNECTING))(models.cp)
-app.command("rm", epilog=epilog(*CONNECTING))(models.rm)
-app.command("stop", epilog=epilog(*CONNECTING))(models.stop)
-app.command("shutdown", epilog=epilog(*CONNECTING))(serve.shutdown)
+app.command("serve", cls=Command, epilog=epilog(*SERVING))(serve.serve)
+app.command("start", cls=Command, hidden=True)(serve.serve)
+app.command("run", cls=Command, epilog=epilog(*CONNECTING, "HOB_NOHISTORY", "HOB_EDITOR"))(run.run)
+app.command("list", cls=Command, epilog=epilog(*CONNECTING))(models.list_models)
+app.command("ls", cls=Command, hidden=True)(models.list_models)
+app.command("ps", cls=Command, epilog=epilog(*CONNECTING))(models.ps)
+app.command("show", cls=Command, epilog=epilog(*CONNECTING))(show.show)
+app.command("create", cls=Command, epilog=epilog(*CONNECTING))(create.create)
+app.command("pull", cls=Command, epilog=epilog(*CONNECTING))(models.pull)
+app.command("cp", cls=Command, epilog=epilog(*CONNECTING))(models.cp)
+app.command("rm", cls=Command, epilog=epilog(*CONNECTING))(models.rm)
+app.command("stop", cls=Command, epilog=epilog(*CONNECTING))(models.stop)
+app.command("shutdown", cls=Command, epilog=epilog(*CONNECTING))(serve.shutdown)
 
 
 def print_version(asked: bool) -> None:

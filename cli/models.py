@@ -14,6 +14,7 @@ from cli.connection import connected, load_settings
 from cli.errors import CliError, NotFound
 from cli.human import human_bytes, modified, processor, until
 from cli.table import table
+from cli.version import NOT_YET
 from daemon.api import ListedModel, RunningModel
 
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ def stop(model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the
 
 def pull(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")],
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow a registry without TLS.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help=f"Allow a registry without TLS. {NOT_YET}")] = False,
 ) -> None:
-    """Download a model."""
+    """Bring back a built-in model. Pulling from registries is not available in this version."""
     with connected(load_settings()) as client:
         pull_model(client, model, insecure=insecure)
 

@@ -17,6 +17,7 @@ from cli.connection import connected, load_settings
 from cli.errors import CliError, NotFound, UsageError
 from cli.models import pull_model
 from cli.render import Answer, timings, waiting
+from cli.version import NOT_YET
 from daemon import api
 from modelfiles.durations import DurationError, parse_duration
 
@@ -29,7 +30,10 @@ THINK_LEVELS = ("low", "medium", "high", "max")
 
 def run(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Name of the model. One that is not in the store is pulled first.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Name of the model. A built-in one that is not in the store is brought back first."
+        ),
     ],
     prompt: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="The prompt. Text on stdin comes before it.")
@@ -38,20 +42,22 @@ def run(
         str, typer.Option(metavar="DURATION", help='How long the model stays loaded afterwards, e.g. "5m".')
     ] = "",
     verbose: Annotated[bool, typer.Option("--verbose", help="Print timings after the answer.")] = False,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow a registry without TLS.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help=f"Allow a registry without TLS. {NOT_YET}")] = False,
     nowordwrap: Annotated[bool, typer.Option("--nowordwrap", help="Do not break lines between words.")] = False,
     format_: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help='Format of the answer: "json" or a JSON schema.')
+        str,
+        typer.Option("--format", metavar="FORMAT", help=f'Format of the answer: "json" or a JSON schema. {NOT_YET}'),
     ] = "",
     think: Annotated[
         str, typer.Option(metavar="LEVEL", help="Whether or how hard to think: true, false, low, medium, high or max.")
     ] = "",
     hidethinking: Annotated[bool, typer.Option("--hidethinking", help="Do not show the thoughts.")] = False,
     truncate: Annotated[
-        bool | None, typer.Option("--truncate/--no-truncate", help="Embeddings: cut a text that is too long.")
+        bool | None,
+        typer.Option("--truncate/--no-truncate", help=f"Embeddings: cut a text that is too long. {NOT_YET}"),
     ] = None,
     dimensions: Annotated[
-        int | None, typer.Option(metavar="N", help="Embeddings: length of the vector.", min=1)
+        int | None, typer.Option(metavar="N", help=f"Embeddings: length of the vector. {NOT_YET}", min=1)
     ] = None,
 ) -> None:
     """Run a model: answer one prompt, or talk with it."""

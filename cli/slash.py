@@ -7,8 +7,9 @@ but /bye: errors of the daemon are caught by the loop and shown there.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from cli.conversation import Conversation
 from cli.errors import NotFound, ServerError
@@ -88,12 +89,9 @@ def set_system(talk: Conversation, text: str) -> None:
     say("Set system message.")
 
 
-def set_format(talk: Conversation, value: str) -> None:
-    if value != "json":
-        say("Invalid or missing format. For 'json' mode use '/set format json'")
-        return
-    talk.format = "json"
-    say("Set format to 'json' mode.")
+def set_format(_: Conversation, __: str) -> None:
+    # The daemon's sentence: it would come with every message otherwise.
+    say("constrained output (format) is not available in this version of Hob")
 
 
 def set_noformat(talk: Conversation, _: str) -> None:
@@ -155,7 +153,14 @@ def show_parameters(talk: Conversation) -> None:
         say(table(rows))
     if talk.options:
         say("User defined parameters:")
-        say(table([["", name, str(value)] for name, value in sorted(talk.options.items())]))
+        say(table([["", *row] for row in parameter_rows(talk.options)]))
+
+
+def parameter_rows(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and value as in a Modelfile: a line for each text of a list, which is in quotes."""
+    for name, value in sorted(options.items()):
+        for item in value if isinstance(value, list) else [value]:
+            yield name, f'"{item}"' if isinstance(item, str) else str(item)
 
 
 def load(talk: Conversation, model: str) -> None:
@@ -246,7 +251,7 @@ Available Commands:
   /set nohistory         Disable history
   /set wordwrap          Enable wordwrap
   /set nowordwrap        Disable wordwrap
-  /set format json       Enable JSON mode
+  /set format json       Not available in this version
   /set noformat          Disable formatting
   /set verbose           Show LLM stats
   /set quiet             Disable LLM stats

@@ -286,3 +286,21 @@ def test_usage_errors(hob: Hob, arguments: list[str]) -> None:
 def test_shutdown_of_none(hob: Hob, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOB_HOST", "127.0.0.1:1")
     assert hob("shutdown") == Outcome(1, "", "Error: no daemon runs at http://127.0.0.1:1\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("--bogus", "No such option: --bogus\n"), ("--formt", "No such option: --formt (Possible options: --format)\n")],
+)
+def test_only_an_option_that_is_close_is_suggested(hob: Hob, option: str, said: str) -> None:
+    outcome = hob("run", "tale", option)
+    assert outcome.status == 2
+    assert outcome.err.endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("command", "marks"), [("run", 4), ("create", 1), ("pull", 2)]
+)  # run: --insecure, --format, --truncate, --dimensions
+def test_help_says_what_is_not_available(hob: Hob, command: str, marks: int) -> None:
+    words = " ".join(hob(command, "--help").out.split())
+    assert words.lower().count("not available in this version.") == marks

@@ -76,8 +76,12 @@ def test_set_system_replaces_one_that_nothing_was_said_under(talk: Conversation,
 @pytest.mark.parametrize(
     ("line", "said", "attribute", "value"),
     [
-        ("/set format json", "Set format to 'json' mode.", "format", "json"),
-        ("/set format xml", "Invalid or missing format. For 'json' mode use '/set format json'", "format", None),
+        (
+            "/set format json",
+            "constrained output (format) is not available in this version of Hob",
+            "format",
+            None,
+        ),
         ("/set noformat", "Disabled format.", "format", None),
         ("/set think", "Set 'think' mode.", "think", True),
         ("/set think high", "Set 'think' mode to 'high'.", "think", "high"),
@@ -204,3 +208,11 @@ def test_a_call_of_a_tool_that_nobody_offered_is_shown(
     daemon.routes["POST", "/api/chat"] = [first, last]
     talk.turn("Weather?")
     assert "a non-existent function 'weather()' with arguments: {'city': 'Oslo'}" in capsys.readouterr().out
+
+
+def test_user_parameters_are_shown_as_in_a_modelfile(talk: Conversation, say: Say) -> None:
+    talk.shown.parameters = ""
+    say("/set parameter stop a b")
+    say("/set parameter seed 7")
+    shown = 'User defined parameters:\n    seed    7\n    stop    "a"\n    stop    "b"\n\n'
+    assert say("/show parameters") == (shown, "")
