@@ -103,10 +103,11 @@ def main() -> None:
 def open_missing_streams() -> None:
     """Let a standard stream that the shell closed (`<&-`, `>&-`), for which Python has None, be /dev/null."""
     # In the order of their descriptors: each open takes the lowest that is free, so that no other file gets it.
-    # They are closed by the end of the process, like all standard streams.
-    sys.stdin = sys.stdin or Path(os.devnull).open()  # noqa: SIM115
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode)  # noqa: SIM115 - closed by the end of the process
+            os.set_inheritable(stream.fileno(), True)  # `hob serve` becomes the daemon, which needs them as well
+            setattr(sys, name, stream)
 
 
 def run_app(arguments: Sequence[str]) -> int:
