@@ -26,9 +26,9 @@ from report import Report
 
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
 from engine.kernels.prefill_attention import prefill_attention
-from engine.kernels.prefill_tiles import PrefillTile
 from engine.kernels.sampling import SamplingWorkspace, sample_tokens
 from engine.kernels.sampling_state import SamplingState
+from engine.kernels.tiles import PrefillTile
 from engine.sampling_params import SamplingParams
 
 Tensor = torch.Tensor

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from engine.kernels.launch import capability, dot_operand
-from engine.kernels.prefill_tiles import PrefillTile, prefill_tile
+from engine.kernels.tiles import PrefillTile, prefill_tile
 
 Tensor = torch.Tensor
 
@@ -188,9 +188,8 @@ def _prefill_attention_kernel(
     denominator = tl.zeros([BLOCK_M], dtype=tl.float32)
     maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     num_keys = last_position + 1
-    whole_stop = (
-        (first_position + 1) // BLOCK_N * BLOCK_N
-    )  # keys before it are seen by every query, save for the window
+    # Keys before it are seen by every query, save for the window.
+    whole_stop = (first_position + 1) // BLOCK_N * BLOCK_N
     whole_start = 0
     least = 0
     if HAS_WINDOW:

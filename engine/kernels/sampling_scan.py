@@ -90,8 +90,10 @@ def sampling_scan_kernel(
             counts = tl.zeros([CHUNK], dtype=tl.int32)
             for begin in range(tl.maximum(position - last_n, 0), position, HISTORY):
                 where = begin + tl.arange(0, HISTORY)
-                seen = tl.load(tokens_ptr + row * tokens_stride + where, mask=where < position, other=-1) - first
-                is_here = (seen >= 0) & (seen < CHUNK) & (where < position)
+                seen = (
+                    tl.load(tokens_ptr + row * tokens_stride + where, mask=where < position, other=-1) - first
+                )  # in the chunk
+                is_here = (seen >= 0) & (seen < CHUNK)
                 counts += tl.histogram(tl.where(is_here, seen, 0), CHUNK, mask=is_here)
             repeat = tl.load(floats_ptr + row * NUM_FLOATS + REPEAT_PENALTY)
             presence = tl.load(floats_ptr + row * NUM_FLOATS + PRESENCE_PENALTY)

@@ -1,8 +1,8 @@
-"""Tile shapes of the decode kernels: one table for each kernel, by architecture and by the shape of the matrix.
+"""Tile shapes of the kernels: one table for each kernel, by architecture and by the shape of the matrix.
 
 An architecture is a compute capability as one number (89 for 8.9); one that is not in the table takes the row of the
-nearest below it. The rows of 90 were chosen on an H200 on 2026-11-22, by coordinate descent over a whole decode step of
-Qwen2.5-7B in bfloat16; for the other architectures only registers and shared memory were checked, by compiling.
+nearest below it. The decode kernels' rows of 90 were chosen on an H200 on 2026-11-22, by coordinate descent over a
+whole decode step of Qwen2.5-7B in bfloat16; for the rest only registers and shared memory were checked, by compiling.
 """
 
 from __future__ import annotations
@@ -66,6 +66,18 @@ class AttentionTile:
     """Programs at most that share one KV head of a sequence."""
 
 
+@dataclass(frozen=True)
+class PrefillTile:
+    """Tile of prefill attention."""
+
+    block_m: int
+    """(Token, query head) pairs of one KV head that a program computes."""
+    block_n: int
+    """Keys that one step of the loop takes."""
+    num_warps: int
+    num_stages: int
+
+
 _GEMV_90: Mapping[MatrixKind, GemvTiles] = MappingProxyType(
     {
         "plain": GemvTiles(FmaTile(4, 4, 2), DotTile(16, 256, 4, 4), 4),
@@ -100,6 +112,25 @@ ATTENTION_TILES: Mapping[int, AttentionTile] = MappingProxyType(
     }
 )
 
+# By the widest head that a tile is for.
+_PREFILL_SMALL: Mapping[int, PrefillTile] = MappingProxyType(
+    {
+        64: PrefillTile(128, 64, 8, 2),
+        96: PrefillTile(128, 32, 8, 2),
+        128: PrefillTile(128, 64, 8, 2),
+        256: PrefillTile(64, 32, 8, 2),
+    }
+)
+PREFILL_TILES: Mapping[int, Mapping[int, PrefillTile]] = MappingProxyType(
+    {
+        80: {64: PrefillTile(128, 64, 8, 3), 128: PrefillTile(128, 32, 8, 3), 256: PrefillTile(64, 32, 8, 2)},
+        86: _PREFILL_SMALL,
+        89: _PREFILL_SMALL,
+        90: {64: PrefillTile(128, 128, 8, 3), 128: PrefillTile(128, 64, 8, 3), 256: PrefillTile(128, 64, 8, 2)},
+        120: _PREFILL_SMALL,
+    }
+)
+
 
 def gemv_tiles(architecture: int, kind: MatrixKind, num_rows: int, num_columns: int, itemsize: int) -> GemvTiles:
     """The tiles for a matrix.
@@ -130,6 +161,17 @@ def attention_tile(architecture: int, head_dim: int, itemsize: int) -> Attention
     while tokens > 16 and tokens * head_dim * itemsize > tile.tokens * 128 * 2:
         tokens //= 2
     return replace(tile, tokens=tokens)
+
+
+def prefill_tile(architecture: int, head_dim: int, itemsize: int) -> PrefillTile:
+    """The tile for heads of `head_dim` elements of `itemsize` bytes; heads wider than those listed get fewer keys."""
+    tiles = _nearest(PREFILL_TILES, architecture)
+    widest = max(tiles)
+    tile = tiles[min((width for width in tiles if width >= head_dim), default=widest)]
+    excess = itemsize * max(head_dim, widest) / (2 * widest)
+    while excess > 1 and tile.block_n > 16:
+        tile, excess = replace(tile, block_n=tile.block_n // 2), excess / 2
+    return tile
 
 
 def num_splits(num_processors: int, num_rows: int, num_kv_heads: int, max_splits: int) -> int:

@@ -64,7 +64,7 @@ import json
 from dataclasses import asdict
 from engine.kernels import compile_cases as cases, compile_check as check
 from engine.kernels.prefill_attention import prefill_attention
-from engine.kernels.prefill_tiles import PrefillTile
+from engine.kernels.tiles import PrefillTile
 
 def attend(*tile):
     k_cache, v_cache = cases.caches(4, 256, 16)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.kernels.prefill_attention import prefill_attention
-from engine.kernels.prefill_tiles import PREFILL_TILES, PrefillTile, prefill_tile
+from engine.kernels.tiles import PREFILL_TILES, PrefillTile, prefill_tile
 
 Tensor = torch.Tensor
 
@@ -47,7 +47,7 @@ class Setup:
         self.values = [torch.randn_like(keys) for keys in self.keys]
         free = (torch.randperm(num_blocks - 1) + 1).tolist()
         widest = max(-(-(start + count) // size) for start, count in self.rows) + 2
-        table = torch.full((len(self.rows), widest), 2**30, dtype=self.table_dtype)  # an entry that nobody may follow
+        table = torch.zeros(len(self.rows), widest, dtype=self.table_dtype)  # block 0 is nobody's, and NaN
         for row, (start, count) in enumerate(self.rows):
             oldest = 0 if self.window is None else max(0, start + 1 - self.window)
             for index in range(oldest // size, -(-(start + count) // size)):
@@ -158,7 +158,7 @@ def test_tokens_beyond_those_of_the_rows_stay_untouched(device: torch.device) ->
     setup.q = torch.cat([setup.q, setup.q.new_full((7, 4, 64), torch.nan)])
     cu_seqlens = torch.cat([setup.cu_seqlens, setup.cu_seqlens[-1:], setup.cu_seqlens[-1:]])
     starts = torch.cat([setup.starts, setup.starts.new_zeros(2)])
-    table = torch.cat([setup.table, setup.table.new_full((2, setup.table.shape[1]), 2**30)])
+    table = torch.cat([setup.table, setup.table.new_zeros(2, setup.table.shape[1])])
     out = prefill_attention(setup.q, setup.k_cache, setup.v_cache, table, cu_seqlens, starts, 64**-0.5, tile=SMALL)
     torch.testing.assert_close(out[:12].cpu(), expected, atol=2e-5, rtol=2e-5)
 

@@ -156,7 +156,7 @@ def random_params(generator: random.Random, vocab_size: int) -> SamplingParams:
 
 @pytest.mark.parametrize(
     ("vocab_size", "tile", "num_rows"),
-    [(97, SMALL, 25), (97, MEDIUM, 80), (512, MEDIUM, 30), (1000, MEDIUM, 20), (4096, None, 16)],
+    [(97, SMALL, 16), (97, MEDIUM, 60), (512, MEDIUM, 20), (1000, MEDIUM, 12), (4096, None, 8)],
     ids=lambda value: "tile" if isinstance(value, SamplingTile) else str(value),
 )
 def test_random_requests(vocab_size: int, tile: SamplingTile | None, num_rows: int, device: torch.device) -> None:
@@ -164,7 +164,7 @@ def test_random_requests(vocab_size: int, tile: SamplingTile | None, num_rows: i
     torch.manual_seed(vocab_size)
     generator = random.Random(vocab_size)
     if not INTERPRETED:
-        num_rows *= 100
+        num_rows *= 200
     spread = torch.rand(num_rows, 1) * 4
     logits = torch.randn(num_rows, vocab_size) * spread
     logits[::3] = (logits[::3] * 2).round() / 2  # many alike
@@ -190,8 +190,12 @@ FILTERS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", FILTERS, ids=str)
 def test_ties_go_by_id(options: dict[str, Any], device: torch.device) -> None:
-    check_one(torch.zeros(97), device, seed=3, **options)
     check_one(torch.tensor([2.0, 1.0, 0.0])[torch.arange(97) % 3], device, seed=4, **options)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 50}, {"top_p": 0.3}, {"typical_p": 0.4}], ids=str)
+def test_all_alike(options: dict[str, Any], device: torch.device) -> None:
+    check_one(torch.zeros(97), device, seed=3, **options)
 
 
 @pytest.mark.parametrize("options", FILTERS, ids=str)
@@ -207,9 +211,16 @@ def test_the_likeliest_alone(device: torch.device) -> None:
     only: tuple[dict[str, Any], ...] = ({"top_k": 1}, {"top_p": 0.0}, {"min_p": 1.0}, {"temperature": 0.0})
     for seed, options in enumerate(only):
         assert check_one(logits, device, seed=seed, **options) == best
-    logits[[3, 9]] = 50.0
+    logits[[3, 90]] = 50.0
     assert check_one(logits, device, temperature=0.0) == 3, "of equal ones the lowest"
     assert check_one(logits, device, top_k=1, seed=2) == 3
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_min_p_is_relative_to_the_likeliest_that_is_left(top_k: int, device: torch.device) -> None:
+    """The second is nearest to the entropy and stays alone: half as likely as the first, which is gone."""
+    logits = torch.tensor([0.1, 0.3, 1e-9, 0.6, 1e-9]).log()
+    assert check_one(logits, device, top_k=top_k, typical_p=0.2, min_p=0.6, seed=1) == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-50, 1e-40, 1e-20, 1e-6, 1e6, 1e30])
@@ -310,7 +321,7 @@ def test_statuses_take_the_paths_that_they_should(device: torch.device) -> None:
 )
 def test_draws_follow_the_exact_probabilities(options: dict[str, Any], device: torch.device) -> None:
     """Chi-square, with the likeliest survivors as cells; one seed, a generation number a draw."""
-    n = 100 if INTERPRETED else 20_000
+    n = 60 if INTERPRETED else 20_000
     logits = torch.tensor([2.0, -torch.inf, 0.0, 1.0, -1.0, 1.3, 0.5, 1.1])
     params = SamplingParams(seed=11, **options)
     batch = Batch(logits.expand(n, -1), [params] * n, device, MEDIUM)
