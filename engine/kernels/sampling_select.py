@@ -21,8 +21,8 @@ token right here.
 
 Sums are of float32 in a fixed order: a row's result does not depend on its neighbours.
 
-Source: Holtzman et al. 2020, arXiv:1904.09751 (top-p); Meister et al. 2022, arXiv:2202.00666 (typical-p); Park et al.
-2026, arXiv:2602.01518 (pivots in place of sorting).
+Source: Holtzman et al. 2020, arXiv:1904.09751 (top-p); Meister et al. 2022, arXiv:2202.00666 (typical-p); Qrita,
+arXiv:2602.01518 (pivots in place of sorting).
 """
 
 from __future__ import annotations
