@@ -11,6 +11,12 @@ import pytest
 # threads must not wait for each other by spinning then. Before anything imports torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import torch
+
+# Without a GPU, kernels run in Triton's interpreter. Triton reads this once, when any test file first imports it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
