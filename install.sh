@@ -367,7 +367,7 @@ print(settings.models_dir, settings.state_dir, default_config_file(os.environ), 
     done
     rm -f "$ENV/.hob-stamp" # first: without it, what an interrupted removal leaves does not count as installed
     rm -rf "$ENV" "$ENV.old"
-    [ -z "$STATE" ] || rm -rf "$STATE/hob.log" "$STATE/hob.lock" "$STATE/history"
+    [ -z "$STATE" ] || rm -rf "$STATE/hob.log" "$STATE/history"
     for name in "$STATE" "$BIN" "$BASE"; do
         case "$name" in "" | */.local/bin | /usr/local/bin) ;; *) rmdir "$name" 2>/dev/null || true ;; esac
     done

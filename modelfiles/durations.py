@@ -115,11 +115,6 @@ def parse_keep_alive_text(text: str) -> float:
         return parse_keep_alive(int(text))
 
 
-def format_keep_alive(seconds: float) -> str | int:
-    """The JSON that Ollama's own client sends: a Go duration, or -1 forever."""
-    return -1 if math.isinf(seconds) else format_duration(round(seconds * SECOND))
-
-
 def _keep_alive_s(ns: int) -> float:
     return math.inf if ns < 0 else ns / SECOND
 

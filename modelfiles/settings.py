@@ -97,10 +97,6 @@ class Settings:
         return self.state_dir / "hob.log"
 
     @property
-    def lock_file(self) -> Path:
-        return self.state_dir / "hob.lock"
-
-    @property
     def history_file(self) -> Path:
         return self.state_dir / "history"
 

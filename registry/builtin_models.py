@@ -53,10 +53,6 @@ def builtin_names(folder: Path) -> tuple[ModelName, ...]:
     )
 
 
-def is_builtin(name: ModelName, folder: Path | None = None) -> bool:
-    return name in builtin_names(folder or package_folder())
-
-
 def install(store: Store, folder: Path | None = None) -> list[ModelName]:
     """Put the built-in models into the store, or bring them up to date.
 

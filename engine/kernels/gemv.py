@@ -46,7 +46,7 @@ class DeferredNorm(NamedTuple):
 @triton.jit
 def _append(items, item):
     """The tuple with one more item; Triton knows no star in it."""
-    return items + (item,)  # noqa: RUF005
+    return items + (item,)  # noqa: RUF005 - the star is what Triton does not know
 
 
 @triton.jit
@@ -134,7 +134,7 @@ def _fma_kernel(
             xs = _append(xs, x.to(tl.float32))
         new_sums = ()
         for half in tl.static_range(HALVES):
-            weights = ring[0].to(tl.float32)  # type: ignore[misc]
+            weights = ring[0].to(tl.float32)  # type: ignore[misc] # a tuple that Triton unrolls, empty to mypy
             ring = ring[1:]
             # Written out twice, because a name for the tile's number would make it a run-time value.
             if chunk * HALVES + half + DEPTH < NUM_CHUNKS * HALVES:

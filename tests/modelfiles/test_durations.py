@@ -17,7 +17,6 @@ from modelfiles.durations import (
     SECOND,
     DurationError,
     format_duration,
-    format_keep_alive,
     parse_duration,
     parse_keep_alive,
     parse_keep_alive_text,
@@ -161,8 +160,3 @@ def test_keep_alive_of_the_environment_may_be_plain_seconds() -> None:
         parse_keep_alive_text("5 minutes")
     with pytest.raises(DurationError):
         parse_keep_alive_text("9" * 5000)
-
-
-def test_keep_alive_prints_as_ollamas_client_sends_it() -> None:
-    assert format_keep_alive(300.0) == "5m0s"
-    assert format_keep_alive(math.inf) == -1

@@ -23,7 +23,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert (settings.keep_alive_s, settings.max_queue, settings.context_length) == (300.0, 512, 0)
     assert settings.models_dir == tmp_path / "models"
     assert settings.log_file == tmp_path / "state" / "hob.log"
-    assert settings.lock_file.parent == settings.history_file.parent == settings.state_dir
+    assert settings.log_file.parent == settings.history_file.parent == settings.state_dir
     assert settings.notes == ()
 
 

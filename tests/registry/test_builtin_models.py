@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.builtin_models import builtin_names, install, is_builtin, package_folder, restore
+from registry.builtin_models import builtin_names, install, package_folder, restore
 from registry.errors import ModelNotFound, StoreError
 from registry.manifest import Digest
 from registry.name import ModelName
@@ -50,9 +50,9 @@ class Unchanging(FaultyDisk):
 
 def test_installs_what_is_a_model(store: Store, folder: Path) -> None:
     assert builtin_names(folder) == (FAIRY,)
-    assert is_builtin(ModelName.parse("Fairy"), folder)
-    assert not is_builtin(ModelName.parse("fairy:big"), folder)
-    assert not is_builtin(ModelName.parse("unfinished"), folder)
+    assert ModelName.parse("Fairy") in builtin_names(folder)
+    assert ModelName.parse("fairy:big") not in builtin_names(folder)
+    assert ModelName.parse("unfinished") not in builtin_names(folder)
     assert install(store, folder) == [FAIRY]
     model = store.get(FAIRY)
     assert model.source.read_text("config.json") == json.dumps(CONFIG)
@@ -148,4 +148,4 @@ def test_an_installation_that_was_cut_short_is_taken_up(store: Store, folder: Pa
 
 def test_the_package_has_a_folder_for_them() -> None:
     assert (package_folder() / "__init__.py").is_file()
-    assert not is_builtin(ModelName("surely-not-built-in"))
+    assert ModelName("surely-not-built-in") not in builtin_names(package_folder())
