@@ -34,7 +34,7 @@ Test = Callable[[EngineClient], Awaitable[None]]
 def run(request: pytest.FixtureRequest, root: Path) -> Callable[..., None]:
     """Runs a test coroutine with a started client, under both event loops; afterwards nothing may be left."""
 
-    def run(test: Test, *, load: Load | None = LOAD, max_pending_tokens: int = 1000, **knobs: Any) -> None:
+    def run(test: Test, *, load: Load | None = LOAD, max_pending_tokens: int = 1_000_000, **knobs: Any) -> None:
         async def main() -> None:
             env = {**os.environ, "PYTHONPATH": str(root)}
             command = [sys.executable, "-P", str(SCRIPT), json.dumps(knobs)]
