@@ -43,6 +43,10 @@ class Load(Message, frozen=True):
     run_ahead: int = 1
     num_threads: int = 0
     """CPU threads for torch; 0 is its own choice."""
+    use_graphs: bool = True
+    """Replay steps as CUDA graphs; off, each kernel is launched by itself. Without a GPU it means nothing."""
+    use_pdl: bool = True
+    """Let kernels overlap with their predecessors (programmatic dependent launch) where the device can."""
 
 
 class Submit(Message, frozen=True):
