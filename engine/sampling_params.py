@@ -10,6 +10,8 @@ import math
 import msgspec
 
 MAX_TOP_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024
+"""Entries of a request's logit_bias; what a row of the device's state has room for."""
 MAX_SEED = 2**63 - 1
 
 
@@ -72,6 +74,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _require("max_context", self.max_context, 1, 2**31 - 1)
         if self.logprobs is not None:
             _require("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise SamplingError(f"logit_bias has {len(self.logit_bias)} entries but may have at most {MAX_LOGIT_BIAS}")
         for token_id, bias in self.logit_bias.items():
             _require("logit_bias token id", token_id, 0, 2**31 - 1)
             _require(f"logit_bias of token {token_id}", bias, -math.inf, math.inf)

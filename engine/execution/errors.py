@@ -8,6 +8,12 @@ ExecutionError
 
 from __future__ import annotations
 
+NOT_FINITE = (
+    "the model computed logits that are not finite numbers at position {}; its weights may be damaged, or it may need "
+    "dtype float32"
+)
+"""What ends a sequence whose logits are NaN or infinite."""
+
 
 class ExecutionError(Exception):
     """Base of all; `kind` is the one of messages.Failed."""

@@ -1,12 +1,9 @@
-"""ModelRunner: runs the scheduler's batches. Owns the weights, the KV cache and the state of the rows.
+"""ModelRunner: one loaded model on one device. Owns the weights, the KV cache and what executes steps over them.
 
-    launch(batch):  differences -> RowState;  batch -> tensors (one place, `_context`);  one forward pass over all rows;
-                    logits at the sampling positions only;  sample;  write each token to its row's next position
+    launch(batch) -> steps:   `cpu_steps` in plain torch, `gpu_steps` in Triton kernels and CUDA graphs
 
-The scheduler may launch step N + 1 before it has read the tokens of step N, because they are read from the rows' state
-and not from the batch. On a CPU the work is done when `launch` returns. The runner knows no text, no queue and no end
-of a request. Called by `llm_engine` through the protocol `scheduling.batch.Runner`, and by the worker for everything
-else.
+The runner knows no text, no queue and no end of a request. Called by `llm_engine` through the protocol
+`scheduling.batch.Runner`, and by the worker for everything else.
 """
 
 from __future__ import annotations
@@ -14,50 +11,28 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from engine.config import ModelConfig
+from engine.execution.cpu_steps import CpuSteps
 from engine.execution.device import available_bytes, choose_device, choose_dtype, choose_kv_dtype
 from engine.execution.errors import ExecutionError, ModelTooLarge, Unsupported, mebibytes
 from engine.execution.kv_cache import KVCache, block_bytes, default_num_blocks, num_blocks_in
-from engine.execution.row_state import RowState
-from engine.execution.sampler import Sampled, SamplingRow, sample
 from engine.execution.weights import Checkpoint, OnProgress, load_weights, weights_bytes
 from engine.kernels.reference import plan_attention
 from engine.messages import Load, Ready
 from engine.models.decoder import Decoder, activation_bytes
 from engine.models.forward_context import ForwardContext
-from engine.scheduling.batch import RowStep, ScheduledBatch, StepResult
+from engine.scheduling.batch import Handle, ScheduledBatch
 from modelfiles.source import ModelSource
 
+if TYPE_CHECKING:
+    from engine.execution.gpu_steps import GpuSteps
+
 Tensor = torch.Tensor
-
-NOT_FINITE = (
-    "the model computed logits that are not finite numbers at position {}; its weights may be damaged, or it may need "
-    "dtype float32"
-)
-
-
-class StepHandle:
-    """A launched step; see scheduling.batch.Handle."""
-
-    def __init__(self, steps: Sequence[RowStep], sampled: Sampled | None) -> None:
-        self._steps = steps
-        self._sampled = sampled
-
-    def result(self) -> StepResult:
-        if self._sampled is None:
-            return StepResult([], [], [])
-        token_ids = self._sampled.token_ids.tolist()
-        errors: list[str | None] = [
-            NOT_FINITE.format(step.start + step.num_tokens - 1) if broken else None
-            for step, broken in zip(self._steps, self._sampled.is_broken.tolist(), strict=True)
-        ]
-        if self._sampled.logprobs is None:
-            return StepResult(token_ids, [None] * len(token_ids), errors)
-        return StepResult(token_ids, self._sampled.logprobs.to_lists(len(token_ids)), errors)
 
 
 class ModelRunner:
@@ -74,7 +49,7 @@ class ModelRunner:
         self.load_options = load
         self.load_s = 0.0
         self.kv_cache: KVCache | None = None
-        self.rows: RowState | None = None
+        self._steps: CpuSteps | GpuSteps | None = None
 
     @classmethod
     def load(cls, load: Load, on_progress: OnProgress | None = None) -> ModelRunner:
@@ -104,6 +79,7 @@ class ModelRunner:
             weights = load_weights(checkpoint, config, dtype, device)
         runner = cls(Decoder(config, weights, device), device=device, dtype=dtype, kv_dtype=kv_dtype, load=load)
         runner.allocate_kv(num_blocks=load.num_blocks, budget_bytes=load.budget_bytes)
+        runner.steps.warm_up()
         runner.load_s = time.perf_counter() - started
         return runner
 
@@ -129,14 +105,18 @@ class ModelRunner:
                 available_bytes(self.device), config, options.block_size, self.kv_dtype, config.max_position_embeddings
             )
         self.kv_cache = KVCache.allocate(config, num_blocks, options.block_size, self.kv_dtype, self.device)
-        self.rows = RowState(
-            options.max_num_seqs, self.max_context, len(config.kv_groups), options.block_size, self.device
-        )
+        if self.device.type == "cuda":
+            # Not above: Triton is not there without a GPU, and takes a second to import.
+            from engine.execution.gpu_steps import GpuSteps
+
+            self._steps = GpuSteps(self.decoder, self.kv_cache, self.max_context, options, self.device)
+        else:
+            self._steps = CpuSteps(self.decoder, self.kv_cache, self.max_context, options)
 
     def free_kv(self) -> None:
         """Gives the KV cache's memory back. Until `allocate_kv`, nothing can be launched."""
         self.kv_cache = None
-        self.rows = None
+        self._steps = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -180,81 +160,19 @@ class ModelRunner:
 
     # ---- steps
 
-    @torch.inference_mode()
-    def launch(self, batch: ScheduledBatch) -> StepHandle:
-        """Runs a step. Rows whose logits are not finite get an error of their own; the others are not touched by it."""
-        logits = self.compute_logits(batch)
-        sampling = [step for step in batch.steps if step.samples]
-        if not sampling:
-            return StepHandle(sampling, None)
-        rows = self._rows
-        sampled = sample(logits, [self._sampling_row(step) for step in sampling])
-        rows.write(
-            torch.tensor([step.row for step in sampling], device=self.device),
-            torch.tensor([step.start + step.num_tokens for step in sampling], device=self.device),
-            sampled.token_ids,
-        )
-        return StepHandle(sampling, sampled)
+    def launch(self, batch: ScheduledBatch) -> Handle:
+        """Starts a step. Rows whose logits are not finite get an error of their own; the others are not touched by it.
 
-    @torch.inference_mode()
-    def compute_logits(self, batch: ScheduledBatch) -> Tensor:
-        """The forward pass of a step: float32 [number of sampling rows, vocab_size]."""
-        self._rows.apply(batch.admitted, batch.appended)
-        if not batch.steps:
-            return torch.empty(0, self.config.vocab_size)
-        hidden = self.decoder.forward(self._context(batch.steps))
-        last, token = [], -1
-        for step in batch.steps:
-            token += step.num_tokens
-            if step.samples:
-                last.append(token)
-        if not last:
-            return torch.empty(0, self.config.vocab_size)
-        if len(last) < len(hidden):
-            hidden = hidden[torch.tensor(last, device=self.device)]
-        return self.decoder.logits(hidden)
-
-    def _context(self, steps: Sequence[RowStep]) -> ForwardContext:
-        """The tensors of a step, from the rows' state."""
-        state, cache = self._rows, self.kv_cache
-        assert cache is not None
-        starts = [step.start for step in steps]
-        counts = [step.num_tokens for step in steps]
-        rows = torch.tensor([step.row for step in steps], device=self.device)  # [num_rows]
-        positions = torch.tensor(starts, device=self.device)
-        row_of_token = None
-        if max(counts) > 1:
-            repeats = torch.tensor(counts, device=self.device)
-            row_of_token = torch.arange(len(steps), device=self.device).repeat_interleave(repeats)  # [num_tokens]
-            first_token = repeats.cumsum(0) - repeats  # [num_rows]
-            positions = torch.arange(len(row_of_token), device=self.device) + (positions - first_token)[row_of_token]
-        token_ids = state.tokens[rows if row_of_token is None else rows[row_of_token], positions].long()
-        plans = [
-            plan_attention(
-                table[rows],
-                starts,
-                counts,
-                positions,
-                row_of_token,
-                block_size=cache.block_size,
-                num_kv_heads=self.config.num_kv_heads,
-                window=group.window,
-            )
-            for group, table in zip(self.config.kv_groups, state.block_tables, strict=True)
-        ]
-        return ForwardContext(token_ids, positions, plans, cache.layers)
-
-    def _sampling_row(self, step: RowStep) -> SamplingRow:
-        state, position = self._rows, step.start + step.num_tokens
-        params = state.params[step.row]
-        history = state.history(step.row, position, params.repeat_last_n) if params.needs_history else None
-        return SamplingRow(params, position - state.origins[step.row], history)
+        On a GPU the step is only queued.
+        """
+        return self.steps.launch(batch)
 
     @property
-    def _rows(self) -> RowState:
-        if self.rows is None:
+    def steps(self) -> CpuSteps | GpuSteps:
+        """What executes steps over the present KV cache."""
+        if self._steps is None:
             raise RuntimeError("the KV cache is not allocated (asleep); allocate_kv must come before a step")
-        return self.rows
+        return self._steps
 
     # ---- whole prompts
 

@@ -82,7 +82,7 @@ class Driver:
         return self.runner.launch(self.batch(counts)).result()
 
     def logits(self, counts: dict[int, int]) -> torch.Tensor:
-        return self.runner.compute_logits(self.batch(counts))
+        return self.runner.steps.compute_logits(self.batch(counts))
 
     def prompt_logits(self, token_ids: Sequence[int], chunks: Iterator[int], row: int = 0) -> torch.Tensor:
         """Logits after the last token of a prompt that is computed in chunks of the given sizes."""

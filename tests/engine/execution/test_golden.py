@@ -55,8 +55,7 @@ def check_cases(driver: Driver, cases: list[dict[str, Any]], margin: float, tole
             if case["margins"][number] > margin:
                 assert token == expected, where
             elif token != expected:
-                assert driver.runner.rows is not None
-                driver.runner.rows.tokens[step.row, step.start + step.num_tokens] = expected
+                driver.runner.steps.rows.tokens[step.row, step.start + step.num_tokens] = expected
             if number < len(case["top5_first8"]) and tolerance:
                 top5 = dict(map(tuple, case["top5_first8"][number]))
                 assert len(logprobs.top) == len(top5), where

@@ -121,18 +121,17 @@ def test_blocks_of_another_row_serve_as_a_cached_prefix(tiny_dir: Path) -> None:
     batch = ScheduledBatch(
         9, [Admission(5, 1, tokens, 18, GREEDY)], [BlockAppend(5, 0, 0, [*shared, 30])], [RowStep(5, 1, 16, 2, True)]
     )
-    torch.testing.assert_close(runner.compute_logits(batch)[0], expected[0] if expected.ndim > 1 else expected)
+    torch.testing.assert_close(runner.steps.compute_logits(batch)[0], expected[0] if expected.ndim > 1 else expected)
 
 
 def test_what_earlier_owners_left_does_not_matter(runner: ModelRunner) -> None:
     expected = [alone(runner, number, 12) for number in range(5)]
     assert runner.kv_cache is not None
-    assert runner.rows is not None
     for k, v in runner.kv_cache.layers:
         k.fill_(torch.nan)
         v.fill_(torch.nan)
-    runner.rows.tokens.fill_(2**31 - 1)
-    for table in runner.rows.block_tables:
+    runner.steps.rows.tokens.fill_(2**31 - 1)
+    for table in runner.steps.rows.block_tables:
         table.fill_(2**62)
     together, _ = Driver(runner, seed=6).generate([prompt(n, 5 + 3 * n) for n in range(5)], 12, SAMPLED)
     assert together == expected

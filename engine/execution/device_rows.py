@@ -1,0 +1,105 @@
+"""DeviceRows: the state of all rows on a GPU, in one arena of integers, and the differences that change it.
+
+    arena = sampling integers | sampling floats | logit biases | tokens of every row | block tables, one a KV group
+
+A step's kernels find everything by row: tokens, blocks, parameters. The host keeps no copy; it sends (offset, value)
+pairs of what changed, through pinned memory and one launch, in the order of the steps. So nothing waits for the device,
+and a step in which nothing changed sends nothing. Entries past what a row's sequence has written are garbage of earlier
+owners: no kernel reads them. Owned by `gpu_steps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from engine.execution.pinned import PinnedRing
+from engine.kernels.patch import apply_patch
+from engine.kernels.sampling_state import MAX_BIAS, NUM_FLOATS, NUM_INTS, SamplingState
+from engine.sampling_params import MAX_LOGIT_BIAS
+from engine.scheduling.batch import Admission, BlockAppend
+
+Tensor = torch.Tensor
+
+PATCH_LENGTH = 16384
+"""Pairs that one launch takes; a longer prompt takes several."""
+
+
+class DeviceRows:
+    """State of `max_rows` rows of at most `max_tokens` tokens."""
+
+    def __init__(self, max_rows: int, max_tokens: int, num_groups: int, block_size: int, device: torch.device) -> None:
+        max_blocks = -(-max_tokens // block_size)
+        # 64-bit seeds come first, where the arena is aligned for them. One more token: the one sampled at the last
+        # position is written, though never computed.
+        shapes = [(max_rows, 2 * NUM_INTS.value), (max_rows, NUM_FLOATS.value)]
+        shapes += [(max_rows, MAX_LOGIT_BIAS)] * 2
+        shapes += [(max_rows, max_tokens + 1)] + [(max_rows, max_blocks)] * num_groups
+        starts = [0, *np.cumsum([rows * columns for rows, columns in shapes]).tolist()]
+        self._arena = torch.zeros(starts[-1], dtype=torch.int32, device=device)
+        views = [
+            self._arena[start : start + rows * columns].view(rows, columns)
+            for start, (rows, columns) in zip(starts, shapes, strict=False)
+        ]
+        self.sampling = SamplingState.over(
+            floats=views[1].view(torch.float32),
+            ints=views[0].view(torch.int64),
+            bias_ids=views[2],
+            bias_values=views[3].view(torch.float32),
+        )
+        self.tokens = views[4]
+        self.block_tables = views[5:]
+        self._starts, self._widths = starts, [columns for _, columns in shapes]
+        self._ring = PinnedRing(2 * PATCH_LENGTH, device)
+        self._staged = torch.empty(2 * PATCH_LENGTH, dtype=torch.int32, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._arena.nbytes
+
+    def apply(self, admitted: Sequence[Admission], appended: Sequence[BlockAppend]) -> None:
+        """Takes the differences of a step, admissions first, on the current stream."""
+        if not admitted and not appended:
+            return
+        offsets: list[int] = []
+        values: list[int] = []
+        for admission in admitted:
+            self._admit(admission, offsets, values)
+        for append in appended:
+            start = self._offset(5 + append.group, append.row) + append.start
+            offsets += range(start, start + len(append.block_ids))
+            values += append.block_ids
+        for first in range(0, len(offsets), PATCH_LENGTH):
+            self._send(offsets[first : first + PATCH_LENGTH], values[first : first + PATCH_LENGTH])
+
+    def _admit(self, admission: Admission, offsets: list[int], values: list[int]) -> None:
+        row, params = admission.row, admission.params
+        floats, ints = SamplingState.encode(params, admission.origin)
+        changes: list[Sequence[int]] = [
+            np.array(ints, dtype=np.int64).view(np.int32).tolist(),
+            np.array(floats, dtype=np.float32).view(np.int32).tolist(),
+        ]
+        if params.logit_bias:
+            biases = np.array(list(params.logit_bias.values()), dtype=np.float64).clip(-MAX_BIAS, MAX_BIAS)
+            changes += [list(params.logit_bias), biases.astype(np.float32).view(np.int32).tolist()]
+        else:
+            changes += [(), ()]
+        changes.append(admission.token_ids)
+        for part, change in enumerate(changes):
+            start = self._offset(part, row)
+            offsets += range(start, start + len(change))
+            values += change
+
+    def _offset(self, part: int, row: int) -> int:
+        return self._starts[part] + row * self._widths[part]
+
+    def _send(self, offsets: list[int], values: list[int]) -> None:
+        num_pairs = len(offsets)
+        with self._ring.slot() as host:
+            pairs = host.numpy()
+            pairs[:num_pairs] = offsets
+            pairs[num_pairs : 2 * num_pairs] = values
+            self._staged[: 2 * num_pairs].copy_(host[: 2 * num_pairs], non_blocking=True)
+        apply_patch(self._arena, self._staged[:num_pairs], self._staged[num_pairs : 2 * num_pairs])

@@ -1,0 +1,260 @@
+"""DeviceDecoder: the decoder's forward pass in Triton kernels, for steps whose inputs and state lie on a GPU.
+
+    step_begin                        token ids -> embeddings, first norm, angles
+    each layer  product  QKV          | attention, with the rotation and the KV write of rows that decode
+                product  output       | residual and norm
+                product  gate and up  | activation
+                product  down         | residual and norm
+    product  head                     logits of the positions that sample
+
+There are two forms of it. With up to FUSED_TOKENS tokens, one a row, every product is a GEMV that takes the norm before
+it and the residual or the activation after it along: five launches a layer. All else, prompts included, has its norms
+in launches of their own, and products that `kernels.products` chooses by size. `decoder.Decoder` says the same in plain
+torch; nothing here looks at a value of the device, so that a CUDA graph can hold all of it. Called by
+`execution.gpu_steps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.config import ModelConfig
+from engine.kernels.decode_attention import Workspace, decode_attention
+from engine.kernels.gemv import DeferredNorm, gemv, gemv_argmax, gemv_gated, gemv_residual
+from engine.kernels.prefill_attention import prefill_attention
+from engine.kernels.products import linear, linear_gated
+from engine.kernels.rms_norm import add_rms_norm, rms_norm
+from engine.kernels.rope_decode_attention import rope_decode_attention
+from engine.kernels.rope_store import rope_store
+from engine.kernels.step_begin import step_begin
+from engine.models.decoder import Decoder, DecoderLayer
+from engine.models.layers import Linear
+from engine.quantization.base import Dense
+
+Tensor = torch.Tensor
+Angles = tuple[Tensor, Tensor]
+
+FUSED_TOKENS = 16
+"""Tokens up to which a product is a GEMV that takes its neighbours along."""
+
+
+@dataclass(frozen=True)
+class PrefillRows:
+    """The rows of a step that bring any number of tokens each, behind those that bring one."""
+
+    rows: Tensor
+    """int32 [num_rows], negative: padding, which has no tokens."""
+    cu_seqlens: Tensor
+    """int32 [num_rows + 1], where each row's tokens begin among those of these rows."""
+    starts: Tensor
+    """int32 [num_rows], position of each row's first token."""
+
+
+@dataclass(frozen=True)
+class DeviceStep:
+    """Inputs of a forward pass."""
+
+    rows: Tensor
+    """int32 [num_tokens], each token's row of the state; negative: padding."""
+    positions: Tensor
+    """int32 [num_tokens]"""
+    num_decodes: int
+    """Tokens in front that are their row's only one."""
+    prefill: PrefillRows | None = None
+    """Of the tokens behind them."""
+    selection: Tensor | None = None
+    """int32 [num_samples], tokens whose logits are wanted; None: all."""
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """What a forward pass reads and writes beside the weights."""
+
+    tokens: Tensor
+    """int32 [max_rows, max_tokens]"""
+    block_tables: Sequence[Tensor]
+    """int32 [max_rows, max_blocks], one a KV group."""
+    kv_cache: Sequence[tuple[Tensor, Tensor]]
+    """K and V of each layer: [num_blocks, num_kv_heads, block_size, head_dim]."""
+    workspace: Workspace
+
+
+class DeviceDecoder:
+    """A decoder and the state that it works on."""
+
+    def __init__(self, decoder: Decoder, layers: Iterable[DecoderLayer], state: DeviceState, *, pdl: bool) -> None:
+        """
+        Args:
+            layers: the decoder's, in order, with their matrices on the device when they are reached.
+            pdl: whether kernels may overlap with their predecessors.
+        """
+        self.decoder = decoder
+        self.config = decoder.config
+        self._layers = layers
+        self._state = state
+        self._pdl = pdl
+        weights, config = decoder.weights, decoder.config
+        matrices = [weights.head] + [
+            matrix
+            for layer in weights.layers
+            for matrix in (layer.qkv, layer.attention_output, layer.gate_up, layer.down)
+        ]
+        self._can_fuse = (
+            all(_dense(matrix) is not None for matrix in matrices)
+            and not config.post_norms
+            # The stream is multiplied by a norm's weight before it is divided: float16 could overflow.
+            and weights.final_norm.dtype != torch.float16
+        )
+        dims = {rope.rotary_dim for rope in (config.rope, config.local_rope) if rope is not None}
+        self._rotates_whole_heads = dims == {config.head_dim} and config.head_dim & (config.head_dim - 1) == 0
+        layers_of_group = config.kv_groups
+        self._windows = [layers_of_group[group].window for group in decoder.group_of_layer]
+        embedding = _dense(weights.embedding)
+        assert embedding is not None, "embeddings are kept dense"
+        self._embedding = embedding
+        # Gemma rounds the factor to the computing type; in bfloat16 that changes it by up to 0.4 %.
+        self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=embedding.dtype))
+        self._following_norms = [layer.attention_norm for layer in weights.layers[1:]] + [weights.final_norm]
+
+    def is_fused(self, num_decodes: int, num_others: int) -> bool:
+        """Whether a step of so many tokens takes the form with five launches a layer."""
+        return self._can_fuse and num_others == 0 and num_decodes <= FUSED_TOKENS
+
+    def candidates(self, step: DeviceStep) -> tuple[Tensor, Tensor]:
+        """The likeliest tokens of a fused step: values and ids, one for each program of the head's product."""
+        hidden, norm = self._fused(step)
+        head = _dense(self.decoder.weights.head)
+        assert head is not None
+        return gemv_argmax(
+            hidden, head[: self.config.vocab_size], self.decoder.weights.head.bias, norm=norm, pdl=self._pdl
+        )
+
+    def logits(self, step: DeviceStep) -> Tensor:
+        """[num_samples, vocab_size]; of the computing type, float32 where the model caps them."""
+        head = self.decoder.weights.head
+        if self.is_fused(step.num_decodes, len(step.rows) - step.num_decodes) and step.selection is None:
+            hidden, norm = self._fused(step)
+            weight = _dense(head)
+            assert weight is not None
+            logits = gemv(hidden, weight, head.bias, norm=norm, out_dtype=torch.float32, pdl=self._pdl)
+        else:
+            logits = self._product(self._general(step), head)
+        logits = logits[:, : self.config.vocab_size]
+        if self.config.final_softcap is not None:
+            logits = torch.tanh(logits.float() / self.config.final_softcap) * self.config.final_softcap
+        return logits
+
+    def _begin(self, step: DeviceStep) -> tuple[Tensor, Tensor, list[Angles]]:
+        """The residual stream, the first layer's normed input, and the angles of each kind of layer."""
+        config, weights = self.config, self.decoder.weights
+        residual = torch.empty(len(step.rows), config.hidden_size, dtype=torch.float32, device=step.rows.device)
+        hidden, angles = step_begin(
+            step.rows, step.positions, self._state.tokens, self._embedding, weights.layers[0].attention_norm,
+            config.rms_norm_eps, self.decoder.rotaries, residual,
+            embedding_scale=self._embedding_scale, pdl=self._pdl,
+        )  # fmt: skip
+        return residual, hidden, angles
+
+    def _fused(self, step: DeviceStep) -> tuple[Tensor, DeferredNorm]:
+        """The last layer's output times the final norm's weight, and what completes that norm."""
+        config, pdl = self.config, self._pdl
+        residual, hidden, angles = self._begin(step)
+        norm: DeferredNorm | None = None
+        for number, layer in enumerate(self._layers):
+            qkv = gemv(hidden, _matrix(layer.qkv), layer.qkv.bias, norm=norm, out_dtype=torch.float32, pdl=pdl)
+            attended = self._attend(number, layer, qkv, step, angles)
+            hidden, squares = gemv_residual(
+                attended, _matrix(layer.attention_output), residual, layer.mlp_norm, layer.attention_output.bias,
+                pdl=pdl,
+            )  # fmt: skip
+            hidden = gemv_gated(
+                hidden, _matrix(layer.gate_up), config.activation, layer.gate_up.bias,
+                norm=DeferredNorm(squares, config.rms_norm_eps), pdl=pdl,
+            )  # fmt: skip
+            hidden, squares = gemv_residual(
+                hidden, _matrix(layer.down), residual, self._following_norms[number], layer.down.bias, pdl=pdl
+            )
+            norm = DeferredNorm(squares, config.rms_norm_eps)
+        assert norm is not None, "a model has layers"
+        return hidden, norm
+
+    def _general(self, step: DeviceStep) -> Tensor:
+        """The normed outputs of the last layer at the positions that are wanted."""
+        eps, pdl = self.config.rms_norm_eps, self._pdl
+        residual, hidden, angles = self._begin(step)
+        last = self.config.num_layers - 1
+        for number, layer in enumerate(self._layers):
+            qkv = self._product(hidden, layer.qkv)
+            x = self._product(self._attend(number, layer, qkv, step, angles), layer.attention_output)
+            if layer.post_attention_norm is not None:
+                x = rms_norm(x, layer.post_attention_norm, eps, pdl=pdl)
+            hidden, _ = add_rms_norm(x, residual, layer.mlp_norm, eps, pdl=pdl)
+            x = self._product(self._gated(hidden, layer.gate_up), layer.down)
+            if layer.post_mlp_norm is not None:
+                x = rms_norm(x, layer.post_mlp_norm, eps, pdl=pdl)
+            if number == last and step.selection is not None:
+                x, residual = x.index_select(0, step.selection), residual.index_select(0, step.selection)
+            hidden, _ = add_rms_norm(x, residual, self._following_norms[number], eps, pdl=pdl)
+        return hidden
+
+    def _attend(
+        self, number: int, layer: DecoderLayer, qkv: Tensor, step: DeviceStep, angles: Sequence[Angles]
+    ) -> Tensor:
+        """[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim] -> [num_tokens, num_heads * head_dim]"""
+        config, state = self.config, self._state
+        cos, sin = angles[self.decoder.rotary_of_layer[number]]
+        k_cache, v_cache = state.kv_cache[number]
+        table = state.block_tables[self.decoder.group_of_layer[number]]
+        scale, window, softcap = config.attention_scale, self._windows[number], config.attention_softcap
+        dtype = self._embedding.dtype
+        if step.prefill is None and self._rotates_whole_heads:
+            return rope_decode_attention(
+                qkv, cos, sin, k_cache, v_cache, table, step.rows, step.positions, config.num_heads, scale,
+                q_norm=layer.q_norm, k_norm=layer.k_norm, eps=config.rms_norm_eps, window=window, softcap=softcap,
+                workspace=state.workspace, out_dtype=dtype, pdl=self._pdl,
+            )  # fmt: skip
+        q = rope_store(
+            qkv, cos, sin, k_cache, v_cache, table, step.rows, step.positions, config.num_heads, layer.q_norm,
+            layer.k_norm, config.rms_norm_eps, out_dtype=dtype, pdl=self._pdl,
+        )  # fmt: skip
+        decodes = step.num_decodes
+        attended = torch.empty(len(q), config.q_size, dtype=dtype, device=q.device)
+        if decodes > 0:
+            decode_attention(
+                q[:decodes], k_cache, v_cache, table, step.rows[:decodes], step.positions[:decodes], scale,
+                window=window, softcap=softcap, workspace=state.workspace, out=attended[:decodes], pdl=self._pdl,
+            )  # fmt: skip
+        if step.prefill is not None:
+            prefill = step.prefill
+            prefill_attention(
+                q[decodes:], k_cache, v_cache, table, prefill.rows, prefill.cu_seqlens, prefill.starts, scale,
+                window=window, softcap=softcap, out=attended[decodes:],
+            )  # fmt: skip
+        return attended
+
+    def _product(self, x: Tensor, matrix: Linear) -> Tensor:
+        weight = _dense(matrix)
+        return matrix(x) if weight is None else linear(x, weight, matrix.bias, pdl=self._pdl)
+
+    def _gated(self, x: Tensor, matrix: Linear) -> Tensor:
+        return linear_gated(x, _matrix(matrix), self.config.activation, matrix.bias, pdl=self._pdl)
+
+
+def attention_workspace(config: ModelConfig, max_rows: int, device: torch.device) -> Workspace:
+    """Memory for the splits of any step of up to `max_rows` rows."""
+    return Workspace.for_rows(max_rows, config.num_heads, config.num_kv_heads, config.head_dim, device)
+
+
+def _dense(matrix: Linear) -> Tensor | None:
+    """The weight of a matrix that is kept as it is, in one piece; else None."""
+    first = matrix.segments[0]
+    return first.weight if len(matrix.segments) == 1 and isinstance(first, Dense) else None
+
+
+def _matrix(matrix: Linear) -> Tensor:
+    weight = _dense(matrix)
+    assert weight is not None, "quantised matrices have a path of their own"
+    return weight
