@@ -4,8 +4,12 @@ The runner keeps state for each *row* for a request's whole life: its tokens, it
 sampling parameters. The scheduler sends differences only: who came (`admitted`), which blocks were added (`appended`),
 who computes how many tokens (`steps`). A sampled token is written by the runner at position `start + num_tokens` of its
 row, where the next step reads it, so the scheduler may run a step ahead without knowing its value.
+When the same rows decode on and on, a step says so in one flag (`is_repeat`), and the runner need not look at its rows.
 
 Positions are absolute, intervals half-open: a step computes [start, start + num_tokens).
+
+The structs hold no reference cycles and are made hundreds a step, so the garbage collector need not follow them
+(`gc=False`).
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ DUMMY_BLOCK = 0
 """Block 0 belongs to nobody: padding, and table entries whose block has left a sliding window, point at it."""
 
 
-class Admission(msgspec.Struct, frozen=True):
+class Admission(msgspec.Struct, frozen=True, gc=False):
     """A sequence takes a row: at its first step, after a preemption, and after a context shift.
 
     It replaces whatever the row held. Block tables start empty; every block, cached ones too, comes in `appended`.
@@ -36,7 +40,7 @@ class Admission(msgspec.Struct, frozen=True):
     adapter: int = 0
 
 
-class BlockAppend(msgspec.Struct, frozen=True):
+class BlockAppend(msgspec.Struct, frozen=True, gc=False):
     """Blocks for the table of `row` in KV group `group`: entries [start, start + len(block_ids)) are set.
 
     Entries below `dead` have left the group's window and may be overwritten by DUMMY_BLOCK.
@@ -49,7 +53,7 @@ class BlockAppend(msgspec.Struct, frozen=True):
     dead: int = 0
 
 
-class RowStep(msgspec.Struct, frozen=True):
+class RowStep(msgspec.Struct, frozen=True, gc=False):
     """One row's share of a step: compute positions [start, start + num_tokens)."""
 
     row: int
@@ -60,20 +64,26 @@ class RowStep(msgspec.Struct, frozen=True):
     """Whether the last position's logits yield the token at `start + num_tokens`."""
 
 
-class ScheduledBatch(msgspec.Struct, frozen=True):
+class ScheduledBatch(msgspec.Struct, frozen=True, gc=False):
     """One step. Rows appear once; rows that only decode come first."""
 
     step: int
     admitted: list[Admission]
     appended: list[BlockAppend]
     steps: list[RowStep]
+    is_repeat: bool = False
+    """Whether this is the step launched before it, each row one token further: then a runner can advance what it built.
+
+    Exactly: this step and the one before have the same rows of the same sequences in the same order, each computes one
+    token and samples in both, and nobody is admitted in this one. Tables may grow all the same: `appended` is as ever.
+    """
 
     @property
     def num_tokens(self) -> int:
         return sum(step.num_tokens for step in self.steps)
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Natural-log probabilities at one position, before temperature and filters."""
 
     logprob: float

@@ -109,17 +109,21 @@ class BlockManager:
             seq.block_tables.append(table)
         seq.node = path[-1] if path else None
         seq.num_cached_blocks = len(path)
-        seq.num_computed_tokens = seq.num_done_tokens = len(path) * self.block_size
+        seq.num_computed_tokens = seq.num_done_tokens = seq.num_slots = len(path) * self.block_size
+        seq.has_new_blocks = bool(path)
+        seq.next_block_event = self._next_event(seq)
 
     def grow(self, seq: Sequence, num_tokens: int) -> int:
         """Gives `seq` slots for its next `num_tokens` tokens, or as many as there are blocks for; returns how many."""
-        num_slots = len(seq.block_tables[0]) * self.block_size - seq.num_computed_tokens
-        if num_slots < num_tokens:
-            num_new = min(-(-(num_tokens - num_slots) // self.block_size), self.num_free_blocks)
+        num_free_slots = seq.num_slots - seq.num_computed_tokens
+        if num_free_slots < num_tokens:
+            num_new = min(-(-(num_tokens - num_free_slots) // self.block_size), self.num_free_blocks)
             for group, table in enumerate(seq.block_tables):
                 table.extend(self.cache.allocate(group) for _ in range(num_new))
-            num_slots += num_new * self.block_size
-        return min(num_tokens, num_slots)
+            seq.num_slots += num_new * self.block_size
+            seq.has_new_blocks = seq.has_new_blocks or num_new > 0
+            num_free_slots = seq.num_slots - seq.num_computed_tokens
+        return min(num_tokens, num_free_slots)
 
     def take_appends(self, seq: Sequence) -> list[BlockAppend]:
         """What the runner does not know yet of the tables of `seq`."""
@@ -143,10 +147,14 @@ class BlockManager:
                 start = max(seq.num_sent_blocks, dead)
                 appends.append(BlockAppend(seq.row, group, start, [block.block_id for block in table[start:]], dead))
             seq.num_sent_blocks = length
+        seq.has_new_blocks = False
         return appends
 
     def step_result_arrived(self, seq: Sequence) -> None:
-        """Caches the full blocks below `num_done_tokens` and releases those that have left a window."""
+        """Caches the full blocks below `num_done_tokens` and releases those that have left a window.
+
+        Nothing happens before `num_done_tokens` has come to `next_block_event`: need not be called until then.
+        """
         size = self.block_size
         while (end := (seq.num_cached_blocks + 1) * size) <= seq.num_done_tokens:
             index = seq.num_cached_blocks
@@ -161,6 +169,7 @@ class BlockManager:
         for group, window in enumerate(self._windows):
             if window is not None:
                 self._release_dead(seq, group, num_dead_blocks(seq.num_done_tokens, window, size))
+        seq.next_block_event = self._next_event(seq)
 
     def forget(self, seq: Sequence) -> None:
         """Takes what only `seq` uses of its path out of the prefix cache: its values went wrong, nobody may hit them.
@@ -196,7 +205,8 @@ class BlockManager:
         seq.num_dead_blocks = []
         seq.swapped_blocks.clear()
         seq.num_sent_blocks = seq.num_cached_blocks = 0
-        seq.num_computed_tokens = seq.num_done_tokens = 0
+        seq.num_computed_tokens = seq.num_done_tokens = seq.num_slots = 0
+        seq.has_new_blocks = False
         seq.node = None
 
     def step_done(self, step: int) -> None:
@@ -226,6 +236,9 @@ class BlockManager:
 
     def _check_tables(self, seq: Sequence) -> None:
         length = len(seq.block_tables[0])
+        assert seq.num_slots == length * self.block_size, f"{seq} miscounts its slots"
+        assert seq.has_new_blocks or not (seq.swapped_blocks or length > seq.num_sent_blocks), f"{seq} hides a block"
+        assert seq.next_block_event == self._next_event(seq) > seq.num_done_tokens, f"{seq} has slept through a block"
         assert length * self.block_size - seq.num_computed_tokens >= 0, f"{seq} has computed tokens without a slot"
         # Waste is less than a block: no block is held before a token that is launched needs it.
         assert length * self.block_size - seq.num_computed_tokens < self.block_size, f"{seq} holds a block too many"
@@ -253,7 +266,17 @@ class BlockManager:
             self.pools[group].add_reference(cached)
             table[index] = cached
             seq.swapped_blocks.append((group, index))
+            seq.has_new_blocks = True
             self._release_one(seq, group, own)
+
+    def _next_event(self, seq: Sequence) -> int:
+        """The `num_done_tokens` at which `step_result_arrived` has something to do."""
+        size, done = self.block_size, seq.num_done_tokens
+        event = (done // size + 1) * size
+        for window in self._windows:
+            if window is not None:
+                event = min(event, (num_dead_blocks(done, window, size) + 1) * size + window - 1)
+        return event
 
     def _release_dead(self, seq: Sequence, group: int, num_dead: int) -> None:
         # Steps of `seq` still in flight begin at num_done_tokens or after it, so none of them attends these blocks.

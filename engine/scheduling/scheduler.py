@@ -30,7 +30,6 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -72,13 +71,19 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise SchedulerError(f"windows are {self.windows} but must be at least one, each None or at least 1")
 
 
-class _Share(NamedTuple):
-    """What a sequence gets of a step."""
+class _Step:
+    """A step while it is put together."""
 
-    seq: Sequence
-    num_tokens: int
-    is_last: bool
-    """Whether these are all that it has, so that the next token can be sampled."""
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.admissions: list[Admission] = []
+        self.appended: list[BlockAppend] = []
+        # Rows that only decode come first: their kernel knows that a row is one token.
+        self.decodes: list[RowStep] = []
+        self.decoding: list[Sequence] = []
+        self.chunks: list[RowStep] = []
+        self.prefilling: list[Sequence] = []
+        self.num_samples = 0
 
 
 class _Launched(NamedTuple):
@@ -101,6 +106,7 @@ class Scheduler:
         self._free_rows = list(range(config.max_num_seqs))  # heap: low rows first keeps the batch dense
         self._retired_rows: list[tuple[int, int]] = []  # (row, step that may still use it)
         self._refused: tuple[Sequence | None, int] = (None, 0)  # who did not fit, and how many blocks were free
+        self._decoding: list[Sequence] | None = None  # rows of the last step if each decoded one token in it
         self._num_arrivals = 0
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -137,7 +143,7 @@ class Scheduler:
                 f"the prompt has {seq.num_prompt_tokens} tokens, which leaves no room in a context of {limit} tokens; "
                 f"shorten the prompt or raise {self._name_of_limit(limit, seq)}"
             )
-        seq.max_context = limit
+        seq.set_max_context(limit)
         seq.arrival = self._num_arrivals
         self._num_arrivals += 1
         self._sequences[seq.seq_id] = seq
@@ -150,35 +156,26 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch | None:
         """The next step, or None if nobody can compute anything now: all wait for results, or there is nobody."""
-        step = self._num_steps + 1
-        budget = self._config.max_num_batched_tokens
-        scheduled: list[_Share] = []
-
-        uncomputed = [seq.num_uncomputed_tokens for seq in self._running]
-        num_decodes = uncomputed.count(1)
+        step = _Step(self._num_steps + 1)
+        uncomputed = [
+            seq.num_tokens - seq.num_computed_tokens if seq.num_tokens < seq.max_length else 0 for seq in self._running
+        ]
+        budget = self._config.max_num_batched_tokens - uncomputed.count(1)
         leaves_half = bool(self._waiting and self._free_rows and self._waiting[0] is not self._refused[0])
-        for index, wanted in enumerate(uncomputed):
-            if index >= len(self._running):  # the rest was preempted
-                break
-            if wanted == 0:
-                continue
-            seq = self._running[index]
-            num_decodes -= wanted == 1
-            # A prompt leaves one token to every decoding sequence behind it, and half of the rest to who waits: else a
-            # short prompt would wait for all chunks of a long one.
-            share = budget - num_decodes
-            if leaves_half and wanted > 1:
-                share = -(-share // 2)
-            num_tokens = self._make_room(seq, min(wanted, share))
-            if num_tokens > 0:
-                scheduled.append(_Share(seq, num_tokens, num_tokens == wanted))
-                budget -= num_tokens
-
-        admitted = self._admit(budget, scheduled)
-        if not scheduled:
+        for seq, wanted in zip(self._running, uncomputed, strict=False):  # who is preempted goes from the end
+            if wanted == 1:
+                self._decode(step, seq)
+            elif wanted:
+                # Half of the rest is for who waits: else a short prompt would wait for all chunks of a long one.
+                share = -(-budget // 2) if leaves_half else budget
+                num_tokens = self._make_room(seq, min(wanted, share))
+                if num_tokens > 0:
+                    self._compute(step, seq, num_tokens, num_tokens == wanted)
+                    budget -= num_tokens
+        self._admit(step, budget)
+        if not step.decodes and not step.chunks:
             return None
-        self._num_steps = step
-        return self._launch(step, admitted, scheduled)
+        return self._launch(step)
 
     def update(self, batch: ScheduledBatch, result: StepResult) -> list[TokenRow]:
         """Takes in the result of the oldest launched step.
@@ -188,21 +185,23 @@ class Scheduler:
         """
         launched = self._launched.popleft()
         assert launched.batch.step == batch.step, f"the result of step {launched.batch.step} is due, not {batch.step}"
-        samples = iter(zip(result.token_ids, result.logprobs, result.errors, strict=True))
+        samples = zip(result.token_ids, result.logprobs, result.errors, strict=True)
         rows = []
         for step, seq in zip(batch.steps, launched.sequences, strict=True):
-            sample = next(samples) if step.samples else None
+            if step.samples:
+                token_id, logprobs, error = next(samples)
             seq.num_in_flight -= 1
-            seq.num_placeholders -= step.samples
-            if seq.status is SequenceStatus.FINISHED:
+            if seq.row is not None:
+                # A sequence that was preempted is not admitted before its steps have arrived, so this one is of now.
+                seq.num_done_tokens = num_done_tokens = step.start + step.num_tokens
+                if num_done_tokens >= seq.next_block_event:
+                    self._blocks.step_result_arrived(seq)
+            elif seq.status is SequenceStatus.FINISHED:
                 continue
-            # A sequence that was preempted is not admitted before its steps have arrived, so this one is of now.
-            if seq.status is SequenceStatus.RUNNING:
-                seq.num_done_tokens = step.start + step.num_tokens
-                self._blocks.step_result_arrived(seq)
-            row = self._take_sample(seq, *sample) if sample is not None else self._take_prompt_end(seq)
-            if row is not None:
-                rows.append(row)
+            if step.samples:
+                rows.append(self._take_sample(seq, token_id, logprobs, error))
+            elif not seq.samples and seq.num_done_tokens == len(seq.token_ids):
+                rows.append(self._finish(seq, "length"))  # it wanted no token, only its prompt computed
         self._step_done(batch.step)
         return rows
 
@@ -213,7 +212,7 @@ class Scheduler:
         """
         self._launched.clear()
         for seq in self._sequences.values():
-            seq.num_in_flight = seq.num_placeholders = 0
+            seq.forget_in_flight()
         rows = [self._finish(seq, "error", error=error) for seq in list(self._running)]
         self._step_done(self._num_steps)
         self._blocks.cache.clear()
@@ -244,7 +243,7 @@ class Scheduler:
                 )
                 rows.append(self._finish(seq, "error", error=error))
             else:
-                seq.max_context = limit
+                seq.set_max_context(limit)
         return rows
 
     def stats(self) -> Stats:
@@ -314,9 +313,43 @@ class Scheduler:
         self._give_back(seq)
         insort(self._waiting, seq, key=_rank)
 
-    def _admit(self, budget: int, scheduled: list[_Share]) -> list[Sequence]:
+    def _decode(self, step: _Step, seq: Sequence) -> None:
+        """One token more of a running sequence. As short as can be: hundreds of rows in every step."""
+        start = seq.num_computed_tokens
+        if start == seq.num_slots and not self._make_room(seq, 1):
+            return
+        if seq.has_new_blocks:
+            step.appended += self._blocks.take_appends(seq)
+        assert seq.row is not None
+        step.decodes.append(RowStep(seq.row, seq.seq_id, start, 1, seq.samples))
+        step.decoding.append(seq)
+        seq.num_computed_tokens = start + 1
+        if seq.samples:
+            seq.num_tokens += 1
+            step.num_samples += 1
+        seq.num_in_flight += 1
+        seq.last_step = step.number
+
+    def _compute(self, step: _Step, seq: Sequence, num_tokens: int, is_last: bool) -> None:
+        """Writes a chunk down and counts it as computed; after the last one, the next token can be sampled."""
+        assert seq.row is not None
+        samples = is_last and seq.samples
+        step.appended += self._blocks.take_appends(seq)
+        row = RowStep(seq.row, seq.seq_id, seq.num_computed_tokens, num_tokens, samples)
+        if num_tokens == 1:
+            step.decodes.append(row)
+            step.decoding.append(seq)
+        else:
+            step.chunks.append(row)
+            step.prefilling.append(seq)
+        seq.num_computed_tokens += num_tokens
+        seq.num_tokens += samples
+        step.num_samples += samples
+        seq.num_in_flight += 1
+        seq.last_step = step.number
+
+    def _admit(self, step: _Step, budget: int) -> None:
         """Moves waiting sequences to running while tokens, rows and blocks last."""
-        admitted: list[Sequence] = []
         while self._waiting and self._free_rows and budget > 0:
             seq = self._waiting[0]
             if seq.num_in_flight:  # preempted with tokens in flight
@@ -333,9 +366,11 @@ class Scheduler:
             num_tokens = self._blocks.grow(seq, min(wanted, budget))
             assert num_tokens > 0, f"{seq} was admitted without a free block"
             budget -= num_tokens
-            admitted.append(seq)
-            scheduled.append(_Share(seq, num_tokens, num_tokens == wanted))
-        return admitted
+            assert seq.row is not None
+            step.admissions.append(
+                Admission(seq.row, seq.seq_id, list(seq.token_ids), seq.origin, seq.params, seq.adapter)
+            )
+            self._compute(step, seq, num_tokens, num_tokens == wanted)
 
     def _start_running(self, seq: Sequence, path: list[Node]) -> None:
         self._refused = (None, 0)
@@ -350,30 +385,15 @@ class Scheduler:
             self._num_prompt_tokens += seq.num_prompt_tokens
             self._num_cached_tokens += seq.num_cached_tokens
 
-    def _launch(self, step: int, admitted: Iterable[Sequence], scheduled: list[_Share]) -> ScheduledBatch:
-        """Writes the step down and counts it as computed."""
-        admissions = [
-            Admission(seq.row, seq.seq_id, list(seq.token_ids), seq.origin, seq.params, seq.adapter)
-            for seq in admitted
-            if seq.row is not None
-        ]
-        # Rows that only decode come first: their kernel knows that a row is one token.
-        scheduled.sort(key=lambda share: share.num_tokens != 1)
-        appended: list[BlockAppend] = []
-        steps: list[RowStep] = []
-        for seq, num_tokens, is_last in scheduled:
-            assert seq.row is not None
-            start = seq.num_computed_tokens
-            samples = is_last and seq.params.max_tokens != 0
-            appended += self._blocks.take_appends(seq)
-            steps.append(RowStep(seq.row, seq.seq_id, start, num_tokens, samples))
-            seq.num_computed_tokens += num_tokens
-            seq.num_placeholders += samples
-            seq.num_in_flight += 1
-            seq.last_step = step
-            self._num_computed_tokens += num_tokens
-        batch = ScheduledBatch(step, admissions, appended, steps)
-        self._launched.append(_Launched(batch, [share.seq for share in scheduled]))
+    def _launch(self, step: _Step) -> ScheduledBatch:
+        self._num_steps = step.number
+        steps, sequences = step.decodes + step.chunks, step.decoding + step.prefilling
+        only_decodes = not step.chunks and step.num_samples == len(steps)
+        is_repeat = only_decodes and not step.admissions and sequences == self._decoding
+        self._decoding = sequences if only_decodes else None
+        batch = ScheduledBatch(step.number, step.admissions, step.appended, steps, is_repeat)
+        self._launched.append(_Launched(batch, sequences))
+        self._num_computed_tokens += len(step.decodes) + sum(row.num_tokens for row in step.chunks)
         return batch
 
     # ---- update
@@ -382,26 +402,21 @@ class Scheduler:
         if error is not None:
             self._blocks.forget(seq)
             return self._finish(seq, "error", error=error)
-        seq.token_ids.append(token_id)
+        token_ids = seq.token_ids
+        token_ids.append(token_id)
         self._num_generated_tokens += 1
+        is_stop = token_id in seq.stop_token_ids
+        if seq.is_reported and logprobs is None and not is_stop and len(token_ids) < seq.max_length:
+            return TokenRow(seq.seq_id, [token_id], truncated=seq.is_truncated)  # all but a few rows
         kept = [] if logprobs is None else [logprobs]
-        params = seq.params
-        if token_id in params.stop_token_ids and not params.ignore_eos:
+        if is_stop:
             return self._finish(seq, "stop", [token_id], kept)
-        if seq.num_generated_tokens == params.max_tokens:
-            return self._finish(seq, "length", [token_id], kept)
-        if len(seq.token_ids) < seq.max_context:
+        if len(token_ids) < seq.max_length:
             return self._row(seq, [token_id], kept)
-        if not params.shift:
+        if seq.num_generated_tokens == seq.params.max_tokens or not seq.params.shift:
             return self._finish(seq, "length", [token_id], kept)
         self._shift(seq)
         return self._row(seq, [token_id], kept)
-
-    def _take_prompt_end(self, seq: Sequence) -> TokenRow | None:
-        """A sequence that wants no token ends when its prompt is computed."""
-        if seq.params.max_tokens == 0 and seq.num_done_tokens == len(seq.token_ids):
-            return self._finish(seq, "length")
-        return None
 
     def _shift(self, seq: Sequence) -> None:
         self._num_shifts += 1

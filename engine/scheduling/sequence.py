@@ -4,9 +4,9 @@ There is no prefill flag. A sequence has tokens, and `num_computed_tokens` chase
 chunk of one, a decode or a recompute is only how far the two are apart.
 
 When the scheduler runs ahead of the device, launched steps will yield tokens that nobody on the host knows yet. They
-are counted as placeholders:
+are counted in `num_tokens`:
 
-    token_ids                              placeholders
+    token_ids                              in flight
     [0 ............................ len)  [len .. num_tokens)
     [0 .. num_done_tokens)  result has arrived: full blocks may be cached
           [num_done_tokens .. num_computed_tokens)  launched
@@ -44,7 +44,11 @@ class IllegalTransition(RuntimeError):
 
 
 class Sequence:
-    """State of one request. Owned and changed by the Scheduler; `add` fills in what the constructor leaves empty."""
+    """State of one request. Owned and changed by the Scheduler; `add` fills in what the constructor leaves empty.
+
+    What every step looks at in every row is a plain number here, kept up to date where it changes: `num_tokens`,
+    `max_length`, `num_slots`, `next_block_event`. A step of hundreds of rows has well under a millisecond.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,11 @@ class Sequence:
         """Tokens, generated ones included, that this sequence may have at a time."""
         self.origin = self.num_prompt_tokens
         """The token at position p is generation number p - origin; a context shift moves it, the noise goes on."""
+        self.max_length = 0
+        """With so many tokens it wants no more, for now: it has all that were asked for, or its context is full."""
+        self.samples = params.max_tokens != 0
+        """Whether it wants tokens at all, or only its prompt computed."""
+        self.stop_token_ids = () if params.ignore_eos else params.stop_token_ids
 
         self._status = SequenceStatus.WAITING
         self.row: int | None = None
@@ -81,10 +90,17 @@ class Sequence:
         """Table entries that the runner knows."""
         self.swapped_blocks: list[tuple[int, int]] = []
         """(group, index) of entries that changed after they were sent."""
+        self.has_new_blocks = False
+        """Whether the runner does not know all of the tables."""
+        self.num_slots = 0
+        """Tokens that its blocks have room for, from the sequence's beginning."""
+        self.next_block_event = 0
+        """Value of num_done_tokens at which the next block is full or leaves a window."""
 
+        self.num_tokens = self.num_prompt_tokens
+        """Known tokens and those in flight."""
         self.num_computed_tokens = 0
         self.num_done_tokens = 0
-        self.num_placeholders = 0
         self.num_in_flight = 0
         """Launched steps that have not been updated, those before a preemption included."""
         self.last_step = 0
@@ -120,21 +136,9 @@ class Sequence:
         return (self.priority, self.arrival)
 
     @property
-    def num_tokens(self) -> int:
-        """Known tokens and those in flight."""
-        return len(self.token_ids) + self.num_placeholders
-
-    @property
     def num_generated_tokens(self) -> int:
         """Generated tokens whose value is known, those that a shift has dropped included."""
         return len(self.token_ids) - self.origin
-
-    @property
-    def is_sampling(self) -> bool:
-        """Whether the sequence wants another token once all it has are computed."""
-        max_tokens = self.params.max_tokens
-        num_tokens = self.num_tokens
-        return (max_tokens is None or num_tokens - self.origin < max_tokens) and num_tokens < self.max_context
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -142,9 +146,23 @@ class Sequence:
 
         A length stop is predictable, so no step is spent on the token that ends the sequence.
         """
-        if self.is_sampling or self.params.max_tokens == 0:
-            return self.num_tokens - self.num_computed_tokens
-        return 0
+        return self.num_tokens - self.num_computed_tokens if self.num_tokens < self.max_length else 0
+
+    def set_max_context(self, max_context: int) -> None:
+        """Limits the tokens that the sequence may have at a time."""
+        self.max_context = max_context
+        max_tokens = self.params.max_tokens
+        if max_tokens is None:
+            self.max_length = max_context
+        elif max_tokens == 0:
+            self.max_length = self.num_prompt_tokens + 1  # out of reach: all of the prompt is computed
+        else:
+            self.max_length = min(max_context, self.origin + max_tokens)
+
+    def forget_in_flight(self) -> None:
+        """Launched steps will yield nothing."""
+        self.num_in_flight = 0
+        self.num_tokens = len(self.token_ids)
 
     def shift(self) -> None:
         """Drops about half of the tokens after the first `num_keep`: the context is full and generation shall go on.
@@ -156,4 +174,6 @@ class Sequence:
         dropped = (len(self.token_ids) - keep) // 2
         del self.token_ids[keep : keep + dropped]
         self.origin -= dropped
+        self.num_tokens -= dropped
+        self.set_max_context(self.max_context)
         self.is_truncated = True

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from engine.messages import Ready
 from engine.sampling_params import SamplingParams
-from engine.scheduling.batch import ScheduledBatch, StepResult, TokenLogprobs
+from engine.scheduling.batch import RowStep, ScheduledBatch, StepResult, TokenLogprobs
 
 EMPTY = hashlib.blake2b(b"", digest_size=8).digest()
 
@@ -30,6 +30,16 @@ def next_token(text: bytes, seed: int, generation: int, vocab_size: int) -> int:
     """The fake model: the token after a text."""
     data = text + seed.to_bytes(8, "little") + (generation & (2**64 - 1)).to_bytes(8, "little")
     return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "little") % vocab_size
+
+
+def is_repeat(batch: ScheduledBatch, before: ScheduledBatch | None) -> bool:
+    """What ScheduledBatch.is_repeat says, from the batches alone."""
+    return (
+        before is not None
+        and not batch.admitted
+        and all(step.num_tokens == 1 and step.samples for step in [*before.steps, *batch.steps])
+        and batch.steps == [RowStep(step.row, step.seq_id, step.start + 1, 1, True) for step in before.steps]
+    )
 
 
 @dataclass
@@ -84,6 +94,7 @@ class FakeRunner:
         self.slots: list[dict[int, list[bytes | None]]] = [{} for _ in self.windows]
         self.has_kv_cache = True
         self.last_step = 0
+        self.last_batch: ScheduledBatch | None = None
 
     @property
     def ready(self) -> Ready:
@@ -119,6 +130,8 @@ class FakeRunner:
         assert len({step.row for step in batch.steps}) == len(batch.steps), "a row appears twice"
         lengths = [step.num_tokens for step in batch.steps]
         assert lengths == sorted(lengths, key=lambda n: n != 1), "rows that only decode come first"
+        assert batch.is_repeat == is_repeat(batch, self.last_batch), "is_repeat is set exactly where it is true"
+        self.last_batch = batch
         self._admit(batch)
         self._append(batch)
         outcome = StepResult([], [], [])

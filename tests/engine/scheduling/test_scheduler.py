@@ -127,6 +127,25 @@ def test_rows_that_decode_come_first_in_a_batch() -> None:
     assert work(driver.step()[0]) == [(2, 2, 1), (1, 6, 4), (3, 0, 3)]
 
 
+def test_a_step_says_that_it_is_the_one_before_a_token_further() -> None:
+    driver = Driver()
+    driver.add(1, 3, max_tokens=20)
+    driver.add(2, [30, 31], max_tokens=8)
+    assert [driver.step()[0].is_repeat for _ in range(2)] == [False, False], "prompts, then other work than prompts"
+    first, second = driver.launch(), driver.launch()
+    assert (first.is_repeat, second.is_repeat) == (True, True), "also before the result has arrived"
+    assert [append.row for append in first.appended + second.appended] == [0, 1], "although tables grow"
+    driver.update(first)
+    driver.update(second)
+    driver.add(3, [40], max_tokens=9)
+    joined = driver.launch()
+    assert [step.num_tokens for step in joined.steps] == [1, 1, 1]
+    assert not joined.is_repeat, "somebody came"
+    driver.update(joined)
+    assert [driver.step()[0].is_repeat for _ in range(4)] == [True, True, True, False], "the second has left"
+    assert driver.step()[0].is_repeat
+
+
 def test_waiting_sequences_come_by_priority_then_arrival() -> None:
     driver = Driver(max_num_seqs=1)
     for seq_id, priority in [(1, 5), (2, 0), (3, 5), (4, 0)]:
