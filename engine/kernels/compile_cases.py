@@ -11,13 +11,16 @@ from dataclasses import dataclass
 import torch
 
 from engine.kernels.decode_attention import Workspace, decode_attention
+from engine.kernels.gated import gated
 from engine.kernels.gemv import DeferredNorm, gemv, gemv_argmax, gemv_gated, gemv_residual
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
+from engine.kernels.patch import apply_patch
 from engine.kernels.prefill_attention import prefill_attention
 from engine.kernels.rms_norm import add_rms_norm, rms_norm
 from engine.kernels.rope_store import rope_store
 from engine.kernels.sampling import SamplingWorkspace, sample_tokens
 from engine.kernels.sampling_state import SamplingState
+from engine.kernels.step_begin import step_begin
 from engine.kernels.step_end import step_end
 
 Tensor = torch.Tensor
@@ -112,11 +115,31 @@ def norms() -> None:
     add_rms_norm(make(ROWS, HIDDEN), floats(ROWS, HIDDEN), make(HIDDEN), 1e-6, pdl=True)
 
 
-def end() -> None:
-    step_end(
-        floats(ROWS, 2376), ints(ROWS, 2376), ints(ROWS), ints(ROWS), ints(256, 4096), make(VOCAB, HIDDEN),
-        make(HIDDEN), ints(ROWS), floats(ROWS, HIDDEN), make(ROWS, HIDDEN), floats(ROWS, 1), pdl=True,
+@dataclass(frozen=True)
+class Angles:
+    """What `step_begin` asks of a rotary."""
+
+    inv_freq: Tensor
+    cos_factor: Tensor
+    sin_factor: Tensor
+
+
+def begin(num_rotaries: int, dtype: torch.dtype) -> None:
+    """The begin of a step; its state goes there by a patch."""
+    rotaries = [Angles(*(floats(HEAD_DIM) for _ in range(3))) for _ in range(num_rotaries)]
+    apply_patch(ints(1 << 20), ints(100), ints(100), pdl=True)
+    step_begin(
+        ints(ROWS), ints(ROWS), ints(256, 4097), make(VOCAB, HIDDEN), make(HIDDEN, dtype=dtype), 1e-6, rotaries,
+        floats(ROWS, HIDDEN), embedding_scale=1.5, pdl=True,
     )  # fmt: skip
+
+
+def gated_unit(activation: str) -> None:
+    gated(make(500, 2 * INTERMEDIATE), activation, pdl=True)
+
+
+def end() -> None:
+    step_end(floats(ROWS, 2376), ints(ROWS, 2376), ints(ROWS), ints(ROWS), ints(256, 4097), ints(ROWS), pdl=True)
 
 
 def sampling(vocab_size: int, dtype: torch.dtype) -> None:
@@ -149,7 +172,13 @@ CASES: tuple[Case, ...] = (
     Case("gemv, the others, 16 tokens", lambda: products(16), MAIN),
     Case("rope_store", rope),
     Case("rms_norm", norms),
+    # The exact reduction of large angles keeps its digits on the stack.
+    Case("step_begin", lambda: begin(1, torch.bfloat16), max_stack_bytes=32),
+    Case("step_begin, Gemma 3", lambda: begin(2, torch.float32), MAIN, 32),
     Case("step_end", end),
+    Case("gated, SiLU", lambda: gated_unit("silu")),
+    Case("gated, GELU", lambda: gated_unit("gelu"), MAIN),
+    Case("gated, GELU by tanh", lambda: gated_unit("gelu_tanh"), MAIN),
     Case("sampling, Qwen2.5", lambda: sampling(VOCAB, torch.float32)),
     Case("logprobs", log_probabilities),
 )

@@ -1,0 +1,65 @@
+"""Plain-torch twins of the kernels around a step's layers: its state, its begin and its end. Loops over the tokens.
+
+Same names and signatures as `patch`, `step_begin` and `step_end`, but for the overlap of launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from engine.kernels import reference
+from engine.kernels.step_begin import RotaryFactors
+
+Tensor = torch.Tensor
+
+
+def apply_patch(arena: Tensor, offsets: Tensor, values: Tensor) -> None:
+    """arena[offsets] = values, where an offset is not below 0."""
+    for offset, value in zip(offsets.tolist(), values.tolist(), strict=True):
+        if offset >= 0:
+            arena[offset] = value
+
+
+def step_begin(
+    rows: Tensor,
+    positions: Tensor,
+    tokens: Tensor,
+    embedding: Tensor,
+    gamma: Tensor,
+    eps: float,
+    rotaries: Sequence[RotaryFactors],
+    residual: Tensor,
+    *,
+    embedding_scale: float = 1.0,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Each token's embedding, its norm, and its angles; zeros where there is no row."""
+    factor = torch.tensor(embedding_scale, dtype=embedding.dtype)
+    residual.zero_()
+    for index, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+        if row >= 0:
+            residual[index] = embedding[int(tokens[row, position])] * factor
+    hidden = reference.rms_norm(residual, gamma, eps).to(embedding.dtype)
+    angles = [positions[:, None, None].float() * rotary.inv_freq for rotary in rotaries]
+    pairs = [
+        (angle.cos() * rotary.cos_factor, angle.sin() * rotary.sin_factor)
+        for angle, rotary in zip(angles, rotaries, strict=True)
+    ]
+    return hidden, pairs
+
+
+def step_end(
+    values: Tensor, candidates: Tensor, rows: Tensor, positions: Tensor, tokens: Tensor, token_ids: Tensor
+) -> None:
+    """The candidate of the largest value, written to the row's state."""
+    for index, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+        if row < 0:
+            continue
+        best = values[index].max()
+        is_valid = bool(best.isfinite())
+        token = int(candidates[index][values[index] == best].min()) if is_valid else 0
+        token_ids[index] = token if is_valid else -1
+        positions[index] += 1
+        if position + 1 < tokens.shape[1]:
+            tokens[row, position + 1] = token
