@@ -11,7 +11,9 @@ FOLDERS="cli daemon engine modelfiles registry"
 PYTHON_CANDIDATES="python3.12 python3.13 python3.11 python3.14 python3"
 TORCH_CPU_INDEX="https://download.pytorch.org/whl/cpu"
 # Megabytes that an installation takes at its largest, with the downloads that pip keeps.
-NEED_CPU_MB=2200 NEED_CUDA_MB=9500 NEED_TEST_MB=1600
+NEED_CPU_MB=2200 NEED_CUDA_MB=9500 NEED_TEST_MB=2900
+# The tests compile the kernels with this version of triton, too: torch 2.11 brings it.
+OLDER_TRITON=3.6.0
 
 usage() {
     cat <<'TEXT'
@@ -339,9 +341,23 @@ install_hob() {
     [ -z "${HOB_HOME:-}" ] || say "Models and configuration are there, too, where HOB_HOME is set: export HOB_HOME=$HOB_HOME"
 }
 
+# A second triton for tests/kernels/test_offline_compile.py, in a folder of its own that no import finds by itself.
+install_older_triton() {
+    local folder="$ENV/triton-$OLDER_TRITON"
+    [ "$(uname -sm)" = "Linux x86_64" ] || return 0
+    if [ ! -d "$folder" ]; then
+        say "Installing triton $OLDER_TRITON into $folder, to compile the kernels with it as well."
+        rm -rf "$folder.part"
+        pip_install --no-deps --target "$folder.part" "triton==$OLDER_TRITON"
+        mv "$folder.part" "$folder"
+    fi
+    export HOB_TEST_OLDER_TRITON="$folder"
+}
+
 run_tests() {
     local status=0
     prepare_environment
+    install_older_triton
     cd "$ROOT"
     export PATH="$ENV/bin:$PATH"
     # Both run, so that one report shows everything that is wrong.
@@ -358,17 +374,20 @@ uninstall() {
     fi
     "$ENV/bin/hob" shutdown >/dev/null 2>&1 || true # none may be running
     "$ENV/bin/python" -P -c 'import os
-from modelfiles.settings import Settings, default_config_file
+from modelfiles.settings import Settings, cache_dir, default_config_file
 settings = Settings.load(os.environ)
-print(settings.models_dir, settings.state_dir, default_config_file(os.environ), sep="\n")' >"$SCRATCH/places" 2>/dev/null || true
-    { read -r MODELS && read -r STATE && read -r CONFIG; } <"$SCRATCH/places" || MODELS="" STATE="" CONFIG=""
+places = settings.models_dir, settings.state_dir, default_config_file(os.environ), cache_dir(os.environ)
+print(*places, sep="\n")' >"$SCRATCH/places" 2>/dev/null || true
+    { read -r MODELS && read -r STATE && read -r CONFIG && read -r CACHE; } <"$SCRATCH/places" ||
+        MODELS="" STATE="" CONFIG="" CACHE=""
     for name in hob hobd; do
         [ "$(readlink "$BIN/$name" 2>/dev/null)" != "$ENV/bin/$name" ] || rm -f "$BIN/$name"
     done
     rm -f "$ENV/.hob-stamp" # first: without it, what an interrupted removal leaves does not count as installed
     rm -rf "$ENV" "$ENV.old"
     [ -z "$STATE" ] || rm -rf "$STATE/hob.log" "$STATE/history"
-    for name in "$STATE" "$BIN" "$BASE"; do
+    [ -z "$CACHE" ] || rm -rf "$CACHE/triton"
+    for name in "$STATE" "$CACHE" "$BIN" "$BASE"; do
         case "$name" in "" | */.local/bin | /usr/local/bin) ;; *) rmdir "$name" 2>/dev/null || true ;; esac
     done
     say "Hob is removed."

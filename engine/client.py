@@ -51,6 +51,7 @@ from engine.messages import (
 )
 from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import TokenLogprobs
+from modelfiles.settings import cache_dir
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "engine.worker")
 # OpenMP's threads wait for each other by spinning. On a machine that does other work, too, the thread that is waited
@@ -59,6 +60,11 @@ WORKER_COMMAND = (sys.executable, "-P", "-m", "engine.worker")
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 OnProgress = Callable[[int, int], None]
 Answer = TypeVar("Answer", Ready, Stats)
+
+
+def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a worker's environment is, given the daemon's: compiled kernels are kept in Hob's own cache folder."""
+    return {**WORKER_ENVIRONMENT, "TRITON_CACHE_DIR": str(cache_dir(environ) / "triton"), **environ}
 
 
 class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,7 +209,7 @@ class EngineClient:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=2 if stderr is None else stderr,
                     stderr=stderr,
-                    env={**WORKER_ENVIRONMENT, **(os.environ if env is None else env)},
+                    env=worker_environment(os.environ if env is None else env),
                     pass_fds=(theirs.fileno(),),
                 )
             reader, writer = await asyncio.open_unix_connection(sock=ours)

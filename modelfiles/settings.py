@@ -145,6 +145,12 @@ def default_config_file(environ: Mapping[str, str]) -> Path:
     return (home or Path(platformdirs.user_config_path("hob"))) / "config.toml"
 
 
+def cache_dir(environ: Mapping[str, str]) -> Path:
+    """Files that can be made again: `cache` in HOB_HOME, or `hob` in the platform's cache folder."""
+    home = _home(environ)
+    return home / "cache" if home else Path(platformdirs.user_cache_path("hob"))
+
+
 def _first_given(
     setting: Setting,
     environ: Mapping[str, str],

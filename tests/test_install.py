@@ -37,7 +37,8 @@ case "$*" in
 *"import torch"*) [ -z "{torch_there}" ] || echo "{torch_there}" ;;
 *"import triton"*) exit 1 ;;
 *"-m pip install"*) [ -z "{pip_error}" ] || {{ echo "{pip_error}"; exit 1; }} ;;
-*"modelfiles.settings"*) printf '%s\n' "$HOB_HOME/models" "$HOB_HOME/state" "$HOB_HOME/config.toml" ;;
+*"modelfiles.settings"*) printf '%s\n' "$HOB_HOME/models" "$HOB_HOME/state" "$HOB_HOME/config.toml" \
+    "$HOB_HOME/cache" ;;
 *) exit 0 ;;
 esac
 """
@@ -319,8 +320,8 @@ def test_uninstall_leaves_the_models(machine: Machine) -> None:
     hob = machine.home / "env" / "bin" / "hob"
     hob.write_text(f'#!/bin/sh\necho "hob $*" >>"{machine.folder}/calls"\n')
     hob.chmod(0o755)
-    for name in ("models/blob", "state/hob.log", "state/history"):
-        (machine.home / name).parent.mkdir(exist_ok=True)
+    for name in ("models/blob", "state/hob.log", "state/history", "cache/triton/kernel"):
+        (machine.home / name).parent.mkdir(parents=True, exist_ok=True)
         (machine.home / name).touch()
     done = machine.install("--uninstall")
     assert done.returncode == 0, done.stderr

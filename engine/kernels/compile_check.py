@@ -1,9 +1,10 @@
 """Compiles every kernel for GPUs that are not there, and tells registers, spills and shared memory.
 
-    python -m engine.kernels.compile_check [--architecture 89] [--only prefill]
+    python -m engine.kernels.compile_check [--architecture 89] [--only prefill] [--allow-stack BYTES] [--processes N]
 
 prints one JSON line a kernel, architecture and case, and exits with 1 when one does not compile, does not fit or
-spills more than its case allows. A case calls a launcher with tensors that have a device, a shape and a type but no
+spills more than its case allows. The Triton is the one that Python finds: another version's folder on PYTHONPATH checks
+that version. A case calls a launcher with tensors that have a device, a shape and a type but no
 memory; the launch is recorded instead of run, so what is compiled is what that launcher launches on that architecture,
 tile sizes and all. Triton brings its own assembler, so neither a GPU nor a driver is needed. Results are kept in
 Triton's cache on disk. Not for use inside a process that interprets kernels (TRITON_INTERPRET).
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import subprocess
@@ -83,8 +86,13 @@ class Compiled:
     shared_bytes: int
     """A block."""
     seconds: float
+    triton: str
     problem: str = ""
     """Why it may not be shipped."""
+
+
+Job = tuple[Launch, Case, int]
+"""A launch, the case that it comes from, and the architecture."""
 
 
 @contextmanager
@@ -120,20 +128,22 @@ def record(run: Callable[[], object], architecture: int) -> list[Launch]:
 def _launch(kernel: JITFunction, args: tuple[object, ...], keywords: dict[str, object]) -> Launch:
     values = dict(zip(kernel.arg_names, args, strict=False)) | keywords
     constexprs = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+    unspecialized = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
     signature, constants, divisible = {}, {}, []
     for name in kernel.arg_names:
         value = values.pop(name)
-        if name in constexprs or (isinstance(value, int) and value == 1 and not isinstance(value, bool)):
+        is_one = isinstance(value, int) and value == 1 and not isinstance(value, bool)
+        if name in constexprs or (is_one and name not in unspecialized):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
-            if value.storage_offset() * value.element_size() % 16 == 0:
+            if value.storage_offset() * value.element_size() % 16 == 0 and name not in unspecialized:
                 divisible.append(name)
         elif isinstance(value, bool):
             signature[name] = "i1"
         elif isinstance(value, int):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and name not in unspecialized:
                 divisible.append(name)
         else:
             assert isinstance(value, float), f"{kernel.__name__}: argument {name} is {type(value)}"
@@ -141,7 +151,7 @@ def _launch(kernel: JITFunction, args: tuple[object, ...], keywords: dict[str, o
     return Launch(kernel, signature, constants, tuple(divisible), values)
 
 
-def compile_launch(launch: Launch, case: Case, architecture: int) -> Compiled:
+def compile_launch(launch: Launch, case: Case, architecture: int, allowed_stack_bytes: int = 0) -> Compiled:
     """Compiles one launch; a failure is told in the result."""
     started = time.perf_counter()
     names = launch.kernel.arg_names
@@ -163,12 +173,19 @@ def compile_launch(launch: Launch, case: Case, architecture: int) -> Compiled:
         problem = ""
         if shared > SHARED_BYTES[architecture]:
             problem = f"needs {shared} bytes of shared memory; a block has {SHARED_BYTES[architecture]} at most"
-        elif stack > case.max_stack_bytes:
-            problem = f"spills: {stack} bytes of stack a thread; its case allows {case.max_stack_bytes}"
-    seconds = round(time.perf_counter() - started, 2)
-    num_warps = int(options.get("num_warps", 4))
+        elif stack > (allowed := max(case.max_stack_bytes, allowed_stack_bytes)):
+            problem = f"spills: {stack} bytes of stack a thread; {allowed} are allowed"
     return Compiled(
-        case.name, launch.kernel.__name__, architecture, num_warps, registers, stack, shared, seconds, problem
+        case=case.name,
+        kernel=launch.kernel.__name__,
+        architecture=architecture,
+        num_warps=int(options.get("num_warps", 4)),
+        registers=registers,
+        stack_bytes=stack,
+        shared_bytes=shared,
+        seconds=round(time.perf_counter() - started, 2),
+        triton=triton.__version__,
+        problem=problem,
     )
 
 
@@ -184,8 +201,9 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def check(architectures: list[int], only: str = "") -> Iterator[Compiled]:
-    """Compiles each different launch of the cases whose name holds `only`, once an architecture."""
+def jobs(architectures: list[int], only: str = "") -> list[Job]:
+    """Each different launch of the cases whose name holds `only`, once an architecture."""
+    found = []
     for architecture in architectures:
         seen = set()
         for case in CASES:
@@ -195,18 +213,59 @@ def check(architectures: list[int], only: str = "") -> Iterator[Compiled]:
                 key = launch.kernel.__name__, *(repr(sorted(x.items())) for x in (launch.signature, launch.constants))
                 if key not in seen:
                     seen.add(key)
-                    yield compile_launch(launch, case, architecture)
+                    found.append((launch, case, architecture))
+    return found
+
+
+def check(todo: list[Job], allowed_stack_bytes: int, num_processes: int) -> Iterator[Compiled]:
+    """Compiles launches side by side, in forks of this process: a jitted function cannot be sent to another.
+
+    Raises:
+        RuntimeError: a process died, as a crashing compiler does.
+    """
+    context = multiprocessing.get_context("fork")
+    workers = {}
+    for number in range(min(num_processes, len(todo))):
+        receiver, sender = context.Pipe(duplex=False)
+        share = todo[number::num_processes]
+        process = context.Process(target=_compile_all, args=(share, allowed_stack_bytes, sender), daemon=True)
+        process.start()
+        sender.close()  # the fork has its own; without this one, its end would not be seen here
+        workers[receiver] = process, share
+    while workers:
+        ready = multiprocessing.connection.wait(list(workers))
+        for receiver in [one for one in workers if one in ready]:
+            process, share = workers[receiver]
+            try:
+                yield receiver.recv()
+                share.pop(0)
+            except EOFError:
+                process.join()
+                del workers[receiver]
+                if share:
+                    launch, case, architecture = share[0]
+                    raise RuntimeError(
+                        f"the process that compiled {launch.kernel.__name__} ({case.name}) for {architecture} ended "
+                        f"with status {process.exitcode}"
+                    ) from None
+
+
+def _compile_all(share: list[Job], allowed_stack_bytes: int, sender: multiprocessing.connection.Connection) -> None:
+    for launch, case, architecture in share:
+        sender.send(compile_launch(launch, case, architecture, allowed_stack_bytes))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compile every kernel for GPUs that are not there.")
     parser.add_argument("--architecture", type=int, action="append", choices=SHARED_BYTES, help="default: all")
     parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--allow-stack", type=int, default=0, help="bytes a thread that every case may spill")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one a core")
     args = parser.parse_args()
     if INTERPRETED:
         parser.error("TRITON_INTERPRET is set: kernels are interpreted, there is nothing to compile")
     has_failed = False
-    for result in check(args.architecture or list(SHARED_BYTES), args.only):
+    for result in check(jobs(args.architecture or list(SHARED_BYTES), args.only), args.allow_stack, args.processes):
         sys.stdout.write(json.dumps(asdict(result)) + os.linesep)
         sys.stdout.flush()
         has_failed |= bool(result.problem)

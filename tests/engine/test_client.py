@@ -61,6 +61,27 @@ def run(request: pytest.FixtureRequest, root: Path) -> Callable[..., None]:
     return run
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"HOB_HOME": "/srv/hob"}, "/srv/hob/cache/triton"),
+        ({"HOB_HOME": "/srv/hob", "TRITON_CACHE_DIR": "/mine"}, "/mine"),
+    ],
+    ids=["ours", "the user's"],
+)
+def test_a_worker_keeps_compiled_kernels_on_disk(given: dict[str, str], expected: str, tmp_path: Path) -> None:
+    script = "import os, sys; open(sys.argv[1], 'w').write(os.environ['TRITON_CACHE_DIR'])"
+
+    async def main() -> None:
+        command = [sys.executable, "-c", script, str(tmp_path / "told")]
+        engine = await EngineClient.start(env={"PATH": os.environ["PATH"], **given}, command=command)
+        await engine.exited
+        await engine.close()
+
+    asyncio.run(main())
+    assert (tmp_path / "told").read_text() == expected
+
+
 async def collect(stream: TokenStream) -> tuple[list[int], str | None]:
     token_ids: list[int] = []
     async for output in stream:

@@ -1,7 +1,8 @@
 """Every kernel compiles for every architecture that we name, and fits: no GPU, no interpreter.
 
-One process compiles them all, because this one interprets kernels where it has no GPU. Results come from Triton's cache
-where nothing has changed.
+Another process compiles them all, because this one interprets kernels where it has no GPU. Results come from Triton's
+cache where nothing has changed. `install.sh --test` brings an older Triton as well, and says in HOB_TEST_OLDER_TRITON
+where it lies.
 """
 
 from __future__ import annotations
@@ -26,16 +27,36 @@ from engine.kernels.launch import MIN_PDL_CAPABILITY
 Result = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def results(root: Path) -> list[Result]:
+OLDER_TRITON_STACK_BYTES = 64
+"""What an older compiler may spill where the newest one does not: a few registers, which cost next to nothing."""
+
+
+def compile_all(root: Path, *words: str, triton: Path | None = None) -> list[Result]:
     environ = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = os.pathsep.join(str(folder) for folder in (triton, root) if folder is not None)
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "engine.kernels.compile_check"],
-        cwd=root, env=environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True,
+        [sys.executable, "-P", "-m", "engine.kernels.compile_check", *words],
+        cwd=root, env=environ | {"PYTHONPATH": path}, capture_output=True, text=True,
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == int(any(line["problem"] for line in lines)), done.stderr
     return lines
+
+
+@pytest.fixture(scope="module")
+def results(root: Path) -> list[Result]:
+    return compile_all(root)
+
+
+@pytest.fixture
+def older_triton() -> Path:
+    """The folder of a second Triton. One that install.sh named must be there; another may lie in the environment."""
+    if named := os.environ.get("HOB_TEST_OLDER_TRITON"):
+        return Path(named)
+    found = sorted(Path(sys.prefix).glob("triton-*"))
+    if not found:
+        pytest.skip("there is no second Triton in the environment; ./install.sh --test brings one")
+    return found[0]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -46,6 +67,14 @@ def test_everything_compiles_and_fits(architecture: int, results: list[Result]) 
     for result in mine:
         assert 0 < result["registers"] <= 255
         assert result["shared_bytes"] <= SHARED_BYTES[architecture]
+
+
+def test_an_older_triton_compiles_the_same(older_triton: Path, root: Path, results: list[Result]) -> None:
+    older = compile_all(root, "--allow-stack", str(OLDER_TRITON_STACK_BYTES), triton=older_triton)
+    assert {result["triton"] for result in older} == {older_triton.name.removeprefix("triton-")}
+    assert [result for result in older if result["problem"]] == []
+    cases = [{(one["case"], one["kernel"], one["architecture"]) for one in lines} for lines in (older, results)]
+    assert cases[0] == cases[1]
 
 
 def test_no_kernel_is_left_out(results: list[Result]) -> None:
