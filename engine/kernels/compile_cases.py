@@ -71,7 +71,7 @@ def prefill(
 ) -> None:
     k_cache, v_cache = caches(kv_heads, head_dim, block_size)
     prefill_attention(
-        make(500, heads, head_dim), k_cache, v_cache, ints(ROWS, 64), ints(ROWS + 1), ints(ROWS), 0.1,
+        make(500, heads, head_dim), k_cache, v_cache, ints(256, 64), ints(ROWS), ints(ROWS + 1), ints(ROWS), 0.1,
         window=window, softcap=softcap,
     )  # fmt: skip
 

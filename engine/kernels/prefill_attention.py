@@ -126,12 +126,13 @@ def _attend(
     return acc, denominator, maximum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_ptr", "cu_seqlens_ptr", "starts_ptr", "num_rows"])
 def _prefill_attention_kernel(
     q_ptr,  # [num_tokens, num_kv_heads * GROUP, HEAD_DIM]
     k_cache_ptr,  # [num_blocks, num_kv_heads, BLOCK_SIZE, HEAD_DIM]
     v_cache_ptr,  # like k_cache
-    block_table_ptr,  # integers [num_rows, max_blocks]
+    block_table_ptr,  # integers [max_rows, max_blocks]
+    rows_ptr,  # int32 [num_rows], rows of the block table; below 0: padding
     cu_seqlens_ptr,  # int32 [num_rows + 1], first token of each row, then their number
     starts_ptr,  # int32 [num_rows], position of each row's first token
     out_ptr,  # [num_tokens, num_kv_heads * GROUP, HEAD_DIM], contiguous
@@ -163,7 +164,8 @@ def _prefill_attention_kernel(
     row_begin = tl.load(cu_seqlens_ptr + row)
     num_tokens = tl.load(cu_seqlens_ptr + row + 1) - row_begin
     first_token = (tile - row_begin // BLOCK_Q - row) * BLOCK_Q  # within the row
-    if first_token >= num_tokens:
+    table_row = tl.load(rows_ptr + row).to(tl.int64)
+    if (first_token >= num_tokens) | (table_row < 0):
         return
 
     lane = tl.arange(0, BLOCK_M)
@@ -183,7 +185,7 @@ def _prefill_attention_kernel(
 
     k_ptr = k_cache_ptr + kv_head * head_stride
     v_ptr = v_cache_ptr + kv_head * head_stride
-    table_ptr = block_table_ptr + row.to(tl.int64) * table_stride
+    table_ptr = block_table_ptr + table_row * table_stride
     acc = tl.zeros([BLOCK_M, DIM], dtype=tl.float32)
     denominator = tl.zeros([BLOCK_M], dtype=tl.float32)
     maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
@@ -222,12 +224,14 @@ def prefill_attention(
     k_cache: Tensor,
     v_cache: Tensor,
     block_table: Tensor,
+    rows: Tensor,
     cu_seqlens: Tensor,
     starts: Tensor,
     scale: float,
     *,
     window: int | None = None,
     softcap: float | None = None,
+    out: Tensor | None = None,
     tile: PrefillTile | None = None,
 ) -> Tensor:
     """Softmax attention of a step's queries over their rows' cached keys and values.
@@ -237,12 +241,14 @@ def prefill_attention(
         k_cache: [num_blocks, num_kv_heads, block_size, head_dim], this step's keys already in it. Any float type; it
             is converted to that of `q`.
         v_cache: like `k_cache`, with the same strides.
-        block_table: int32 or int64 [num_rows, max_blocks]; entries that no query sees are not read.
+        block_table: int32 or int64 [max_rows, max_blocks]; entries that no query sees are not read.
+        rows: int32 [num_rows]: each row's row of the table; below 0 it is padding, which has no tokens.
         cu_seqlens: int32 [num_rows + 1]: where each row's tokens begin, and num_tokens.
         starts: int32 [num_rows]: position of each row's first token, i.e. how many it has computed before.
         scale: factor on Q.K.
         window: positions that a query sees, its own included; None is all.
         softcap: scores x become softcap * tanh(x / softcap), before the mask.
+        out: the result, where there is memory for it already; unchanged for tokens behind those of the last row.
         tile: what to use instead of the table's entry.
 
     Returns:
@@ -254,12 +260,13 @@ def prefill_attention(
     num_tokens, num_heads, head_dim = q.shape
     _, num_kv_heads, block_size, _ = k_cache.shape
     num_rows = starts.shape[0]
-    _check(q, k_cache, v_cache, block_table, cu_seqlens, starts)
+    if out is None:
+        out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.dtype, device=q.device)
+    _check(q, k_cache, v_cache, block_table, rows, cu_seqlens, starts, out)
     group = num_heads // num_kv_heads
     tile = tile or prefill_tile(capability(q.device), head_dim, q.element_size())
     if group > tile.block_m:
         raise ValueError(f"prefill_attention: {group} query heads a KV head; a tile has {tile.block_m} rows")
-    out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.dtype, device=q.device)
     if num_tokens == 0:
         return out
     log2_scale = scale / math.log(2)
@@ -268,6 +275,7 @@ def prefill_attention(
         k_cache,
         v_cache,
         block_table,
+        rows,
         cu_seqlens,
         starts,
         out,
@@ -298,7 +306,14 @@ def prefill_attention(
 
 
 def _check(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, cu_seqlens: Tensor, starts: Tensor
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    rows: Tensor,
+    cu_seqlens: Tensor,
+    starts: Tensor,
+    out: Tensor,
 ) -> None:
     """
     Raises:
@@ -317,12 +332,15 @@ def _check(
         )
     if any(x.stride(-1) != 1 for x in (q, k_cache, block_table)):
         raise ValueError("prefill_attention: the last axes of q, the caches and block_table must be contiguous")
-    if block_table.shape[0] != num_rows or cu_seqlens.shape != (num_rows + 1,):
+    for name, tensor, length in (("rows", rows, num_rows), ("cu_seqlens", cu_seqlens, num_rows + 1),
+                                 ("starts", starts, num_rows)):  # fmt: skip
+        if tensor.shape != (length,) or tensor.dtype != torch.int32 or not tensor.is_contiguous():
+            raise ValueError(
+                f"prefill_attention: {name} is {tensor.dtype} {tuple(tensor.shape)}; {num_rows} rows start somewhere, "
+                f"so it must be torch.int32 ({length},) and contiguous"
+            )
+    if out.shape != (q.shape[0], q.shape[1] * q.shape[2]) or out.dtype != q.dtype or not out.is_contiguous():
         raise ValueError(
-            f"prefill_attention: {num_rows} rows start somewhere, so block_table {tuple(block_table.shape)} must have "
-            f"as many rows and cu_seqlens {tuple(cu_seqlens.shape)} one entry more"
-        )
-    if cu_seqlens.dtype != torch.int32 or starts.dtype != torch.int32:
-        raise ValueError(
-            f"prefill_attention: cu_seqlens ({cu_seqlens.dtype}) and starts ({starts.dtype}) must be int32"
+            f"prefill_attention: out is {out.dtype} {tuple(out.shape)}; it must be {q.dtype} "
+            f"{(q.shape[0], q.shape[1] * q.shape[2])} and contiguous"
         )

@@ -57,7 +57,11 @@ class Setup:
                 k_cache[block, :, slot] = self.keys[row][position].float()
                 v_cache[block, :, slot] = self.values[row][position].float()
         self.k_cache, self.v_cache = (cache.to(cache_dtype).to(self.device) for cache in (k_cache, v_cache))
-        self.table = table.to(self.device)
+        # Rows lie anywhere in a table of more rows, whose entries are no block's numbers.
+        places = torch.randperm(len(self.rows) + 3)[: len(self.rows)]
+        self.table = torch.full((len(places) + 3, widest), -(10**6), dtype=self.table_dtype, device=self.device)
+        self.table[places] = table.to(self.device)
+        self.row_numbers = places.to(torch.int32).to(self.device)
         counts = torch.tensor([count for _, count in self.rows])
         ends = counts.cumsum(0)
         self.cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), ends]).to(torch.int32).to(self.device)
@@ -69,8 +73,8 @@ class Setup:
         self, *, softcap: float | None = None, tile: PrefillTile | None = SMALL, tolerance: float | None = None
     ) -> None:
         out = prefill_attention(
-            self.q, self.k_cache, self.v_cache, self.table, self.cu_seqlens, self.starts, self.head_dim**-0.5,
-            window=self.window, softcap=softcap, tile=tile,
+            self.q, self.k_cache, self.v_cache, self.table, self.row_numbers, self.cu_seqlens, self.starts,
+            self.head_dim**-0.5, window=self.window, softcap=softcap, tile=tile,
         )  # fmt: skip
         tolerance = tolerance or TOLERANCE[self.dtype]
         torch.testing.assert_close(out.cpu(), self.expected(softcap), atol=tolerance, rtol=tolerance)
@@ -155,12 +159,19 @@ def test_tokens_beyond_those_of_the_rows_stay_untouched(device: torch.device) ->
     """A replayed graph may have been captured with more tokens and rows than a step has."""
     setup = Setup([(4, 9), (0, 3)], device)
     expected = setup.expected(None)
-    setup.q = torch.cat([setup.q, setup.q.new_full((7, 4, 64), torch.nan)])
+    q = torch.cat([setup.q, setup.q.new_full((7, 4, 64), torch.nan)])
+    rows = torch.cat([setup.row_numbers, setup.row_numbers.new_full((2,), -1)])
     cu_seqlens = torch.cat([setup.cu_seqlens, setup.cu_seqlens[-1:], setup.cu_seqlens[-1:]])
     starts = torch.cat([setup.starts, setup.starts.new_zeros(2)])
-    table = torch.cat([setup.table, setup.table.new_zeros(2, setup.table.shape[1])])
-    out = prefill_attention(setup.q, setup.k_cache, setup.v_cache, table, cu_seqlens, starts, 64**-0.5, tile=SMALL)
+    step = torch.full((25, 256), -7.0, device=device)  # the rows that decode come before
+    out = step[6:]
+    result = prefill_attention(
+        q, setup.k_cache, setup.v_cache, setup.table, rows, cu_seqlens, starts, 64**-0.5, tile=SMALL, out=out
+    )
+    assert result is out
     torch.testing.assert_close(out[:12].cpu(), expected, atol=2e-5, rtol=2e-5)
+    assert (step[:6] == -7).all()
+    assert (out[12:] == -7).all()
 
 
 def test_every_architecture_has_a_tile_for_every_head() -> None:
@@ -176,18 +187,22 @@ def test_every_architecture_has_a_tile_for_every_head() -> None:
 def test_refuses_what_does_not_fit_together(device: torch.device) -> None:
     setup = Setup([(0, 4)], device)
     q = setup.q
-    arguments: list[Any] = [q, setup.k_cache, setup.v_cache, setup.table, setup.cu_seqlens, setup.starts]
+    arguments: list[Any] = [
+        q, setup.k_cache, setup.v_cache, setup.table, setup.row_numbers, setup.cu_seqlens, setup.starts
+    ]  # fmt: skip
     for index, wrong, message in (
         (0, q[:, :3], "multiple"),
         (0, q[:, :, :32], "head_dim"),
         (2, setup.v_cache[1:], "alike"),
-        (3, setup.table[:0], "as many rows"),
-        (4, setup.cu_seqlens.long(), "int32"),
-        (4, setup.cu_seqlens[:1], "one entry more"),
+        (4, setup.row_numbers[:0], r"rows is torch.int32 \(0,\)"),
+        (5, setup.cu_seqlens.long(), "cu_seqlens is torch.int64"),
+        (5, setup.cu_seqlens[:1], r"must be torch.int32 \(2,\)"),
     ):
         with pytest.raises(ValueError, match=message):
             prefill_attention(*arguments[:index], wrong, *arguments[index + 1 :], 1.0)
     with pytest.raises(ValueError, match="contiguous"):
         prefill_attention(q.transpose(1, 2).contiguous().transpose(1, 2), *arguments[1:], 1.0)
+    with pytest.raises(ValueError, match="out is"):
+        prefill_attention(*arguments, 1.0, out=torch.empty(4, 255))
     with pytest.raises(ValueError, match="query heads a KV head"):
         prefill_attention(*arguments, 1.0, tile=PrefillTile(1, 16, 4, 2))
