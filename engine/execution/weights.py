@@ -1,14 +1,15 @@
 """From a checkpoint to DecoderWeights: fused projections, one tensor at a time out of the memory map.
 
-Every tensor is looked up by its role (`models.tensor_names`) and handed to a QuantMethod as the file holds it. That all
-are there in the shapes of the configuration, and no others, is looked at before the first byte of one is read
-(`models.tensor_plan`).
+Every tensor is looked up by its role (`models.tensor_names`) and handed to a QuantMethod as the file holds it; on its
+way to a GPU it goes through `staging`. That all are there in the shapes of the configuration, and no others, is looked
+at before the first byte of one is read (`models.tensor_plan`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from types import TracebackType
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from engine.architectures import BY_NAME
 from engine.config import ModelConfig
 from engine.execution.errors import WeightsError
+from engine.execution.staging import Staging
 from engine.models.decoder import DecoderLayer, DecoderWeights
 from engine.models.layers import Linear
 from engine.models.tensor_names import TensorNames
@@ -29,7 +31,7 @@ from engine.models.tensor_plan import (
     type_name,
 )
 from engine.quantization.base import QuantMethod, segments_from_checkpoint
-from engine.quantization.checkpoint import CheckpointTensor
+from engine.quantization.checkpoint import CheckpointTensor, Destination
 from modelfiles.gguf import GGMLType, GGUFModel
 from modelfiles.safetensors import SafetensorsModel
 from modelfiles.source import ModelSource
@@ -99,19 +101,32 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
 
 
 def load_weights(
-    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    offloaded: Collection[int] = (),
 ) -> DecoderWeights:
     """Reads all tensors of a model.
 
+    Args:
+        offloaded: layers whose matrices stay in the host's memory, for `models.offload.LayerStream`; their norms and
+            biases are on the device all the same.
+
     Raises:
-        WeightsError: tensors are missing, superfluous, misshapen or of an unknown type.
+        WeightsError: tensors are missing, superfluous, misshapen or of an unknown type; or a file cannot be read.
     """
     checkpoint.check(config)
-    loader = _Loader(checkpoint, config, dtype, device)
-    embedding = loader.linear(["embedding"])
-    head = embedding if config.tie_word_embeddings else loader.linear(["head"])
-    layers = tuple(loader.layer(number) for number in range(config.num_layers))
-    final_norm = loader.norm("final_norm")
+    with ExitStack() as stack:
+        staging = stack.enter_context(Staging(device)) if device.type == "cuda" else None
+        loader = _Loader(checkpoint, config, Destination(device, dtype, staging), offloaded)
+        embedding = loader.linear(["embedding"])
+        head = embedding if config.tie_word_embeddings else loader.linear(["head"])
+        layers = tuple(loader.layer(number) for number in range(config.num_layers))
+        final_norm = loader.norm("final_norm")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what pieces were expanded through
     return DecoderWeights(
         embedding=embedding, layers=layers, final_norm=final_norm, head=head, num_bytes=loader.num_bytes
     )
@@ -134,11 +149,13 @@ def half_split_order(num_heads: int, head_dim: int, rotary_dim: int) -> tuple[in
 class _Loader:
     """Builds layers out of a checkpoint's tensors."""
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, config: ModelConfig, destination: Destination, offloaded: Collection[int]
+    ) -> None:
         self.checkpoint = checkpoint
         self.config = config
-        self.dtype = dtype
-        self.device = device
+        self.destination = destination
+        self.offloaded = offloaded
         self.num_bytes = 0
         self.orders: dict[str, tuple[int, ...]] = {}
         if config.interleaved_rope:
@@ -167,8 +184,8 @@ class _Loader:
         fused_bias = None
         if bias:
             biases = [self._expand(self.checkpoint.take(role, layer, "bias"), self.orders.get(role)) for role in roles]
-            fused_bias = torch.cat(biases).to(self.dtype)
-        linear = Linear(self._segments(tensors), fused_bias)
+            fused_bias = torch.cat(biases).to(self.destination.dtype)
+        linear = Linear(self._segments(tensors, layer), fused_bias)
         self.num_bytes += linear.num_bytes
         return linear
 
@@ -176,18 +193,19 @@ class _Loader:
         """Weights of an RMSNorm. Gemma's stay float32 (`kernels.rms_norm`), and as safetensors lack their offset."""
         weight = self._expand(self.checkpoint.take(role, layer)) + self.config.norm_offset
         if not BY_NAME[self.config.architecture].unit_offset_norm:
-            weight = weight.to(self.dtype)
+            weight = weight.to(self.destination.dtype)
         self.num_bytes += weight.nbytes
         return weight
 
-    def _segments(self, tensors: Sequence[CheckpointTensor]) -> tuple[QuantMethod, ...]:
-        segments = segments_from_checkpoint(tensors, self.dtype, self.device)
+    def _segments(self, tensors: Sequence[CheckpointTensor], layer: int | None) -> tuple[QuantMethod, ...]:
+        destination = replace(self.destination, is_offloaded=layer is not None and layer in self.offloaded)
+        segments = segments_from_checkpoint(tensors, destination)
         self.checkpoint.report_progress()
         return segments
 
     def _expand(self, tensor: CheckpointTensor, order: tuple[int, ...] | None = None) -> Tensor:
         """A vector, float32."""
-        out = torch.empty(1, tensor.num_columns, device=self.device)
+        out = torch.empty(1, tensor.num_columns, device=self.destination.device)
         tensor.expand_into(out)
         self.checkpoint.report_progress()
         return out[0] if order is None else out[0, list(order)]

@@ -8,12 +8,12 @@ types (Q4_K_M keeps V in Q6_K beside Q and K in Q4_K). Layers see neither types 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from engine.quantization.checkpoint import CheckpointTensor
+from engine.quantization.checkpoint import CheckpointTensor, Destination
 
 Tensor = torch.Tensor
 
@@ -26,14 +26,15 @@ class QuantMethod(ABC):
 
     @classmethod
     @abstractmethod
-    def from_checkpoint(
-        cls, tensors: Sequence[CheckpointTensor], dtype: torch.dtype, device: torch.device
-    ) -> QuantMethod:
+    def from_checkpoint(cls, tensors: Sequence[CheckpointTensor], destination: Destination) -> QuantMethod:
         """The tensors' rows below each other; all have the same number of columns.
 
-        Args:
-            dtype: the type that products are computed in.
+        With a stager, the values are there when it has finished.
         """
+
+    @abstractmethod
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> QuantMethod:
+        """The same with other tensors, each of the old one's type and shape: how a matrix goes to another place."""
 
     @property
     @abstractmethod
@@ -61,17 +62,25 @@ class Dense(QuantMethod):
         self.num_rows, self.num_columns = weight.shape
 
     @classmethod
-    def from_checkpoint(cls, tensors: Sequence[CheckpointTensor], dtype: torch.dtype, device: torch.device) -> Dense:
-        num_rows = sum(tensor.num_rows for tensor in tensors)
-        if device.type == "cpu" and dtype == torch.float32:
-            weight = torch.empty(tensors[0].num_columns, num_rows, dtype=dtype).t()
+    def from_checkpoint(cls, tensors: Sequence[CheckpointTensor], destination: Destination) -> Dense:
+        num_rows, num_columns = sum(tensor.num_rows for tensor in tensors), tensors[0].num_columns
+        stager = destination.stager
+        if stager is None and destination.dtype == torch.float32:
+            weight = destination.empty(num_columns, num_rows).t()
         else:
-            weight = torch.empty(num_rows, tensors[0].num_columns, dtype=dtype, device=device)
+            weight = destination.empty(num_rows, num_columns)
         start = 0
         for tensor in tensors:
-            tensor.expand_into(weight[start : start + tensor.num_rows])
+            rows = weight[start : start + tensor.num_rows]
+            if stager is None:
+                tensor.expand_into(rows)
+            else:
+                tensor.stage_into(rows, stager)
             start += tensor.num_rows
         return cls(weight)
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Dense:
+        return Dense(change(self.weight))
 
     @property
     def num_bytes(self) -> int:
@@ -84,15 +93,13 @@ class Dense(QuantMethod):
         return self.weight[rows]
 
 
-def segments_from_checkpoint(
-    tensors: Sequence[CheckpointTensor], dtype: torch.dtype, device: torch.device
-) -> tuple[QuantMethod, ...]:
+def segments_from_checkpoint(tensors: Sequence[CheckpointTensor], destination: Destination) -> tuple[QuantMethod, ...]:
     """One segment for each run of tensors that the same method keeps."""
     segments: list[QuantMethod] = []
     start = 0
     for stop in range(1, len(tensors) + 1):
         if stop == len(tensors) or method_of(tensors[stop]) is not method_of(tensors[start]):
-            segments.append(method_of(tensors[start]).from_checkpoint(tensors[start:stop], dtype, device))
+            segments.append(method_of(tensors[start]).from_checkpoint(tensors[start:stop], destination))
             start = stop
     return tuple(segments)
 
