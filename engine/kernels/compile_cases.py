@@ -17,6 +17,7 @@ from engine.kernels.logprobs import LogprobWorkspace, logprobs
 from engine.kernels.patch import apply_patch
 from engine.kernels.prefill_attention import prefill_attention
 from engine.kernels.rms_norm import add_rms_norm, rms_norm
+from engine.kernels.rope_decode_attention import rope_decode_attention
 from engine.kernels.rope_store import rope_store
 from engine.kernels.sampling import SamplingWorkspace, sample_tokens
 from engine.kernels.sampling_state import SamplingState
@@ -84,6 +85,26 @@ def decode(
     decode_attention(
         make(ROWS, heads, head_dim), k_cache, v_cache, ints(ROWS, 64), ints(ROWS), ints(ROWS), 0.1,
         window=window, softcap=softcap, workspace=workspace, splits=16, pdl=True,
+    )  # fmt: skip
+
+
+def rope_decode(
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    num_tokens: int = ROWS,
+    block_size: int = 16,
+    has_norm: bool = False,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> None:
+    k_cache, v_cache = caches(kv_heads, head_dim, block_size)
+    norm = make(head_dim) if has_norm else None
+    rope_decode_attention(
+        floats(num_tokens, (heads + 2 * kv_heads) * head_dim), floats(num_tokens, 1, head_dim),
+        floats(num_tokens, 1, head_dim), k_cache, v_cache, ints(num_tokens, 64), ints(num_tokens), ints(num_tokens),
+        heads, 0.1, q_norm=norm, k_norm=norm, eps=1e-6, window=window, softcap=softcap, pdl=True,
     )  # fmt: skip
 
 
@@ -166,6 +187,11 @@ CASES: tuple[Case, ...] = (
     Case("prefill_attention, Phi-3, window", lambda: prefill(32, 32, 96, window=2047, block_size=32), MAIN),
     Case("decode_attention, Qwen2.5-7B", lambda: decode(28, 4, 128)),
     Case("decode_attention, Gemma 2 9B, window", lambda: decode(16, 8, 256, window=4096, softcap=50.0), MAIN),
+    Case("rope_decode_attention, Qwen2.5-7B", lambda: rope_decode(28, 4, 128)),
+    Case("rope_decode_attention, Qwen2.5-7B, 256 sequences", lambda: rope_decode(28, 4, 128, num_tokens=256), MAIN),
+    Case("rope_decode_attention, Qwen3 8B", lambda: rope_decode(32, 8, 128, block_size=64, has_norm=True), MAIN),
+    Case("rope_decode_attention, Gemma 2 9B", lambda: rope_decode(16, 8, 256, window=4096, softcap=50.0), MAIN),
+    Case("rope_decode_attention, Llama 3.2 1B", lambda: rope_decode(32, 8, 64, block_size=32), MAIN),
     Case("gemv, gated, 1 token", lambda: gated_product(1)),
     Case("gemv, gated, 16 tokens", lambda: gated_product(16)),
     Case("gemv, the others, 1 token", lambda: products(1), MAIN),

@@ -3,15 +3,11 @@
 A program takes one KV head of one sequence and one part ("split") of its keys. It packs the query heads that share the
 KV head into the rows of one matrix product, so each key is loaded once; rows up to 16, the least that tensor cores
 take, are padding. It walks the block table tile by tile with a running softmax in float32, loading a tile while it
-computes the one before. With several splits each leaves its unnormalised result; the one that finishes last, as a
-counter tells, merges them, which saves a launch. Which program that is does not matter to the result.
-
-The number of splits in use follows from the length: with n tiles, computing takes time in proportion to n / splits and
-merging in proportion to splits, so about 2 * sqrt(n) is best; the factor is measured (H200, 2026-11-22: 8 splits for 8
-tiles, 16 for 64). The launch offers NUM_SPLITS, fixed for a captured graph; those without keys return at once.
+computes the one before. How many splits there are and how they become one: engine/kernels/attention_splits.py.
 
 Slots that no key of the sequence is in, and table entries of no use, are never read. Called once a layer of a decode
-step; several query tokens a sequence go to the prefill kernel.
+step, for heads that engine/kernels/rope_decode_attention.py does not take; several query tokens a sequence go to the
+prefill kernel.
 
 Source: Kwon et al. 2023, arXiv:2309.06180 (paging); Dao et al. 2023, "Flash-Decoding" (splits); Milakov & Gimelshein
 2018, arXiv:1805.02867 (online softmax); Ainslie et al. 2023, arXiv:2305.13245 (grouped queries).
@@ -25,18 +21,15 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.attention_splits import LOWEST, MAX_SPLITS, merge_splits, merged_splits, share_of_split
 from engine.kernels.gemv_epilogue import tanh
 from engine.kernels.launch import capability, dot_operand, launch_options, wait_for_predecessor
-from engine.kernels.tiles import AttentionTile, attention_tile, num_splits
+from engine.kernels.tiles import AttentionTile, attention_tile, fair_splits, num_splits
 
 Tensor = torch.Tensor
 
 MIN_DOT_ROWS = 16
-MERGED_ELEMENTS = 8192
-"""Elements that a merging program holds at once: 64 registers a thread of four warps."""
-
-LOWEST: tl.constexpr = tl.constexpr(-1e30)
-"""Score of a key that is not seen; finite, because the difference of two infinities is NaN."""
+"""Rows that tensor cores take at least."""
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -63,7 +56,22 @@ class Workspace:
         device: torch.device,
     ) -> Workspace:
         """For steps of up to that many of each."""
-        num_parts = num_tokens * num_heads * num_splits
+        return cls._allocate(num_tokens * num_splits, num_tokens, num_heads, num_kv_heads, head_dim, device)
+
+    @classmethod
+    def for_steps(
+        cls, max_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, device: torch.device
+    ) -> Workspace:
+        """For steps of any number of tokens up to `max_tokens`, each with as many splits as it gets by default."""
+        processors = _num_processors(device)
+        num_shares = max(n * num_splits(processors, n, num_kv_heads, MAX_SPLITS) for n in range(1, max_tokens + 1))
+        return cls._allocate(num_shares, max_tokens, num_heads, num_kv_heads, head_dim, device)
+
+    @classmethod
+    def _allocate(
+        cls, num_shares: int, num_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, device: torch.device
+    ) -> Workspace:
+        num_parts = num_shares * num_heads
         return cls(
             outputs=torch.empty(num_parts * head_dim, device=device),
             maxima=torch.empty(num_parts, device=device),
@@ -101,46 +109,7 @@ def _load_tile(
     return tl.load(k_cache_ptr + here, mask=both, other=0.0), tl.load(v_cache_ptr + here, mask=both, other=0.0)
 
 
-@triton.jit
-def _merge(
-    outputs_ptr,  # float32 [active, GROUP, HEAD_DIM] of one KV head of one sequence
-    maxima_ptr,  # float32 [active, GROUP], as sums
-    sums_ptr,
-    out_ptr,  # [GROUP, HEAD_DIM], written
-    active,  # splits that took part
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_BLOCK: tl.constexpr,
-    HEADS: tl.constexpr,  # power of two >= GROUP
-    MERGED: tl.constexpr,  # splits at a time, a power of two
-):
-    """The splits' results in one, in the order of the splits. Other programs wrote them: past the first-level cache."""
-    head, element = tl.arange(0, HEADS), tl.arange(0, HEAD_BLOCK)
-    highest = tl.full((HEADS,), LOWEST, tl.float32)
-    total = tl.zeros((HEADS,), tl.float32)
-    merged = tl.zeros((HEADS, HEAD_BLOCK), tl.float32)
-    for start in range(0, active, MERGED):
-        split = start + tl.arange(0, MERGED)
-        mask = (split < active)[:, None] & (head < GROUP)[None, :]
-        part = split[:, None] * GROUP + head[None, :]  # [MERGED, HEADS]
-        both = mask[:, :, None] & (element < HEAD_DIM)[None, None, :]
-        there = outputs_ptr + part[:, :, None] * HEAD_DIM + element[None, None, :]
-        outputs = tl.load(there, mask=both, other=0.0, cache_modifier=".cg")  # [MERGED, HEADS, HEAD_BLOCK]
-        maxima = tl.load(maxima_ptr + part, mask=mask, other=LOWEST, cache_modifier=".cg")
-        sums = tl.load(sums_ptr + part, mask=mask, other=0.0, cache_modifier=".cg")
-        new_highest = tl.maximum(highest, tl.max(maxima, axis=0))  # [HEADS]
-        rescale = tl.exp2(highest - new_highest)
-        factors = tl.exp2(maxima - new_highest[None, :])
-        total = total * rescale + tl.sum(sums * factors, axis=0)
-        merged = merged * rescale[:, None] + tl.sum(outputs * factors[:, :, None], axis=0)
-        highest = new_highest
-    mask = (head < GROUP)[:, None] & (element < HEAD_DIM)[None, :]
-    merged = merged / tl.where(head < GROUP, total, 1.0)[:, None]
-    here = out_ptr + head[:, None] * HEAD_DIM + element[None, :]
-    tl.store(here, merged.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["block_table_ptr", "rows_ptr", "positions_ptr", "table_stride", "window", "fair_splits"])
 def _decode_attention_kernel(
     q_ptr,  # [num_tokens, num_heads, HEAD_DIM], heads of a group side by side
     k_cache_ptr,  # [num_blocks, num_kv_heads, BLOCK_SIZE, HEAD_DIM]
@@ -158,15 +127,16 @@ def _decode_attention_kernel(
     scale,  # factor on Q.K
     softcap,  # unread unless HAS_SOFTCAP
     window,  # positions that are seen, the newest included; unread unless HAS_WINDOW
+    fair_splits,  # as for share_of_split
     GROUP: tl.constexpr,  # query heads of a KV head
     GROUP_BLOCK: tl.constexpr,  # power of two >= GROUP, at least 16
     HEAD_DIM: tl.constexpr,
     HEAD_BLOCK: tl.constexpr,  # power of two >= HEAD_DIM
     BLOCK_SIZE: tl.constexpr,  # tokens of a KV block
     TILE: tl.constexpr,  # keys at a time; a power of two that divides BLOCK_SIZE, or that it divides
-    NUM_SPLITS: tl.constexpr,
-    HEADS: tl.constexpr,
-    MERGED: tl.constexpr,
+    HEADS: tl.constexpr,  # power of two >= GROUP
+    MERGED: tl.constexpr,  # splits that are merged at a time
+    BALANCE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     PDL: tl.constexpr,
@@ -174,26 +144,19 @@ def _decode_attention_kernel(
     kv_head, split, token = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_kv_heads = tl.num_programs(0)
     row = tl.load(rows_ptr + token).to(tl.int64)
-    stop = tl.where(row >= 0, tl.load(positions_ptr + token).to(tl.int32) + 1, 0)
+    stop = tl.load(positions_ptr + token).to(tl.int32) + 1
     first = stop * 0
     if HAS_WINDOW:
         first = tl.maximum(stop - window, 0)
-
-    first_tile = first // TILE
-    num_tiles = tl.cdiv(stop, TILE) - first_tile
-    best = (0.5 * tl.sqrt(num_tiles.to(tl.float32))).to(tl.int32)
-    tiles_per_split = tl.maximum(tl.maximum(tl.cdiv(num_tiles, NUM_SPLITS), best), 1)
-    active = tl.cdiv(num_tiles, tiles_per_split)
-    start = (first_tile + split * tiles_per_split) * TILE
-    end = tl.minimum(start + tiles_per_split * TILE, stop)  # of this split: positions [max(start, first), end)
+    start, end, active = share_of_split(first, stop, fair_splits, TILE, BALANCE)
 
     wait_for_predecessor(PDL)
     group, element = tl.arange(0, GROUP_BLOCK), tl.arange(0, HEAD_BLOCK)
     mask = (group < GROUP)[:, None] & (element < HEAD_DIM)[None, :]
     here = (kv_head * GROUP + group)[:, None] * HEAD_DIM + element[None, :]  # [GROUP_BLOCK, HEAD_BLOCK]
     out_ptr += token.to(tl.int64) * num_kv_heads * GROUP * HEAD_DIM
-    if split >= active:
-        if num_tiles + split == 0:  # padding: the next product must find no NaN
+    if (row < 0) | (split >= active):
+        if split == 0:  # padding: the next product must find no NaN
             tl.store(out_ptr + here, tl.zeros((GROUP_BLOCK, HEAD_BLOCK), out_ptr.dtype.element_ty), mask=mask)
         return
 
@@ -232,7 +195,7 @@ def _decode_attention_kernel(
         tl.store(out_ptr + here, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
     else:
         pair = token.to(tl.int64) * num_kv_heads + kv_head
-        parts = pair * NUM_SPLITS * GROUP
+        parts = pair * tl.num_programs(1) * GROUP
         part = parts + split * GROUP + group  # [GROUP_BLOCK]
         tl.store(outputs_ptr + part[:, None] * HEAD_DIM + element[None, :], acc, mask=mask)
         tl.store(maxima_ptr + part, highest, mask=group < GROUP)
@@ -240,7 +203,7 @@ def _decode_attention_kernel(
         tl.debug_barrier()  # all threads have stored before one of them counts
         if tl.atomic_add(counters_ptr + pair, 1, sem="acq_rel") == active - 1:
             tl.store(counters_ptr + pair, 0)
-            _merge(
+            merge_splits(
                 outputs_ptr + parts * HEAD_DIM, maxima_ptr + parts, sums_ptr + parts,
                 out_ptr + kv_head * GROUP * HEAD_DIM, active, GROUP, HEAD_DIM, HEAD_BLOCK, HEADS, MERGED,
             )  # fmt: skip
@@ -289,59 +252,90 @@ def decode_attention(
     """
     num_tokens, num_heads, head_dim = q.shape
     _, num_kv_heads, block_size, _ = k_cache.shape
-    _check(q, k_cache, v_cache, rows, positions)
-    if window is not None and window < 1:
-        raise ValueError(f"decode_attention: a window of {window} positions; at least 1, the query's own, is seen")
-    if tile is None:
-        tile = attention_tile(capability(q.device), head_dim, k_cache.element_size())
-    if splits is None:
-        splits = num_splits(_num_processors(q.device), num_tokens, num_kv_heads, tile.max_splits)
+    _check(q, k_cache)
+    check_cache("decode_attention", k_cache, v_cache, rows, positions, num_tokens, window)
+    plan = plan_splits(k_cache, num_tokens, num_heads, workspace, splits, tile)
     group = num_heads // num_kv_heads
-    if workspace is None:
-        workspace = Workspace.allocate(num_tokens, num_heads, num_kv_heads, head_dim, splits, q.device)
-    elif (
-        workspace.outputs.numel() < num_tokens * num_heads * splits * head_dim
-        or workspace.maxima.numel() < num_tokens * num_heads * splits
-        or workspace.counters.numel() < num_tokens * num_kv_heads
-    ):
-        raise ValueError(
-            f"decode_attention: the workspace has room for {workspace.outputs.numel()} elements and "
-            f"{workspace.counters.numel()} counters; {num_tokens} tokens, {num_heads} heads of {head_dim} and {splits} "
-            f"splits need {num_tokens * num_heads * splits * head_dim} and {num_tokens * num_kv_heads}"
-        )
     out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.dtype, device=q.device)
     head_block, heads = triton.next_power_of_2(max(head_dim, 16)), triton.next_power_of_2(group)
-    _decode_attention_kernel[(num_kv_heads, splits, num_tokens)](
+    _decode_attention_kernel[(num_kv_heads, plan.splits, num_tokens)](
         q,
         k_cache,
         v_cache,
         block_table,
         rows,
         positions,
-        workspace.outputs,
-        workspace.maxima,
-        workspace.sums,
-        workspace.counters,
+        plan.workspace.outputs,
+        plan.workspace.maxima,
+        plan.workspace.sums,
+        plan.workspace.counters,
         out,
         q.stride(0),
         block_table.stride(0),
-        scale,
-        softcap or 0.0,
+        float(scale),
+        float(softcap or 0.0),
         window or 0,
+        plan.fair_splits,
         GROUP=group,
         GROUP_BLOCK=max(MIN_DOT_ROWS, heads),
         HEAD_DIM=head_dim,
         HEAD_BLOCK=head_block,
         BLOCK_SIZE=block_size,
-        TILE=tile.tokens,
-        NUM_SPLITS=splits,
+        TILE=plan.tile.tokens,
         HEADS=heads,
-        MERGED=max(1, min(triton.next_power_of_2(splits), MERGED_ELEMENTS // (heads * head_block))),
+        MERGED=merged_splits(heads, head_block, plan.tile.num_warps),
+        BALANCE=plan.tile.balance,
         HAS_SOFTCAP=softcap is not None,
         HAS_WINDOW=window is not None,
-        **launch_options(tile.num_warps, pdl, q.device),
+        **launch_options(plan.tile.num_warps, pdl, q.device),
     )
     return out
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """What a launch of decode attention offers."""
+
+    tile: AttentionTile
+    splits: int
+    fair_splits: int
+    workspace: Workspace
+
+
+def plan_splits(
+    k_cache: Tensor,
+    num_tokens: int,
+    num_heads: int,
+    workspace: Workspace | None,
+    splits: int | None,
+    tile: AttentionTile | None,
+) -> SplitPlan:
+    """The table's tile and splits where the caller has none; a number of splits that he does give counts as fair.
+
+    Raises:
+        ValueError: a workspace that is too small, or more splits than can be merged.
+    """
+    _, num_kv_heads, _, head_dim = k_cache.shape
+    device, processors = k_cache.device, _num_processors(k_cache.device)
+    if tile is None:
+        tile = attention_tile(capability(device), head_dim, k_cache.element_size(), num_tokens)
+    fair = fair_splits(processors, num_tokens, num_kv_heads) if splits is None else splits
+    splits = splits or num_splits(processors, num_tokens, num_kv_heads, tile.max_splits)
+    if splits > MAX_SPLITS:
+        raise ValueError(f"decode attention: {splits} splits; {MAX_SPLITS} can be merged")
+    if workspace is None:
+        workspace = Workspace.allocate(num_tokens, num_heads, num_kv_heads, head_dim, splits, device)
+    elif (
+        workspace.outputs.numel() < num_tokens * num_heads * splits * head_dim
+        or workspace.maxima.numel() < num_tokens * num_heads * splits
+        or workspace.counters.numel() < num_tokens * num_kv_heads
+    ):
+        raise ValueError(
+            f"decode attention: the workspace has room for {workspace.outputs.numel()} elements and "
+            f"{workspace.counters.numel()} counters; {num_tokens} tokens, {num_heads} heads of {head_dim} and {splits} "
+            f"splits need {num_tokens * num_heads * splits * head_dim} and {num_tokens * num_kv_heads}"
+        )
+    return SplitPlan(tile, splits, fair, workspace)
 
 
 def _num_processors(device: torch.device) -> int:
@@ -349,23 +343,35 @@ def _num_processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Tensor, positions: Tensor) -> None:
-    num_tokens, num_heads, head_dim = q.shape
-    _, num_kv_heads, block_size, cache_dim = k_cache.shape
+def _check(q: Tensor, k_cache: Tensor) -> None:
+    _, num_heads, head_dim = q.shape
+    _, num_kv_heads, _, cache_dim = k_cache.shape
     if head_dim != cache_dim or num_heads % num_kv_heads or q.stride(2) != 1 or q.stride(1) != head_dim:
         raise ValueError(
             f"decode_attention: q is {tuple(q.shape)} with strides {q.stride()}; the cache has {num_kv_heads} heads of "
             f"{cache_dim}: q needs a multiple of as many, of that size, side by side"
         )
+
+
+def check_cache(
+    kernel: str, k_cache: Tensor, v_cache: Tensor, rows: Tensor, positions: Tensor, num_tokens: int, window: int | None
+) -> None:
+    """What both kernels ask of the cache and of the step.
+
+    Raises:
+        ValueError: something does not fit.
+    """
+    block_size = k_cache.shape[2]
     if v_cache.shape != k_cache.shape or not k_cache.is_contiguous() or not v_cache.is_contiguous():
         raise ValueError(
-            f"decode_attention: the caches are {tuple(k_cache.shape)} and {tuple(v_cache.shape)}; they must be alike "
-            "and contiguous"
+            f"{kernel}: the caches are {tuple(k_cache.shape)} and {tuple(v_cache.shape)}; they must be alike and "
+            "contiguous"
         )
     if block_size & (block_size - 1):
-        raise ValueError(f"decode_attention: blocks of {block_size} tokens; their size must be a power of two")
+        raise ValueError(f"{kernel}: blocks of {block_size} tokens; their size must be a power of two")
     if rows.shape != (num_tokens,) or positions.shape != (num_tokens,):
         raise ValueError(
-            f"decode_attention: rows are {tuple(rows.shape)}, positions {tuple(positions.shape)}; one a token: "
-            f"{num_tokens}"
+            f"{kernel}: rows are {tuple(rows.shape)}, positions {tuple(positions.shape)}; one a token: {num_tokens}"
         )
+    if window is not None and window < 1:
+        raise ValueError(f"{kernel}: a window of {window} positions; at least 1, the query's own, is seen")

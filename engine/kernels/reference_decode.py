@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 
 from engine.kernels import reference
 from engine.kernels.gemv import DeferredNorm
@@ -147,31 +146,27 @@ def decode_attention(
     return out
 
 
-def step_end(
-    values: Tensor,
-    candidates: Tensor,
+def rope_decode_attention(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
     rows: Tensor,
     positions: Tensor,
-    tokens: Tensor,
-    embedding: Tensor,
-    gamma: Tensor,
-    token_ids: Tensor,
-    residual: Tensor,
-    hidden: Tensor,
-    sum_squares: Tensor,
+    num_heads: int,
+    scale: float,
     *,
-    embedding_scale: float = 1.0,
-) -> None:
-    """The candidate of the largest value, written to the row's state, and the input of the next step."""
-    for index, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
-        best = values[index].max()
-        is_valid = bool(best.isfinite())
-        token = int(candidates[index][values[index] == best].min()) if is_valid else 0
-        token_ids[index] = token if is_valid else -1
-        if row >= 0:
-            positions[index] += 1
-            if position + 1 < tokens.shape[1]:
-                tokens[row, position + 1] = token
-        residual[index] = F.embedding(torch.tensor(token, device=embedding.device), embedding).float() * embedding_scale
-        hidden[index] = (residual[index] * gamma.float()).to(hidden.dtype)
-        sum_squares[index] = residual[index].pow(2).sum()
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 0.0,
+    window: int | None = None,
+    softcap: float | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """`rope_store`, then `decode_attention`."""
+    out_dtype = out_dtype or k_cache.dtype
+    tables = block_table, rows, positions
+    q = rope_store(qkv, cos, sin, k_cache, v_cache, *tables, num_heads, q_norm, k_norm, eps, out_dtype=out_dtype)
+    return decode_attention(q, k_cache, v_cache, *tables, scale, window=window, softcap=softcap)

@@ -64,6 +64,8 @@ class AttentionTile:
     num_warps: int
     max_splits: int
     """Programs at most that share one KV head of a sequence."""
+    balance: float = 0.25
+    """A program takes about this, times the square root of all the sequence's tiles, at least."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,11 @@ GEMV_TILES: Mapping[int, Mapping[MatrixKind, GemvTiles]] = MappingProxyType(
     {80: _GEMV_90, 86: _GEMV_SMALL, 89: _GEMV_SMALL, 90: _GEMV_90, 120: _GEMV_SMALL}
 )
 
-# For heads of up to 128 elements of 2 bytes; `attention_tile` shortens it for others.
-ATTENTION_TILES: Mapping[int, AttentionTile] = MappingProxyType(
-    {
-        80: AttentionTile(64, 4, 64),
-        86: AttentionTile(64, 4, 64),
-        89: AttentionTile(64, 4, 64),
-        90: AttentionTile(64, 4, 64),
-        120: AttentionTile(64, 4, 64),
-    }
+# For heads of up to 128 elements of 2 bytes; `attention_tile` shortens it for others. By the fewest sequences of a step
+# that a tile is for: when there are many, small programs, of which more run at once, read faster.
+_ATTENTION: Mapping[int, AttentionTile] = MappingProxyType({1: AttentionTile(64, 4, 64)})
+ATTENTION_TILES: Mapping[int, Mapping[int, AttentionTile]] = MappingProxyType(
+    {80: _ATTENTION, 86: _ATTENTION, 89: _ATTENTION, 90: _ATTENTION, 120: _ATTENTION}
 )
 
 # By the widest head that a tile is for.
@@ -154,9 +152,13 @@ def gemv_tiles(architecture: int, kind: MatrixKind, num_rows: int, num_columns: 
     return replace(tiles, fma=fma, dot=dot)
 
 
-def attention_tile(architecture: int, head_dim: int, itemsize: int) -> AttentionTile:
-    """The tile for heads of `head_dim` elements of `itemsize` bytes: as many bytes as those the table was made for."""
-    tile = _nearest(ATTENTION_TILES, architecture)
+def attention_tile(architecture: int, head_dim: int, itemsize: int, num_rows: int = 1) -> AttentionTile:
+    """The tile for heads of `head_dim` elements of `itemsize` bytes: as many bytes as those the table was made for.
+
+    Args:
+        num_rows: sequences of the step.
+    """
+    tile = _nearest(_nearest(ATTENTION_TILES, architecture), num_rows)
     tokens = tile.tokens
     while tokens > 16 and tokens * head_dim * itemsize > tile.tokens * 128 * 2:
         tokens //= 2
@@ -188,7 +190,12 @@ def num_splits(num_processors: int, num_rows: int, num_kv_heads: int, max_splits
     return splits
 
 
-def _nearest(table: Mapping[int, Tile], architecture: int) -> Tile:
-    """The row of the newest architecture not above `architecture`, else of the oldest."""
-    known = [key for key in table if key <= architecture]
+def fair_splits(num_processors: int, num_rows: int, num_kv_heads: int) -> int:
+    """Of the programs that run at once, two a processor: how many each KV head of a sequence may have, at least 1."""
+    return max(1, 2 * num_processors // (num_rows * num_kv_heads))
+
+
+def _nearest(table: Mapping[int, Tile], key: int) -> Tile:
+    """The row with the largest key not above `key`, else the first: for architectures, the newest that is not newer."""
+    known = [known for known in table if known <= key]
     return table[max(known, default=min(table))]

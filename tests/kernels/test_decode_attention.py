@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from engine.kernels import reference, reference_decode
-from engine.kernels.decode_attention import MERGED_ELEMENTS, Workspace, decode_attention
+from engine.kernels.attention_splits import MERGED_ELEMENTS
+from engine.kernels.decode_attention import Workspace, decode_attention
 from engine.kernels.tiles import AttentionTile
 
 # (atol, rtol). The kernel rounds the weights of the softmax to the cache's type before the product with V.
