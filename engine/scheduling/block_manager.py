@@ -12,14 +12,29 @@ Rules kept here:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
+
+import msgspec
 
 from engine.scheduling.batch import BlockAppend
 from engine.scheduling.block_pool import Block, BlockPool, Node
 from engine.scheduling.radix_cache import CacheKey, RadixCache, num_dead_blocks
 from engine.scheduling.sequence import Sequence
+
+
+class KVUsage(msgspec.Struct, frozen=True):
+    """How full the KV cache is, all groups together. What the prefix cache alone holds counts as free."""
+
+    num_blocks: int
+    num_used_blocks: int
+    """Held by running sequences, or by steps in flight of sequences that have left; shared ones counted once."""
+    num_slots: int
+    """Tokens that the used blocks have room for."""
+    num_stored_tokens: int
+    """Tokens of running sequences in them, launched ones included; shared ones counted once."""
 
 
 class _Retired(NamedTuple):
@@ -83,10 +98,10 @@ class BlockManager:
     def can_admit(self, seq: Sequence, path: Seq[Node], num_running: int) -> bool:
         """Whether all tokens of `seq` fit beside the running sequences, which hold what they need for theirs.
 
-        A margin of one block a running sequence, at most 1/32 of the pool, keeps a full pool from admitting what it
+        A margin of one block a running sequence, at most 1/64 of the pool, keeps a full pool from admitting what it
         would preempt a few steps later.
         """
-        margin = min(num_running, self.num_blocks // 32)
+        margin = min(num_running, self.num_blocks // 64)
         for group, pool in enumerate(self.pools):
             hits = [node.blocks[group] for node in path[self._num_dead(group, len(path)) :]]
             free = pool.num_free - sum(1 for block in hits if block is not None and block.ref_count == 0)
@@ -219,6 +234,16 @@ class BlockManager:
                 self.pools[retired.group].release(retired.block)
         self._retired = waiting
 
+    def usage(self, running: Collection[Sequence]) -> KVUsage:
+        """Counts blocks and tokens; `running` are all sequences that hold blocks. O(sequences)."""
+        num_groups, size = len(self.pools), self.block_size
+        num_used = num_groups * self.num_blocks - sum(pool.num_free for pool in self.pools)
+        # Only a sequence's last block has empty slots, and that one is not shared: only full blocks are.
+        num_empty = num_groups * sum(seq.num_slots - seq.num_computed_tokens for seq in running)
+        num_left = Counter(map(_block_of, self._retired))
+        num_empty += size * sum(block.ref_count == count for block, count in num_left.items())
+        return KVUsage(num_groups * self.num_blocks, num_used, num_used * size, num_used * size - num_empty)
+
     def check(self, sequences: Collection[Sequence]) -> None:
         """Recomputes every invariant; `sequences` are all that hold blocks."""
         for group, pool in enumerate(self.pools):
@@ -305,3 +330,7 @@ class BlockManager:
 
     def _key(self, seq: Sequence) -> CacheKey:
         return CacheKey(seq.adapter, seq.cache_salt, self._kv_cache_type)
+
+
+def _block_of(retired: _Retired) -> Block:
+    return retired.block

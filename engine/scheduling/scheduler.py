@@ -3,10 +3,9 @@
 Theory of operation
 -------------------
 There are no phases. Every sequence has `num_computed_tokens` that chases `num_tokens`, and a step hands out tokens
-under one budget: running sequences first, in order of (priority, arrival), then waiting ones in the same order. A long
-prompt gets what the budget leaves and continues in the next step; a decoding sequence always gets its one token, and
-who waits gets half of what a long prompt would take. Prefix hits, preemption and context shifts only change where
-`num_computed_tokens` starts.
+under one budget (engine.scheduling.token_budget), which leaves some for waiting ones; these are admitted in order of
+(priority, arrival). A decoding sequence always gets its one token, a long prompt gets a chunk and continues in the next
+step. Prefix hits, preemption and context shifts only change where `num_computed_tokens` starts.
 
 *Running ahead.* `schedule()` may be called again before `update()`. A launched step's tokens count as computed, its
 sampled token as a placeholder whose value the runner knows and the host does not. Results arrive in the order of
@@ -37,9 +36,10 @@ import msgspec
 from engine.errors import SchedulerError
 from engine.messages import Stats, TokenRow
 from engine.scheduling.batch import Admission, BlockAppend, RowStep, ScheduledBatch, StepResult, TokenLogprobs
-from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.block_manager import BlockManager, KVUsage
 from engine.scheduling.block_pool import Node
 from engine.scheduling.sequence import Sequence, SequenceStatus
+from engine.scheduling.token_budget import share_out
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,19 +160,15 @@ class Scheduler:
         uncomputed = [
             seq.num_tokens - seq.num_computed_tokens if seq.num_tokens < seq.max_length else 0 for seq in self._running
         ]
-        budget = self._config.max_num_batched_tokens - uncomputed.count(1)
-        leaves_half = bool(self._waiting and self._free_rows and self._waiting[0] is not self._refused[0])
-        for seq, wanted in zip(self._running, uncomputed, strict=False):  # who is preempted goes from the end
+        someone_waits = bool(self._waiting and self._free_rows and self._waiting[0] is not self._refused[0])
+        shares, num_left = share_out(uncomputed, self._config.max_num_batched_tokens, someone_waits=someone_waits)
+        # Blocks go by rank, too, so whoever is preempted is at the end and has not been served yet.
+        for seq, wanted, share in zip(self._running, uncomputed, shares, strict=False):
             if wanted == 1:
                 self._decode(step, seq)
-            elif wanted:
-                # Half of the rest is for who waits: else a short prompt would wait for all chunks of a long one.
-                share = -(-budget // 2) if leaves_half else budget
-                num_tokens = self._make_room(seq, min(wanted, share))
-                if num_tokens > 0:
-                    self._compute(step, seq, num_tokens, num_tokens == wanted)
-                    budget -= num_tokens
-        self._admit(step, budget)
+            elif share and (num_tokens := self._make_room(seq, share)):
+                self._compute(step, seq, num_tokens, num_tokens == wanted)
+        self._admit(step, num_left)
         if not step.decodes and not step.chunks:
             return None
         return self._launch(step)
@@ -261,6 +257,10 @@ class Scheduler:
             num_preemptions=self._num_preemptions,
             num_shifts=self._num_shifts,
         )
+
+    def kv_usage(self) -> KVUsage:
+        """What the KV cache holds for running sequences now. Cheap enough for every step."""
+        return self._blocks.usage(self._running)
 
     def check(self) -> None:
         """Recomputes every invariant; for tests and for debugging."""
