@@ -13,7 +13,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -36,29 +36,47 @@ def machine() -> str:
 
 
 class Report:
-    """Prints cases, and appends them to a file where one is given."""
+    """Prints cases, and appends them to files.
 
-    def __init__(self, out: Path | None = None) -> None:
-        self._out = out
+    Args:
+        outs: files to append to.
+        arguments: the command line to name as the origin; None takes this process's own.
+    """
+
+    def __init__(self, *outs: Path | None, arguments: Sequence[str] | None = None) -> None:
+        self._outs = [out for out in outs if out is not None]
         self._machine = machine()
-        argv = [Path(sys.argv[0]).name, *sys.argv[1:]]
-        self._command = "python benchmarks/" + shlex.join(argv)
+        argv = sys.argv if arguments is None else arguments
+        self._command = "python benchmarks/" + shlex.join([Path(argv[0]).name, *argv[1:]])
 
-    def case(self, case: str, value: float, unit: str, *, ceiling: float | None = None, **more: object) -> None:
+    def case(
+        self,
+        case: str,
+        value: float,
+        unit: str,
+        *,
+        ceiling: float | None = None,
+        smaller_is_better: bool = False,
+        **more: object,
+    ) -> None:
         """Reports one figure.
 
         Args:
             case: what was measured, with its peer or its parameters in the name.
             value: the figure, in `unit`.
             ceiling: the limit of the machine in the same unit, measured in the same run.
+            smaller_is_better: whether the ceiling is a floor, as of a time; the share is 1 at the limit either way.
             more: whatever else a reader needs (repeats, spread, a ratio).
         """
+        share = None
+        if ceiling is not None:
+            share = round(ceiling / value if smaller_is_better else value / ceiling, 4)
         line = {
             "case": case,
             "value": round(value, 4),
             "unit": unit,
             "ceiling": None if ceiling is None else round(ceiling, 4),
-            "share": None if ceiling is None else round(value / ceiling, 4),
+            "share": share,
             **more,
             "machine": self._machine,
             "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
@@ -67,8 +85,8 @@ class Report:
         text = json.dumps(line, ensure_ascii=False)
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
-        if self._out is not None:
-            with self._out.open("a", encoding="utf-8") as file:
+        for out in self._outs:
+            with out.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
 
