@@ -27,6 +27,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("tests/kernels", "tests/gpu")
+WITH_TRANSFORMERS = ("tests/engine/execution/test_gpu_steps.py",)
+"""Their models are made by transformers; left out where that is missing."""
 WITHOUT_GPU = "tests/kernels/test_offline_compile.py"
 """Compiles for GPUs that are not there; `make test` does that anywhere."""
 MAX_WORKERS = 15
@@ -120,7 +122,8 @@ def pytest_words(report: Path, more: Sequence[str]) -> list[str]:
     if find_spec("xdist"):
         workers = max(1, min(MAX_WORKERS, (os.cpu_count() or 1) - 1))
         words += ["-p", "xdist.plugin", "-n", str(workers), "--dist", "loadgroup"]
-    return [*words, f"--ignore={WITHOUT_GPU}", *FOLDERS, *more]
+    more_files = WITH_TRANSFORMERS if find_spec("transformers") else ()
+    return [*words, f"--ignore={WITHOUT_GPU}", *FOLDERS, *more_files, *more]
 
 
 def environment() -> dict[str, str]:

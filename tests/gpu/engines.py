@@ -3,7 +3,7 @@
 The margin rule: two engines that sum in another order may part where the reference's two likeliest tokens are closer
 than the noise, and nowhere else. What comes after is another text and says nothing.
 
-HOB_TEST_GPU=cpu runs the tests that need a GPU without one, for who writes them.
+HOB_TEST_GPU=interpret runs the tests without a GPU, the kernels in Triton's interpreter: for who writes them, and slow.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from engine.sampling_params import SamplingParams
 from modelfiles.source import ModelSource
 
 HAS_GPU = torch.cuda.is_available()
+INTERPRETS = not HAS_GPU and os.environ.get("HOB_TEST_GPU") == "interpret"
 DEVICE = "cuda" if HAS_GPU else "cpu"
-MISSING_DEVICE = "" if HAS_GPU or os.environ.get("HOB_TEST_GPU") == "cpu" else "needs a CUDA device"
+MISSING_DEVICE = "" if HAS_GPU or INTERPRETS else "needs a CUDA device"
 MARGIN = 1e-3
 """In float32, in natural-log probability; log-probabilities agree within it, too."""
 
@@ -31,12 +32,19 @@ def load(model: Path | ModelSource, **options: Any) -> LLM:
     settings = {
         "device": DEVICE, "dtype": "float32", "num_blocks": 512, "max_num_seqs": 64, "max_num_batched_tokens": 1024,
     }  # fmt: skip
-    return LLM(model, **(settings | options))
+    llm = LLM(model, **(settings | options))
+    if INTERPRETS:
+        # Not above: nothing else here needs it.
+        from tests.engine.execution.test_gpu_steps import with_kernels
+
+        with_kernels(llm.engine._runner)
+    return llm
 
 
 def load_on_cpu(model: Path | ModelSource, **options: Any) -> LLM:
-    """The same on the CPU, by one thread: many tests run at once."""
-    return load(model, **({"device": "cpu", "num_threads": 1} | options))
+    """The same on the CPU in plain torch, by one thread: many tests run at once."""
+    settings = {"num_blocks": 512, "max_num_seqs": 64, "max_num_batched_tokens": 1024, "num_threads": 1}
+    return LLM(model, device="cpu", dtype="float32", **(settings | options))
 
 
 def greedy(num_tokens: int, logprobs: int | None = 2) -> SamplingParams:
