@@ -16,6 +16,8 @@ from engine.kernels.gemv import DeferredNorm, gemv, gemv_argmax, gemv_gated, gem
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
 from engine.kernels.patch import apply_patch
 from engine.kernels.prefill_attention import prefill_attention
+from engine.kernels.product_tiles import DotTile
+from engine.kernels.products import linear, linear_gated
 from engine.kernels.rms_norm import add_rms_norm, rms_norm
 from engine.kernels.rope_decode_attention import rope_decode_attention
 from engine.kernels.rope_store import rope_store
@@ -123,6 +125,19 @@ def products(num_tokens: int) -> None:
     gemv_argmax(x, make(VOCAB, HIDDEN), norm=norm, pdl=True)
 
 
+def unfused_products(num_tokens: int) -> None:
+    x = make(num_tokens, HIDDEN)
+    linear(x, make((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN), make((HEADS + 2 * KV_HEADS) * HEAD_DIM), pdl=True)
+    linear(make(num_tokens, INTERMEDIATE), make(HIDDEN, INTERMEDIATE), pdl=True)
+    linear(x, make(VOCAB, HIDDEN), pdl=True)
+    linear_gated(x, make(2 * INTERMEDIATE, HIDDEN), "silu", pdl=True)
+
+
+def shared_rows() -> None:
+    tile = DotTile(16, 64, 4, 3, splits=4)
+    gemv(make(20, INTERMEDIATE), make(HIDDEN, INTERMEDIATE), make(HIDDEN), tile=tile, pdl=True)
+
+
 def rope() -> None:
     k_cache, v_cache = caches(KV_HEADS, HEAD_DIM, 32)
     rope_store(
@@ -163,20 +178,19 @@ def end() -> None:
     step_end(floats(ROWS, 2376), ints(ROWS, 2376), ints(ROWS), ints(ROWS), ints(256, 4097), ints(ROWS), pdl=True)
 
 
-def sampling(vocab_size: int, dtype: torch.dtype) -> None:
+def sampling(vocab_size: int, dtype: torch.dtype, advance: bool) -> None:
     device = torch.device("cuda")
     sample_tokens(
-        make(ROWS, vocab_size, dtype=dtype), ints(ROWS), ints(ROWS), ints(256, 4096),
-        SamplingState(256, device), SamplingWorkspace(ROWS, vocab_size, device),
-        make(ROWS, dtype=torch.int64), make(ROWS, dtype=torch.bool),
+        make(ROWS, vocab_size, dtype=dtype), ints(ROWS), ints(ROWS), ints(256, 4097),
+        SamplingState(256, device), SamplingWorkspace(ROWS, vocab_size, device), ints(ROWS), advance=advance,
     )  # fmt: skip
 
 
-def log_probabilities() -> None:
+def log_probabilities(dtype: torch.dtype) -> None:
+    device = torch.device("cuda")
     logprobs(
-        floats(ROWS, VOCAB), ints(ROWS), make(ROWS, dtype=torch.int64),
-        LogprobWorkspace(ROWS, VOCAB, torch.device("cuda")),
-        floats(ROWS), floats(ROWS, 20), make(ROWS, 20, dtype=torch.int64),
+        make(ROWS, VOCAB, dtype=dtype), ints(ROWS), SamplingState(256, device), ints(ROWS),
+        LogprobWorkspace(ROWS, VOCAB, device), floats(ROWS), floats(ROWS, 20), make(ROWS, 20, dtype=torch.int64),
     )  # fmt: skip
 
 
@@ -196,6 +210,10 @@ CASES: tuple[Case, ...] = (
     Case("gemv, gated, 16 tokens", lambda: gated_product(16)),
     Case("gemv, the others, 1 token", lambda: products(1), MAIN),
     Case("gemv, the others, 16 tokens", lambda: products(16), MAIN),
+    Case("products, 32 tokens", lambda: unfused_products(32), MAIN),
+    Case("products, 64 tokens", lambda: unfused_products(64), MAIN),
+    Case("products, 128 tokens", lambda: unfused_products(128), MAIN),
+    Case("products, rows that programs share", shared_rows, MAIN),
     Case("rope_store", rope),
     Case("rms_norm", norms),
     # The exact reduction of large angles keeps its digits on the stack.
@@ -205,6 +223,8 @@ CASES: tuple[Case, ...] = (
     Case("gated, SiLU", lambda: gated_unit("silu")),
     Case("gated, GELU", lambda: gated_unit("gelu"), MAIN),
     Case("gated, GELU by tanh", lambda: gated_unit("gelu_tanh"), MAIN),
-    Case("sampling, Qwen2.5", lambda: sampling(VOCAB, torch.float32)),
-    Case("logprobs", log_probabilities),
+    Case("sampling, Qwen2.5", lambda: sampling(VOCAB, torch.bfloat16, True)),
+    Case("sampling, Qwen2.5, float32", lambda: sampling(VOCAB, torch.float32, False), MAIN),
+    Case("logprobs", lambda: log_probabilities(torch.bfloat16)),
+    Case("logprobs, float32", lambda: log_probabilities(torch.float32), MAIN),
 )

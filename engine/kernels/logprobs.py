@@ -5,8 +5,8 @@
 Two launches: a scan (rows, chunks of the vocabulary) with each chunk's maximum and sum and each group's maximum, and
 one program a row that merges the sums and ranks. The likeliest are not below the n-th largest maximum of a group; they
 are listed and ranked by counting, for each, those before it. Where too many are alike for the list, the row is passed
-over once for each of the likeliest. Of equal logits the lower token id comes first. Rows that ask for nothing return at
-once, so a captured graph serves any mixture.
+over once for each of the likeliest. Of equal logits the lower token id comes first. How many a row asks for is in its
+SamplingState; rows that ask for nothing return at once, so a captured graph serves any mixture.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from engine.kernels.sampling_source import list_likeliest
+from engine.kernels.sampling_state import NUM_INTS, NUM_TOP, SamplingState
 from engine.sampling_params import MAX_TOP_LOGPROBS
 
 Tensor = torch.Tensor
@@ -24,9 +25,20 @@ MAX_GROUPS = 1024
 
 
 @triton.jit
+def _num_asked(item, rows_ptr, ints_ptr, chosen_ids_ptr):
+    """How many of the likeliest this row asks for; -1: nothing, or there is nothing to tell."""
+    row = tl.load(rows_ptr + item).to(tl.int64)
+    is_there = (row >= 0) & (tl.load(chosen_ids_ptr + item) >= 0)
+    num_top = tl.load(ints_ptr + tl.maximum(row, 0) * NUM_INTS + NUM_TOP).to(tl.int32)
+    return tl.where(is_there, num_top, -1)
+
+
+@triton.jit(do_not_specialize=["rows_ptr", "chosen_ids_ptr"])
 def logprob_scan_kernel(
     logits_ptr,  # float [num_rows, vocab_size]
-    num_top_ptr,  # int32 [num_rows], negative where nothing is asked
+    rows_ptr,  # int32 [num_rows], negative: padding
+    ints_ptr,  # int64 [max_rows, NUM_INTS]
+    chosen_ids_ptr,  # int32 [num_rows], negative: skipped
     group_max_ptr,  # float32 [num_rows, num_groups], written
     chunk_max_ptr,  # float32 [num_rows, num_chunks], written
     chunk_sum_ptr,  # float32 [num_rows, num_chunks], written: sum of exp(x - chunk_max)
@@ -37,7 +49,7 @@ def logprob_scan_kernel(
     GROUPS: tl.constexpr,  # groups a chunk
 ):
     item, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    if tl.load(num_top_ptr + item) < 0:
+    if _num_asked(item, rows_ptr, ints_ptr, chosen_ids_ptr) < 0:
         return
     token = chunk * GROUP * GROUPS + tl.arange(0, GROUP * GROUPS)
     x = tl.load(logits_ptr + item * logits_stride + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
@@ -95,11 +107,12 @@ def _rank_row(logits_ptr, vocab_size, num_top, normalizer, top_ptr, ids_ptr, TIL
         last_x, last_token = best_x, best_token
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_ptr", "chosen_ids_ptr", "chosen_ptr", "top_ptr", "top_ids_ptr"])
 def logprob_finish_kernel(
     logits_ptr,  # float [num_rows, vocab_size]
-    num_top_ptr,  # int32 [num_rows]
-    chosen_ids_ptr,  # int64 [num_rows]
+    rows_ptr,  # int32 [num_rows]
+    ints_ptr,  # int64 [max_rows, NUM_INTS]
+    chosen_ids_ptr,  # int32 [num_rows]
     group_max_ptr,  # float32 [num_rows, num_groups]
     chunk_max_ptr,  # float32 [num_rows, num_chunks]
     chunk_sum_ptr,  # float32 [num_rows, num_chunks]
@@ -121,7 +134,7 @@ def logprob_finish_kernel(
     TILE: tl.constexpr,  # a multiple of GROUP
 ):
     item = tl.program_id(0).to(tl.int64)
-    num_top = tl.load(num_top_ptr + item)
+    num_top = _num_asked(item, rows_ptr, ints_ptr, chosen_ids_ptr)
     if num_top < 0:
         return
     chunk = tl.arange(0, ALL_CHUNKS)
@@ -188,7 +201,8 @@ class LogprobWorkspace:
 
 def logprobs(
     logits: Tensor,
-    num_top: Tensor,
+    rows: Tensor,
+    state: SamplingState,
     chosen_ids: Tensor,
     workspace: LogprobWorkspace,
     chosen: Tensor,
@@ -199,10 +213,11 @@ def logprobs(
 
     Args:
         logits: float [num_rows, vocab_size], elements of a row together.
-        num_top: int32 [num_rows], how many of the likeliest are asked; 0 is none, negative not even the chosen one.
-        chosen_ids: int64 [num_rows]; read where asked.
+        rows: int32 [num_rows], the row of `state` that each belongs to; negative is padding.
+        state: how many of the likeliest each row asks for; 0 is none, -1 not even the chosen one.
+        chosen_ids: int32 [num_rows], as `sample_tokens` gives them; a row with a negative one is skipped.
         chosen: float32 [num_rows], written where asked; like the next two unchanged for a row that is not finite.
-        top: float32 [num_rows, max_top], descending; the first num_top[row] of each row are written.
+        top: float32 [num_rows, max_top], descending; as many of each row are written as it asks for.
         top_ids: int64, like `top`.
 
     Raises:
@@ -221,8 +236,8 @@ def logprobs(
     if max_top > MAX_TOP_LOGPROBS:
         raise ValueError(f"logprobs: room for {max_top} of the likeliest; at most {MAX_TOP_LOGPROBS} are computed")
     expected = {
-        "num_top": (num_top, torch.int32, (num_rows,)),
-        "chosen_ids": (chosen_ids, torch.int64, (num_rows,)),
+        "rows": (rows, torch.int32, (num_rows,)),
+        "chosen_ids": (chosen_ids, torch.int32, (num_rows,)),
         "chosen": (chosen, torch.float32, (num_rows,)),
         "top": (top, torch.float32, (num_rows, max_top)),
         "top_ids": (top_ids, torch.int64, (num_rows, max_top)),
@@ -235,12 +250,13 @@ def logprobs(
     if num_rows == 0:
         return
     logprob_scan_kernel[(num_rows, w.num_chunks)](
-        logits, num_top, w.group_max, w.chunk_max, w.chunk_sum, logits.stride(0), vocab_size, w.num_groups,
-        GROUP=w.group, GROUPS=w.groups, num_warps=4, enable_fp_fusion=False,
+        logits, rows, state.ints, chosen_ids, w.group_max, w.chunk_max, w.chunk_sum,
+        logits.stride(0), vocab_size, w.num_groups, GROUP=w.group, GROUPS=w.groups, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     logprob_finish_kernel[(num_rows,)](
-        logits, num_top, chosen_ids, w.group_max, w.chunk_max, w.chunk_sum, w.group_ids, w.list_x, w.list_token,
-        chosen, top, top_ids, logits.stride(0), max_top, vocab_size, w.num_groups, w.num_chunks,
+        logits, rows, state.ints, chosen_ids, w.group_max, w.chunk_max, w.chunk_sum,
+        w.group_ids, w.list_x, w.list_token, chosen, top, top_ids,
+        logits.stride(0), max_top, vocab_size, w.num_groups, w.num_chunks,
         GROUP=w.group, ALL_GROUPS=triton.next_power_of_2(w.num_groups),
         ALL_CHUNKS=triton.next_power_of_2(w.num_chunks), LIST=w.listed, TILE=w.tile,
         num_warps=8, enable_fp_fusion=False,

@@ -6,9 +6,10 @@ result is that of `engine.execution.sampler`, with the same noise bits. Four lau
     scan    (rows, chunks)  bias and penalties; maxima of groups and chunks         `sampling_scan`
     select  (rows)          the filters' cuts; rows with top-k get their token      `sampling_select`
     draw    (rows, chunks)  noise and the greatest sum, for rows not yet decided    `sampling_draw`
-    finish  (rows)          the choice among chunks; tells broken rows
+    finish  (rows)          the choice among chunks, and the row's state; tells broken rows
 
-Greedy rows are done with the scan, rows without a filter skip the search. Parameters come from `SamplingState` by row,
+Greedy rows are done with the scan, rows without a filter skip the search. The end is that of `step_end`: the token is
+where the next step reads it. Parameters come from `SamplingState` by row,
 so the launches can be captured in one CUDA graph that serves any mixture of requests.
 
 **Ties.** Of tokens alike in a filter's order the lower id comes first; of equal perturbed logits, and of equal logits
@@ -98,23 +99,25 @@ def sample_tokens(
     state: SamplingState,
     workspace: SamplingWorkspace,
     token_ids: Tensor,
-    is_broken: Tensor,
+    *,
+    advance: bool,
 ) -> None:
-    """Chooses a token for each row of logits.
+    """Chooses a token for each row of logits, and writes it behind the row's tokens. Padding: nothing is written.
 
     Args:
         logits: float [num_rows, vocab_size], elements of a row together; not changed.
         rows: int32 [num_rows], the row of `state` and `tokens` that each belongs to; negative is padding.
-        positions: int32 [num_rows], position of the token to choose: how many the row has.
-        tokens: int32 [max_rows, max_tokens], what every row's penalties look back on.
-        token_ids: int64 [num_rows], written; 0 where the logits were not finite, unchanged for padding.
-        is_broken: bool [num_rows], written: the largest logit was not finite; unchanged for padding.
+        positions: int32 [num_rows], position of the token just computed, whose logits these are.
+        tokens: int32 [max_rows, max_tokens]: what every row's penalties look back on. The chosen token (0 where the
+            logits were not finite) goes to the next position, if there is such a column.
+        token_ids: int32 [num_rows], written: the tokens, -1 where the largest logit was not finite.
+        advance: positions are advanced by 1, in place: of rows that decode again in the next step.
 
     Raises:
         ValueError: shapes or types disagree, or the workspace is too small.
     """
     num_rows, vocab_size = logits.shape
-    _check(logits, rows, positions, tokens, workspace, token_ids, is_broken)
+    _check(logits, rows, positions, tokens, workspace, token_ids)
     if num_rows == 0:
         return
     w, tile = workspace, workspace.tile
@@ -140,8 +143,9 @@ def sample_tokens(
         logits.stride(0), w.work.stride(0), vocab_size, CHUNK=chunk, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     sampling_finish_kernel[(num_rows,)](
-        rows, w.decisions, w.chunk_max, w.chunk_token, w.chunk_raw_max, token_ids, is_broken, w.num_chunks,
-        ALL_CHUNKS=all_chunks, num_warps=1, enable_fp_fusion=False,
+        rows, positions, tokens, w.decisions, w.chunk_max, w.chunk_token, w.chunk_raw_max, token_ids,
+        tokens.stride(0), tokens.shape[1], w.num_chunks,
+        ALL_CHUNKS=all_chunks, ADVANCE=advance, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -152,7 +156,6 @@ def _check(
     tokens: Tensor,
     workspace: SamplingWorkspace,
     token_ids: Tensor,
-    is_broken: Tensor,
 ) -> None:
     """
     Raises:
@@ -166,16 +169,10 @@ def _check(
         )
     if logits.stride(1) != 1 or tokens.stride(1) != 1:
         raise ValueError("sample_tokens: the last axes of logits and tokens must be contiguous")
-    expected = {
-        "rows": (rows, torch.int32),
-        "positions": (positions, torch.int32),
-        "token_ids": (token_ids, torch.int64),
-        "is_broken": (is_broken, torch.bool),
-    }
-    for name, (tensor, dtype) in expected.items():
-        if tensor.shape != (num_rows,) or tensor.dtype != dtype or not tensor.is_contiguous():
+    for name, tensor in (("rows", rows), ("positions", positions), ("token_ids", token_ids)):
+        if tensor.shape != (num_rows,) or tensor.dtype != torch.int32 or not tensor.is_contiguous():
             raise ValueError(
-                f"sample_tokens: {name} is {tensor.dtype} {tuple(tensor.shape)} but must be contiguous {dtype} "
+                f"sample_tokens: {name} is {tensor.dtype} {tuple(tensor.shape)} but must be contiguous torch.int32 "
                 f"({num_rows},)"
             )
     if tokens.dtype != torch.int32:

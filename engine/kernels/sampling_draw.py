@@ -1,4 +1,4 @@
-"""Last passes of sampling: the draw over a whole row, chunk by chunk, and the choice among the chunks.
+"""Last passes of sampling: the draw over a whole row, chunk by chunk; the choice among the chunks and the row's state.
 
 A draw adds noise to each candidate that the filters left and takes the greatest sum. Of equal sums, as of equal logits
 in a greedy row, the token with the lowest id is taken.
@@ -33,12 +33,12 @@ def _float(decision_ptr, column):
     return tl.load(decision_ptr + column).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_ptr", "positions_ptr"])
 def sampling_draw_kernel(
     logits_ptr,  # float [num_rows, vocab_size]
     work_ptr,  # float32 [num_rows, vocab_size]
     rows_ptr,  # int32 [num_rows]
-    positions_ptr,  # int32 [num_rows]
+    positions_ptr,  # int32 [num_rows], position of the token just computed
     floats_ptr,  # float32 [max_rows, NUM_FLOATS]
     ints_ptr,  # int64 [max_rows, NUM_INTS]
     decisions_ptr,  # int32 [num_rows, NUM_DECISIONS]
@@ -72,7 +72,7 @@ def sampling_draw_kernel(
         tl.load(decision + CUT_TOKENS + 2),
     )
     alive, _, _ = stays(s, token, cuts)
-    index = tl.load(positions_ptr + item).to(tl.int64) - tl.load(ints_ptr + row * NUM_INTS + ORIGIN)
+    index = tl.load(positions_ptr + item).to(tl.int64) + 1 - tl.load(ints_ptr + row * NUM_INTS + ORIGIN)
     key0, key1 = noise_keys(tl.load(ints_ptr + row * NUM_INTS + SEED), index)
     alive &= s >= _float(decision, FLOOR)
     score = tl.where(alive, perturbed(s, token, key0, key1), float("-inf"))
@@ -83,20 +83,25 @@ def sampling_draw_kernel(
     tl.store(chunk_token_ptr + place, best_token)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_ptr", "positions_ptr", "token_ids_ptr"])
 def sampling_finish_kernel(
     rows_ptr,  # int32 [num_rows]
+    positions_ptr,  # int32 [num_rows], advanced by 1 if ADVANCE
+    tokens_ptr,  # int32 [max_rows, max_tokens], one entry a row is written
     decisions_ptr,  # int32 [num_rows, NUM_DECISIONS]
     chunk_max_ptr,  # float32 [num_rows, num_chunks]
     chunk_token_ptr,  # int32 [num_rows, num_chunks]
     chunk_raw_max_ptr,  # float32 [num_rows, num_chunks]
-    token_ids_ptr,  # int64 [num_rows], written
-    is_broken_ptr,  # bool [num_rows], written
+    token_ids_ptr,  # int32 [num_rows], written
+    tokens_stride,
+    max_tokens,
     num_chunks,
     ALL_CHUNKS: tl.constexpr,  # power of two >= num_chunks
+    ADVANCE: tl.constexpr,
 ):
     item = tl.program_id(0).to(tl.int64)
-    if tl.load(rows_ptr + item) < 0:
+    row = tl.load(rows_ptr + item).to(tl.int64)
+    if row < 0:
         return
     chunk = tl.arange(0, ALL_CHUNKS)
     place, mask = item * num_chunks + chunk, chunk < num_chunks
@@ -111,5 +116,8 @@ def sampling_finish_kernel(
         token = tl.load(decision + TOKEN)
     # The state of a broken row is whatever it is; its token must be one all the same.
     token = tl.where(is_broken | (token == 0x7FFFFFFF), 0, token)
-    tl.store(token_ids_ptr + item, token.to(tl.int64))
-    tl.store(is_broken_ptr + item, is_broken)
+    tl.store(token_ids_ptr + item, tl.where(is_broken, -1, token))
+    position = tl.load(positions_ptr + item) + 1
+    tl.store(tokens_ptr + row * tokens_stride + position, token, mask=position < max_tokens)
+    if ADVANCE:
+        tl.store(positions_ptr + item, position)

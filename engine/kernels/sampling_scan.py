@@ -1,7 +1,8 @@
 """First pass of sampling over the logits: bias and penalties, and the maxima that the passes after it need.
 
 Grid (rows, chunks of the vocabulary). A row with biases or penalties gets its adjusted logits written to `work`; the
-logits themselves stay as they are, because log-probabilities are of the raw ones. Occurrences in the history are
+logits themselves stay as they are, because log-probabilities are of the raw ones. Any other greedy row costs one pass
+over its logits, and leaves two numbers a chunk. Occurrences in the history are
 counted by a histogram over the chunk's own tokens, so no table of counts needs to be kept or cleared.
 
 Order and rounding are those of the twin: bias; then a positive logit divided by the repeat penalty, another multiplied;
@@ -21,6 +22,7 @@ from engine.kernels.sampling_state import (
     NUM_INTS,
     PRESENCE_PENALTY,
     REPEAT_PENALTY,
+    TEMPERATURE,
 )
 
 
@@ -35,24 +37,24 @@ def is_adjusted(ints_ptr, row):
 def load_logits(logits_ptr, work_ptr, adjusted, offset, mask):
     """float32 logits after bias and penalties, -inf outside `mask`. Pointers are at the row."""
     if adjusted:
-        x = tl.load(work_ptr + offset, mask=mask, other=float("-inf"))
+        x = tl.load(work_ptr + offset, mask=mask, other=float("-inf")).to(tl.float32)
     else:
         x = tl.load(logits_ptr + offset, mask=mask, other=float("-inf")).to(tl.float32)
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_ptr", "positions_ptr"])
 def sampling_scan_kernel(
     logits_ptr,  # float [num_rows, vocab_size]
     work_ptr,  # float32 [num_rows, vocab_size], written for rows that are adjusted
     rows_ptr,  # int32 [num_rows], the state row of each row of logits; negative: padding
-    positions_ptr,  # int32 [num_rows], position of the token to choose
+    positions_ptr,  # int32 [num_rows], position of the token just computed
     tokens_ptr,  # int32 [max_rows, max_tokens], every state row's tokens
     floats_ptr,  # float32 [max_rows, NUM_FLOATS]
     ints_ptr,  # int64 [max_rows, NUM_INTS]
     bias_ids_ptr,  # int32 [max_rows, max_bias]
     bias_values_ptr,  # float32 [max_rows, max_bias]
-    group_max_ptr,  # float32 [num_rows, num_groups], of the adjusted logits
+    group_max_ptr,  # float32 [num_rows, num_groups], of the adjusted logits; written for rows that are not greedy
     chunk_max_ptr,  # float32 [num_rows, num_chunks], of the adjusted logits
     chunk_token_ptr,  # int32 [num_rows, num_chunks], the first that has it
     chunk_raw_max_ptr,  # float32 [num_rows, num_chunks], of the raw logits, a NaN counting as inf
@@ -76,7 +78,9 @@ def sampling_scan_kernel(
     token = first + offset
     is_valid = token < vocab_size
     x = tl.load(logits_ptr + item * logits_stride + token, mask=is_valid, other=float("-inf")).to(tl.float32)
-    raw_max = tl.max(tl.where(x != x, float("inf"), x), axis=0)
+    x = tl.where(x == x, x, float("inf"))  # a NaN would lose comparisons; as infinity it shows
+    raw_max = tl.max(x, axis=0)
+    chunk_max = raw_max
 
     if is_adjusted(ints_ptr, row):
         for bias in range(tl.load(ints_ptr + row * NUM_INTS + NUM_BIAS)):
@@ -86,7 +90,7 @@ def sampling_scan_kernel(
                 x = tl.where(token == bias_token, x + value, x)
         last_n = tl.load(ints_ptr + row * NUM_INTS + LAST_N)
         if last_n > 0:
-            position = tl.load(positions_ptr + item).to(tl.int64)
+            position = tl.load(positions_ptr + item).to(tl.int64) + 1
             counts = tl.zeros([CHUNK], dtype=tl.int32)
             for begin in range(tl.maximum(position - last_n, 0), position, HISTORY):
                 where = begin + tl.arange(0, HISTORY)
@@ -103,12 +107,13 @@ def sampling_scan_kernel(
             x = tl.where(counts > 0, penalized, x)
         x = tl.minimum(x, 3.0e38)  # a tiny repeat penalty may have made an inf, from which no distance is finite
         tl.store(work_ptr + item * work_stride + token, x, mask=is_valid)
+        chunk_max = tl.max(x, axis=0)
 
+    if tl.load(floats_ptr + row * NUM_FLOATS + TEMPERATURE) != 0.0:
+        group = chunk * GROUPS + tl.arange(0, GROUPS)
+        group_max = tl.max(tl.reshape(x, [GROUPS, GROUP]), axis=1)
+        tl.store(group_max_ptr + item * num_groups + group, group_max, mask=group < num_groups)
     num_chunks = tl.num_programs(1)
-    group = chunk * GROUPS + tl.arange(0, GROUPS)
-    group_max = tl.max(tl.reshape(x, [GROUPS, GROUP]), axis=1)
-    tl.store(group_max_ptr + item * num_groups + group, group_max, mask=group < num_groups)
-    chunk_max = tl.max(x, axis=0)
     best = tl.min(tl.where(x == chunk_max, token, 0x7FFFFFFF), axis=0)
     tl.store(chunk_max_ptr + item * num_chunks + chunk, chunk_max)
     tl.store(chunk_token_ptr + item * num_chunks + chunk, best)

@@ -229,12 +229,12 @@ def _draw_from_list(count, source, cuts, floor, key0, key1, TILE: tl.constexpr):
     return best_token
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_ptr", "positions_ptr"])
 def sampling_select_kernel(
     logits_ptr,  # float [num_rows, vocab_size]
     work_ptr,  # float32 [num_rows, vocab_size]
     rows_ptr,  # int32 [num_rows]
-    positions_ptr,  # int32 [num_rows]
+    positions_ptr,  # int32 [num_rows], position of the token just computed
     floats_ptr,  # float32 [max_rows, NUM_FLOATS]
     ints_ptr,  # int64 [max_rows, NUM_INTS]
     group_max_ptr,  # float32 [num_rows, num_groups]
@@ -339,7 +339,7 @@ def sampling_select_kernel(
     status = tl.full([], DRAW, dtype=tl.int32)
     if is_list:
         seed = tl.load(ints_ptr + row * NUM_INTS + SEED)
-        index = tl.load(positions_ptr + item).to(tl.int64) - tl.load(ints_ptr + row * NUM_INTS + ORIGIN)
+        index = tl.load(positions_ptr + item).to(tl.int64) + 1 - tl.load(ints_ptr + row * NUM_INTS + ORIGIN)
         key0, key1 = noise_keys(seed, index)
         tl.store(decision_ptr + TOKEN, _draw_from_list(count, source, cuts, floor, key0, key1, TILE))
         status = tl.full([], CHOSEN, dtype=tl.int32)

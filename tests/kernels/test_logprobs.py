@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
+from engine.kernels.sampling_state import SamplingState
+from engine.sampling_params import SamplingParams
 
 Tensor = torch.Tensor
 
@@ -24,8 +26,12 @@ def run(
     chosen = torch.full((num_rows,), 7.0, device=device)
     top = torch.full((num_rows, MAX_TOP), 7.0, device=device)
     top_ids = torch.full((num_rows, MAX_TOP), -7, device=device)
+    rows = torch.randperm(num_rows + 2, generator=torch.Generator().manual_seed(2))[:num_rows]
+    state = SamplingState(num_rows + 2, device)
+    for row, count in zip(rows.tolist(), num_top, strict=True):
+        state.set(row, SamplingParams(logprobs=None if count < 0 else count), origin=0)
     logprobs(
-        wide[:, :-3], torch.tensor(num_top, dtype=torch.int32, device=device), torch.tensor(chosen_ids, device=device),
+        wide[:, :-3], rows.int().to(device), state, torch.tensor(chosen_ids, dtype=torch.int32, device=device),
         LogprobWorkspace(num_rows, vocab_size, device, **(sizes or SMALL)), chosen, top, top_ids,
     )  # fmt: skip
     return chosen.cpu(), top.cpu(), top_ids.cpu()
@@ -100,21 +106,44 @@ def test_a_broken_row_stays_unwritten_and_harms_nobody(poison: float, device: to
         assert torch.equal(before[[0, 2]], after[[0, 2]])
 
 
+def test_padding_and_broken_rows_are_skipped(device: torch.device) -> None:
+    state = SamplingState(4, device)
+    for row in range(4):
+        state.set(row, SamplingParams(logprobs=2), origin=0)
+    chosen, top = torch.full((3,), 7.0, device=device), torch.full((3, 2), 7.0, device=device)
+    top_ids = torch.full((3, 2), -7, device=device)
+    rows = torch.tensor([3, -1, 0], dtype=torch.int32, device=device)
+    chosen_ids = torch.tensor([-1, 5, 6], dtype=torch.int32, device=device)
+    logprobs(
+        torch.zeros(3, 97, device=device),
+        rows,
+        state,
+        chosen_ids,
+        LogprobWorkspace(3, 97, device),
+        chosen,
+        top,
+        top_ids,
+    )
+    assert (chosen != 7).tolist() == [False, False, True]
+    assert (top != 7).any(dim=1).tolist() == [False, False, True]
+    assert top_ids.tolist() == [[-7, -7], [-7, -7], [0, 1]]
+
+
 def test_refuses_what_does_not_fit_together(device: torch.device) -> None:
     workspace = LogprobWorkspace(2, 97, device)
     good: list[Any] = [
-        torch.zeros(2, 97, device=device), torch.zeros(2, dtype=torch.int32, device=device),
-        torch.zeros(2, dtype=torch.int64, device=device), workspace, torch.zeros(2, device=device),
+        torch.zeros(2, 97, device=device), torch.zeros(2, dtype=torch.int32, device=device), SamplingState(2, device),
+        torch.zeros(2, dtype=torch.int32, device=device), workspace, torch.zeros(2, device=device),
         torch.zeros(2, 5, device=device), torch.zeros(2, 5, dtype=torch.int64, device=device),
     ]  # fmt: skip
     logprobs(*good)
     for index, wrong, message in (
         (0, torch.zeros(3, 97), "at most 2 rows of 97"),
         (0, torch.zeros(97, 2).T, "contiguous"),
-        (1, good[1].long(), "num_top is torch.int64"),
-        (2, good[2][:1], "chosen_ids is"),
-        (5, torch.zeros(2, 21), "at most 20"),
-        (6, torch.zeros(2, 4, dtype=torch.int64), "top_ids is"),
+        (1, good[1].long(), "rows is torch.int64"),
+        (3, good[3][:1], "chosen_ids is"),
+        (6, torch.zeros(2, 21), "at most 20"),
+        (7, torch.zeros(2, 4, dtype=torch.int64), "top_ids is"),
     ):
         with pytest.raises(ValueError, match=message):
             logprobs(*good[:index], wrong, *good[index + 1 :])

@@ -40,7 +40,7 @@ class Batch:
         self.logits, self.params, self.device = logits, params, device
         self.rows = torch.randperm(num_rows + 3)[:num_rows].to(torch.int32)
         self.tokens = torch.randint(0, vocab_size, (num_rows + 3, LENGTH + 20), dtype=torch.int32)
-        self.positions = torch.randint(1, LENGTH, (num_rows,), dtype=torch.int32)
+        self.lengths = torch.randint(1, LENGTH, (num_rows,), dtype=torch.int32)
         self.origins = torch.randint(-5, LENGTH, (num_rows,)).tolist()
         self.state = SamplingState(num_rows + 3, device)
         self.state.floats.fill_(torch.nan)
@@ -48,25 +48,34 @@ class Batch:
             self.state.set(row, param, origin)
         self.workspace = SamplingWorkspace(num_rows, vocab_size, device, tile)
 
-    def run(self, rows: Tensor | None = None) -> tuple[list[int], list[bool]]:
+    def run(self, rows: Tensor | None = None, *, advance: bool = True) -> list[int]:
+        """The token ids, after a look at what else was written."""
         n = len(self.params)
-        token_ids = torch.full((n,), -7, dtype=torch.int64, device=self.device)
-        is_broken = torch.zeros(n, dtype=torch.bool, device=self.device)
+        rows = self.rows if rows is None else rows
+        token_ids = torch.full((n,), -7, dtype=torch.int32, device=self.device)
         wide = torch.full((n, self.logits.shape[1] + 5), torch.nan)
         wide[:, :-5] = self.logits
         given = wide.to(self.device)[:, :-5]  # rows lie further apart than they are long
         before = given.clone()
+        positions, tokens = (self.lengths - 1).to(self.device), self.tokens.to(self.device, copy=True)
         sample_tokens(
-            given, (self.rows if rows is None else rows).to(self.device), self.positions.to(self.device),
-            self.tokens.to(self.device), self.state, self.workspace, token_ids, is_broken,
-        )  # fmt: skip
+            given, rows.to(self.device), positions, tokens, self.state, self.workspace, token_ids, advance=advance
+        )
         torch.testing.assert_close(given, before, rtol=0, atol=0, equal_nan=True)
-        return token_ids.tolist(), is_broken.tolist()
+        written, advanced = self.tokens.clone(), self.lengths - 1
+        for number, (row, token) in enumerate(zip(rows.tolist(), token_ids.tolist(), strict=True)):
+            if row >= 0:
+                written[row, self.lengths[number] % written.shape[1]] = max(token, 0)
+                advanced[number] += int(advance)
+        if len(set(rows.tolist())) == n:
+            assert torch.equal(tokens.cpu(), written)
+        assert torch.equal(positions.cpu(), advanced)
+        return token_ids.tolist()
 
     def twin_rows(self) -> list[SamplingRow]:
         result = []
         for number, params in enumerate(self.params):
-            position, history = int(self.positions[number]), None
+            position, history = int(self.lengths[number]), None
             if params.needs_history:
                 start = 0 if params.repeat_last_n < 0 else max(0, position - params.repeat_last_n)
                 history = self.tokens[self.rows[number], start:position].long()
@@ -88,13 +97,14 @@ class Batch:
     def check(self) -> tuple[list[int], int]:
         """Compares tokens and survivors; returns the tokens, and how many rows differ (none in the interpreter)."""
         expected = sample(self.logits.clone(), self.twin_rows())
-        token_ids, is_broken = self.run()
+        token_ids = self.run()
+        is_broken = [token == -1 for token in token_ids]
         assert is_broken == expected.is_broken.tolist()
         num_different = 0
         adjusted = self.adjusted()
         decisions = self.workspace.decisions.cpu()
         for number, params in enumerate(self.params):
-            same = token_ids[number] == int(expected.token_ids[number])
+            same = max(token_ids[number], 0) == int(expected.token_ids[number])
             if not is_broken[number] and not params.is_greedy:
                 same &= survivors(decisions[number], adjusted[number], params) == twin_survivors(
                     adjusted[number], params
@@ -229,7 +239,7 @@ def test_extreme_temperatures(temperature: float, options: dict[str, Any], devic
     logits = torch.randn(97, generator=torch.Generator().manual_seed(6))
     if temperature < 1e-40:  # float32 has no such number, and the twin divides by zero
         batch = Batch(logits[None], [SamplingParams(temperature=temperature, **options)], device)
-        assert batch.run() == ([int(logits.argmax())], [False])
+        assert batch.run() == [int(logits.argmax())]
     else:
         token = check_one(logits, device, temperature=temperature, seed=2, **options)
         assert temperature > 1 or token == int(logits.argmax())
@@ -241,21 +251,21 @@ def test_broken_rows_are_told_and_harm_nobody(options: dict[str, Any], poison: f
     torch.manual_seed(0)
     logits = torch.randn(3, 97)
     batch = Batch(logits, [SamplingParams(seed=4, **options)] * 3, device)
-    whole, _ = batch.run()
+    whole = batch.run()
     logits[1, 13 : 97 if poison < 0 else 14] = poison
     logits[1, :13] = poison if poison < 0 else 1.0
-    assert batch.run() == ([whole[0], 0, whole[2]], [False, True, False])
+    assert batch.run() == [whole[0], -1, whole[2]]
 
 
 def test_padding_rows_are_left_alone(device: torch.device) -> None:
     torch.manual_seed(0)
     params = [SamplingParams(temperature=0.0), SamplingParams(), SamplingParams(top_k=3), SamplingParams(top_p=0.5)]
     batch = Batch(torch.randn(4, 97), params, device)
-    whole, _ = batch.run()
+    whole = batch.run()
     for absent in range(4):
         rows = batch.rows.clone()
         rows[absent] = -1
-        tokens, _ = batch.run(rows)
+        tokens = batch.run(rows, advance=absent % 2 == 0)
         assert tokens == [-7 if n == absent else whole[n] for n in range(4)]
 
 
@@ -269,7 +279,7 @@ def test_penalties_count_what_occurs_in_the_window(device: torch.device) -> None
         {"presence_penalty": 0.2, "repeat_last_n": 0}, {"presence_penalty": 0.2, "repeat_last_n": 5},
     ]  # fmt: skip
     batch = Batch(logits.expand(7, -1), [SamplingParams(temperature=0.0, **o) for o in options], device)
-    batch.positions.fill_(40)
+    batch.lengths.fill_(40)
     batch.tokens.fill_(50)
     batch.tokens[:, 37:40] = 4
     batch.tokens[:, 40:] = 5  # the future, which is garbage
@@ -292,12 +302,11 @@ def test_logits_of_half_precision(dtype: torch.dtype, device: torch.device) -> N
     logits = (torch.randn(5, 97) * 2).to(dtype)
     params = [SamplingParams(seed=n, **FILTERS[n]) for n in (0, 2, 5, 10)] + [SamplingParams(logit_bias={3: 1.0})]
     batch = Batch(logits.float(), params, device)
-    expected, _ = batch.run()
-    token_ids = torch.empty(5, dtype=torch.int64, device=device)
-    is_broken = torch.empty(5, dtype=torch.bool, device=device)
+    expected = batch.run()
+    token_ids = torch.empty(5, dtype=torch.int32, device=device)
     sample_tokens(
-        logits.to(device), batch.rows.to(device), batch.positions.to(device), batch.tokens.to(device),
-        batch.state, batch.workspace, token_ids, is_broken,
+        logits.to(device), batch.rows.to(device), (batch.lengths - 1).to(device), batch.tokens.to(device),
+        batch.state, batch.workspace, token_ids, advance=False,
     )  # fmt: skip
     assert token_ids.tolist() == expected
 
@@ -327,8 +336,8 @@ def test_draws_follow_the_exact_probabilities(options: dict[str, Any], device: t
     batch = Batch(logits.expand(n, -1), [params] * n, device, MEDIUM)
     batch.rows = torch.zeros(n, dtype=torch.int32)
     batch.state.set(0, params, origin=0)
-    batch.positions = torch.arange(n, dtype=torch.int32)
-    tokens, _ = batch.run()
+    batch.lengths = torch.arange(n, dtype=torch.int32)
+    tokens = batch.run()
     kept = twin_survivors(logits, params)
     probs = torch.tensor([logits[i].item() if i in kept else -math.inf for i in range(8)]).softmax(-1)
     counts = torch.bincount(torch.tensor(tokens), minlength=8)
@@ -339,24 +348,69 @@ def test_draws_follow_the_exact_probabilities(options: dict[str, Any], device: t
     assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
 
 
+def test_the_last_column_and_beyond(device: torch.device) -> None:
+    batch = Batch(torch.randn(2, 97), [SamplingParams(temperature=0.0)] * 2, device)
+    token_ids = torch.empty(2, dtype=torch.int32, device=device)
+    positions = torch.tensor([LENGTH + 18, LENGTH + 19], dtype=torch.int32, device=device)
+    tokens = torch.full((5, LENGTH + 20), -7, dtype=torch.int32, device=device)
+    sample_tokens(
+        batch.logits.to(device), batch.rows.to(device), positions, tokens, batch.state, batch.workspace, token_ids,
+        advance=True,
+    )  # fmt: skip
+    assert positions.tolist() == [LENGTH + 19, LENGTH + 20]
+    assert (tokens != -7).nonzero().tolist() == [[int(batch.rows[0]), LENGTH + 19]]
+    assert tokens[batch.rows[0], -1] == token_ids[0]
+
+
+def test_greedy_rows_leave_no_scratch(device: torch.device) -> None:
+    """One pass over the logits: nothing of a row's size is written, and the passes after it return at once."""
+    torch.manual_seed(0)
+    batch = Batch(torch.randn(2, 97), [SamplingParams(temperature=0.0, top_k=5, top_p=0.5)] * 2, device)
+    for name in ("work", "group_max", "list_s", "near_s"):
+        getattr(batch.workspace, name).fill_(torch.nan)
+    assert batch.run() == batch.logits.argmax(1).tolist()
+    for name in ("work", "group_max", "list_s", "near_s"):
+        assert getattr(batch.workspace, name).isnan().all(), name
+
+
+def test_a_state_over_the_memory_of_another(device: torch.device) -> None:
+    own, arena = SamplingState(3, device, max_bias=4), torch.zeros(3 * 32, dtype=torch.int32, device=device)
+    parts = [part.view(3, -1) for part in arena.split([3 * 16, 3 * 8, 3 * 4, 3 * 4])]
+    views = {
+        "ints": parts[0].view(torch.int64), "floats": parts[1].view(torch.float32),
+        "bias_ids": parts[2], "bias_values": parts[3].view(torch.float32),
+    }  # fmt: skip
+    state = SamplingState.over(**views)
+    params = SamplingParams(seed=2**63 - 1, top_p=0.5, logprobs=3, repeat_penalty=1.1, logit_bias={4: -1.5, 7: 1e38})
+    for one in (own, state):
+        one.set(1, params, origin=-5)
+    for name, view in views.items():
+        assert torch.equal(view, getattr(own, name))
+    floats, ints = SamplingState.encode(params, -5)
+    assert torch.equal(state.floats[1], torch.tensor(floats, device=device))
+    assert state.ints[1].tolist() == ints
+    assert ints[5] == 3
+    assert SamplingState.encode(SamplingParams(), 0)[1][5] == -1
+    with pytest.raises(ValueError, match=r"ints is torch.int32 \(3, 16\); it must be torch.int64 \(3, 8\)"):
+        SamplingState.over(**views | {"ints": parts[0]})
+
+
 def test_refuses_what_does_not_fit_together(device: torch.device) -> None:
     batch = Batch(torch.randn(2, 97), [SamplingParams()] * 2, device)
-    out = torch.empty(2, dtype=torch.int64, device=device), torch.empty(2, dtype=torch.bool, device=device)
     good: list[Any] = [
-        batch.logits.to(device), batch.rows.to(device), batch.positions.to(device), batch.tokens.to(device),
-        batch.state, batch.workspace, *out,
+        batch.logits.to(device), batch.rows.to(device), batch.lengths.to(device), batch.tokens.to(device),
+        batch.state, batch.workspace, torch.empty(2, dtype=torch.int32, device=device),
     ]  # fmt: skip
     for index, wrong, message in (
         (0, torch.randn(3, 97), "at most 2 rows of 97"),
         (0, torch.randn(2, 98), "at most 2 rows of 97"),
         (0, torch.randn(97, 2).T, "contiguous"),
         (1, batch.rows.long(), "rows is torch.int64"),
-        (2, batch.positions[:1], "positions is"),
+        (2, batch.lengths[:1], "positions is"),
         (3, batch.tokens.long(), "must be int32"),
-        (6, out[0].int(), "token_ids is"),
-        (7, out[1].int(), "is_broken is"),
+        (6, good[6].long(), "token_ids is torch.int64"),
     ):
         with pytest.raises(ValueError, match=message):
-            sample_tokens(*good[:index], wrong, *good[index + 1 :])
+            sample_tokens(*good[:index], wrong, *good[index + 1 :], advance=False)
     with pytest.raises(ValueError, match="at most 2 are taken"):
         SamplingState(1, device, max_bias=2).set(0, SamplingParams(logit_bias={1: 1.0, 2: 1.0, 3: 1.0}), 0)
