@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -69,11 +70,40 @@ def has_fast_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def available_bytes(device: torch.device) -> int:
-    """Memory that can still be allocated, a container's limit counted."""
+@dataclass(frozen=True)
+class DeviceMemory:
+    """What a model may be put into."""
+
+    is_gpu: bool
+    free_bytes: int
+    total_bytes: int
+    host_bytes: int
+    """Free memory of the host that a GPU's layers may be kept in; 0 where the device is the host."""
+
+
+def device_memory(device: torch.device) -> DeviceMemory:
+    """The memory of a device, as it is now."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        total = min(int(torch.cuda.mem_get_info(device)[1]), _cap(device))
+        return DeviceMemory(True, available_bytes(device), total, available_bytes(torch.device("cpu")))
+    return DeviceMemory(False, available_bytes(device), int(psutil.virtual_memory().total), 0)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that can still be allocated: a container's limit is counted, and on a GPU a limit set for this process
+    (torch.cuda.set_per_process_memory_fraction) and what torch holds in reserve."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device)
+        left = min(int(torch.cuda.mem_get_info(device)[0]), _cap(device) - reserved)
+        return max(0, left) + reserved - torch.cuda.memory_allocated(device)
     return min(int(psutil.virtual_memory().available), _left_in_container(CGROUP))
+
+
+def _cap(device: torch.device) -> int:
+    """The most that this process may take of a GPU."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.mem_get_info(device)[1]
+    return int(torch.cuda.get_per_process_memory_fraction(index) * total)
 
 
 def _left_in_container(cgroup: Path) -> int:

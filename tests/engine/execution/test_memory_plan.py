@@ -1,0 +1,181 @@
+"""Memory by calculation: cards of all sizes, budgets, layers in the host's memory, and sentences where nothing fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from engine.config import ModelConfig
+from engine.execution import device
+from engine.execution.device import DeviceMemory
+from engine.execution.errors import ModelTooLarge
+from engine.execution.memory import MemoryPlan, MemoryRequest, layer_bytes, plan_memory, replan_memory
+from engine.rope import Rope
+
+GIB = 1 << 30
+QWEN_7B = ModelConfig(
+    architecture="qwen2",
+    vocab_size=152064,
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_layers=28,
+    num_heads=28,
+    num_kv_heads=4,
+    head_dim=128,
+    max_position_embeddings=32768,
+    rms_norm_eps=1e-6,
+    rope=Rope(1e6, 128),
+    qkv_bias=True,
+)
+TINY = replace(
+    QWEN_7B, vocab_size=512, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2, num_kv_heads=1,
+    head_dim=32, max_position_embeddings=256, rope=Rope(1e4, 32), attention_scale=0.0, windows=(), num_parameters=0,
+)  # fmt: skip
+REQUEST = MemoryRequest(dtype=torch.bfloat16, kv_dtype=torch.bfloat16)
+LAYER = layer_bytes(QWEN_7B, torch.bfloat16)
+
+
+def gpu(total: float, free: float | None = None, host: float = 64) -> DeviceMemory:
+    return DeviceMemory(True, int((total - 0.5 if free is None else free) * GIB), int(total * GIB), int(host * GIB))
+
+
+def plan(memory: DeviceMemory, config: ModelConfig = QWEN_7B, **options: Any) -> MemoryPlan:
+    planned = plan_memory(config, replace(REQUEST, **options), memory)
+    taken = planned.weights_bytes + planned.activation_bytes + planned.graph_bytes + planned.kv_bytes
+    assert taken <= memory.free_bytes
+    if options.get("budget_bytes"):
+        assert taken <= options["budget_bytes"]
+    elif memory.is_gpu:
+        assert memory.free_bytes - taken >= max(GIB, int(0.08 * memory.total_bytes)), "a desktop needs some"
+    assert planned.kv_bytes % (planned.num_blocks + 1) == 0
+    return planned
+
+
+@pytest.mark.parametrize(
+    ("card", "num_offloaded", "num_tokens"),
+    [(140, 0, 256 * 4096), (80, 0, 256 * 4096), (24, 0, 114_480), (16, 6, 9_184), (12, 14, 4_544), (6, 28, 5_984)],
+)
+def test_seven_billion_parameters_on_a_card_of(card: float, num_offloaded: int, num_tokens: int) -> None:
+    planned = plan(gpu(card))
+    assert (planned.num_offloaded_layers, planned.num_blocks * 16) == (num_offloaded, num_tokens)
+    assert planned.host_bytes == num_offloaded * LAYER
+    if num_offloaded:
+        assert planned.notes[0].startswith(f"{num_offloaded} of 28 layers stay in the host's memory; each step copies")
+    else:
+        assert planned.notes == ()
+
+
+def test_one_layer_fewer_in_the_host_would_not_fit() -> None:
+    planned = plan(gpu(12))
+    with pytest.raises(ModelTooLarge):
+        plan(gpu(12), num_gpu_layers=28 - planned.num_offloaded_layers + 1)
+    assert plan(gpu(12), num_gpu_layers=28 - planned.num_offloaded_layers) == planned
+
+
+@pytest.mark.parametrize("num_gpu_layers", [0, 5, 28, 99])
+def test_layers_are_placed_as_asked(num_gpu_layers: int) -> None:
+    planned = plan(gpu(48), num_gpu_layers=num_gpu_layers)
+    assert planned.num_offloaded_layers == 28 - min(28, num_gpu_layers)
+    whole = plan(gpu(48)).weights_bytes
+    assert planned.weights_bytes == whole - max(0, planned.num_offloaded_layers - 2) * LAYER, "two slots remain"
+
+
+def test_a_tiny_model_leaves_nearly_everything() -> None:
+    planned = plan(gpu(24), TINY)
+    assert planned.num_blocks * 16 == 256 * 4096
+    assert planned.kv_bytes + planned.weights_bytes < GIB
+    assert plan(gpu(24), TINY, max_num_seqs=4).num_blocks * 16 == 4 * 4096
+    long = replace(TINY, max_position_embeddings=1 << 17)
+    assert plan(gpu(24), long, max_num_seqs=4).num_blocks * 16 == 2 << 17, "two sequences of full context"
+
+
+def test_a_budget_is_used_up() -> None:
+    planned = plan(gpu(24), budget_bytes=20 * GIB)
+    rest = planned.weights_bytes + planned.activation_bytes + planned.graph_bytes
+    one = planned.kv_bytes // (planned.num_blocks + 1)
+    assert 20 * GIB - rest - planned.kv_bytes < one
+    assert plan(gpu(24, free=18), budget_bytes=20 * GIB).kv_bytes < planned.kv_bytes, "no more than is free"
+
+
+def test_memory_to_leave_free_is_left() -> None:
+    more, less = plan(gpu(24)), plan(gpu(24), overhead_bytes=2 * GIB)
+    one = more.kv_bytes // (more.num_blocks + 1)
+    assert 2 * GIB - one <= more.kv_bytes - less.kv_bytes <= 2 * GIB + one
+
+
+def test_a_number_of_blocks_is_kept_to() -> None:
+    assert plan(gpu(24), num_blocks=100).num_blocks == 100
+    with pytest.raises(ModelTooLarge, match=r"with a context of 1600000000 tokens"):
+        plan(gpu(24), num_blocks=100_000_000)
+
+
+def test_a_cpu_gives_a_quarter_of_what_is_left() -> None:
+    host = DeviceMemory(False, 64 * GIB, 64 * GIB, 0)
+    planned = plan(host)
+    assert (planned.num_offloaded_layers, planned.graph_bytes) == (0, 0)
+    assert planned.num_blocks * 16 == 16 * 4096
+    few = plan(replace(host, free_bytes=20 * GIB))
+    left = 20 * GIB - few.weights_bytes - few.activation_bytes
+    assert few.kv_bytes <= left / 4 < few.kv_bytes * 1.01
+    with pytest.raises(ModelTooLarge, match="stop other models, or choose a smaller one"):
+        plan(replace(host, free_bytes=14 * GIB))
+
+
+def sentence(memory: DeviceMemory, **options: Any) -> str:
+    with pytest.raises(ModelTooLarge) as error:
+        plan(memory, **options)
+    assert error.value.kind == "memory"
+    assert error.value.needs_bytes > error.value.has_bytes
+    return str(error.value)
+
+
+def test_too_large_says_what_would_fit() -> None:
+    text = sentence(gpu(4))
+    assert text.startswith("the model (14.2 GiB of weights in bfloat16) with a context of 4096 tokens (225 MiB) needs ")
+    assert "but 2560 MiB are free; stop other models, or choose a smaller one (about 0.5 billion" in text
+    assert text.endswith("1024 MiB more are free and left to other programs, gpu_memory takes them")
+    assert "put 14 layers on the device (num_gpu)" in sentence(gpu(12), num_gpu_layers=28)
+    assert "choose dtype bfloat16 (14.2 GiB of weights)" in sentence(gpu(24), dtype=torch.float32, num_gpu_layers=28)
+    assert "a context of 2128 tokens (num_blocks 133)" in sentence(gpu(24, free=17.5), num_gpu_layers=28)
+
+
+def test_a_host_without_room_is_told() -> None:
+    text = sentence(gpu(12, host=8))
+    assert text.startswith("14 of 28 layers do not fit on the device; to keep them in the host's memory needs 6223 MiB")
+
+
+@pytest.mark.parametrize("card", [24, 12])
+def test_another_cache_beside_the_same_weights(card: float) -> None:
+    memory = gpu(card)
+    first = plan(memory)
+    loaded = replace(
+        memory,
+        free_bytes=memory.free_bytes - first.weights_bytes,
+        host_bytes=memory.host_bytes - first.host_bytes,
+    )
+    assert replan_memory(QWEN_7B, REQUEST, loaded, first) == first
+    small = replan_memory(QWEN_7B, replace(REQUEST, num_blocks=100), loaded, first)
+    assert (small.num_blocks, small.num_offloaded_layers) == (100, first.num_offloaded_layers)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "reserved", "allocated", "expected"),
+    [(1.0, 0, 0, 70), (0.25, 0, 0, 20), (0.25, 15, 15, 5), (0.25, 15, 10, 10), (0.25, 20, 20, 0)],
+)
+def test_a_limit_of_the_process_counts(
+    fraction: float, reserved: int, allocated: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stands in for the driver, which is not there: 80 GiB, of which 70 are free."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: fraction)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: allocated * GIB)
+    memory = device.device_memory(torch.device("cuda"))
+    assert memory.is_gpu
+    assert memory.free_bytes == expected * GIB
+    assert memory.total_bytes == int(fraction * 80) * GIB
+    assert memory.host_bytes > 0
