@@ -1,20 +1,17 @@
 """Products of a weight matrix with few tokens: y = x @ W.T, with what follows fused into the store.
 
-Decoding reads each weight once a step, so the time is that of the bytes. For up to four tokens `_fma_kernel` streams W
-with plain multiply-adds: the threads of a program span a row, each loads 16 bytes of every row of the tile and the same
-of x, so that no value changes hands until one sum at the end, and several tiles are in flight. Beyond, multiply-adds
-would be the limit, and `_dot_kernel` gives 16 tokens to the tensor cores. Programs own whole rows of W: nothing is
-accumulated across programs, and results do not vary from run to run. Sums are in float32.
+Decoding reads each weight once a step, so the time is that of the bytes. A few tokens are multiplied by `gemv_fma`,
+which needs no tensor cores; beyond, multiply-adds would be the limit, and `gemv_dot` gives up to 128 tokens to the
+tensor cores. Here are their launchers; `product_tiles` says which of the two and with which tile, `gemv_epilogue` what
+follows the product, and what the norm is that is deferred into it. Called by the runner of decode steps, and by
+`products`, which knows when the library is the better choice.
 
-Which tile, and which of the two: `tiles.gemv_tiles`. What follows the product, and the norm that is deferred into it:
-`gemv_epilogue`. Called by the runner of decode steps; longer batches go to the library's matrix product.
-
-Source: the order of loads before `wait_for_predecessor` is programmatic dependent launch, CUDA C++ programming guide;
-Zhang & Sennrich 2019, arXiv:1910.07467 (RMSNorm); Shazeer 2020, arXiv:2002.05202 (gated units).
+Source: Zhang & Sennrich 2019, arXiv:1910.07467 (RMSNorm); Shazeer 2020, arXiv:2002.05202 (gated units).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,9 +19,19 @@ import triton
 import triton.language as tl
 
 from engine.kernels import gemv_epilogue as epilogues
-from engine.kernels.gemv_epilogue import GATED, finish
-from engine.kernels.launch import capability, dot_operand, launch_options, wait_for_predecessor
-from engine.kernels.tiles import DOT_ROWS_OF_X, GemvTiles, MatrixKind, gemv_tiles
+from engine.kernels.gemv_dot import dot_kernel, sum_splits_kernel
+from engine.kernels.gemv_fma import fma_kernel
+from engine.kernels.launch import capability, launch_options
+from engine.kernels.product_tiles import (
+    MAX_FUSED_TOKENS,
+    MAX_TOKENS,
+    DotTile,
+    FmaTile,
+    Tile,
+    WhatFollows,
+    matrix_kind,
+    product_tile,
+)
 
 Tensor = torch.Tensor
 
@@ -35,181 +42,17 @@ ACTIVATIONS = {
 }
 
 
+MIN_DOT_TOKENS = 16
+SUM_BLOCK, SUM_WARPS = 1024, 4
+"""Outputs a program where partial sums of split rows are added, and its warps."""
+
+
 class DeferredNorm(NamedTuple):
     """An RMSNorm whose weight is already in x; the division by the root mean square is left to the reader."""
 
     sum_squares: Tensor
     """float32 [num_tokens, num_partials]: their sum over a row is that of the squares of the residual stream."""
     eps: float
-
-
-@triton.jit
-def _append(items, item):
-    """The tuple with one more item; Triton knows no star in it."""
-    return items + (item,)  # noqa: RUF005 - the star is what Triton does not know
-
-
-@triton.jit
-def _load_tile(
-    weight_ptr,
-    rows,  # int64 [ROWS], rows of the matrix
-    chunk,  # which COLUMNS of the row
-    stride,  # elements from row to row
-    WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """[ROWS, COLUMNS], zero beyond the width. Weights are read once a step: they leave the cache first."""
-    column = chunk * COLUMNS + tl.arange(0, COLUMNS)
-    pointers = weight_ptr + rows[:, None] * stride + column[None, :]
-    if WIDTH % COLUMNS == 0:
-        return tl.load(pointers, eviction_policy="evict_first")
-    else:
-        return tl.load(pointers, mask=(column < WIDTH)[None, :], other=0.0, eviction_policy="evict_first")
-
-
-@triton.jit
-def _ring_tile(
-    weight_ptr,
-    rows,  # int64 [ROWS], first or gate rows
-    up_offset,
-    stride,
-    T: tl.constexpr,  # the tile's number: chunk T // HALVES of the gate rows, or of the up rows where T is odd
-    HALVES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    return _load_tile(weight_ptr, rows + (T % HALVES) * up_offset, T // HALVES, stride, WIDTH, COLUMNS)
-
-
-@triton.jit
-def _fma_kernel(
-    x_ptr,  # [num_tokens, WIDTH]
-    weight_ptr,  # [num_outputs, WIDTH]; GATED: twice as many rows
-    bias_ptr,  # this and the next six: as in gemv_epilogue.finish
-    sum_squares_ptr,
-    residual_ptr,
-    gamma_ptr,
-    out_ptr,
-    partials_ptr,
-    x_stride,  # elements from row to row
-    weight_stride,
-    residual_stride,
-    num_outputs,
-    gate_step,
-    up_offset,
-    num_partials,
-    eps,
-    NUM_TOKENS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,  # outputs a program, a power of two
-    COLUMNS: tl.constexpr,  # VECTOR elements of every row for each thread
-    VECTOR: tl.constexpr,  # elements in 16 bytes
-    DEPTH: tl.constexpr,  # tiles in flight
-    EPILOGUE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    NORM_BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    HALVES: tl.constexpr = 2 if EPILOGUE == GATED else 1
-    NUM_CHUNKS: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = tl.minimum(rows, num_outputs - 1) * gate_step  # programs at the end compute the last row again
-
-    ring = ()
-    for t in tl.static_range(DEPTH):
-        if t < NUM_CHUNKS * HALVES:
-            tile = _ring_tile(weight_ptr, inside, up_offset, weight_stride, t, HALVES, WIDTH, COLUMNS)
-            ring = _append(ring, tile)
-    wait_for_predecessor(PDL)
-
-    sums = ()  # for each half and token [ROWS, COLUMNS // VECTOR], one element a thread and row
-    for _ in tl.static_range(HALVES * NUM_TOKENS):
-        sums = _append(sums, tl.zeros((ROWS, COLUMNS // VECTOR), tl.float32))
-    for chunk in tl.static_range(NUM_CHUNKS):
-        column = chunk * COLUMNS + tl.arange(0, COLUMNS)
-        xs = ()
-        for token in tl.static_range(NUM_TOKENS):
-            x = tl.load(x_ptr + token * x_stride + column, mask=column < WIDTH, other=0.0)
-            xs = _append(xs, x.to(tl.float32))
-        new_sums = ()
-        for half in tl.static_range(HALVES):
-            weights = ring[0].to(tl.float32)  # type: ignore[misc] # a tuple that Triton unrolls, empty to mypy
-            ring = ring[1:]
-            # Written out twice, because a name for the tile's number would make it a run-time value.
-            if chunk * HALVES + half + DEPTH < NUM_CHUNKS * HALVES:
-                tile = _ring_tile(
-                    weight_ptr, inside, up_offset, weight_stride, chunk * HALVES + half + DEPTH, HALVES, WIDTH, COLUMNS
-                )
-                ring = _append(ring, tile)
-            for token in tl.static_range(NUM_TOKENS):
-                product = tl.reshape(weights * xs[token][None, :], (ROWS, COLUMNS // VECTOR, VECTOR))
-                new_sums = _append(new_sums, sums[half * NUM_TOKENS + token] + tl.sum(product, axis=2))
-        sums = new_sums
-
-    for token in tl.static_range(NUM_TOKENS):
-        y = tl.sum(sums[token], axis=1)[:, None]  # [ROWS, 1]
-        y_up = y
-        if EPILOGUE == GATED:
-            y_up = tl.sum(sums[NUM_TOKENS + token], axis=1)[:, None]
-        finish(
-            y, y_up, rows, token + tl.arange(0, 1), bias_ptr, sum_squares_ptr, residual_ptr, gamma_ptr, out_ptr,
-            partials_ptr, residual_stride, NUM_TOKENS, num_outputs, gate_step, up_offset, WIDTH, num_partials, eps,
-            EPILOGUE, ACTIVATION, HAS_BIAS, NORM_BLOCK,
-        )  # fmt: skip
-
-
-@triton.jit
-def _dot_kernel(
-    x_ptr,  # this and the next parameters: as in _fma_kernel
-    weight_ptr,
-    bias_ptr,
-    sum_squares_ptr,
-    residual_ptr,
-    gamma_ptr,
-    out_ptr,
-    partials_ptr,
-    x_stride,
-    weight_stride,
-    residual_stride,
-    num_tokens,  # at most TOKENS
-    num_outputs,
-    gate_step,
-    up_offset,
-    num_partials,
-    eps,
-    WIDTH: tl.constexpr,
-    TOKENS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-    EPILOGUE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    NORM_BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = tl.minimum(rows, num_outputs - 1) * gate_step
-    tokens = tl.arange(0, TOKENS)
-    y = tl.zeros((ROWS, TOKENS), tl.float32)
-    y_up = tl.zeros((ROWS, TOKENS), tl.float32)
-    wait_for_predecessor(PDL)
-    for chunk in tl.range(0, (WIDTH + COLUMNS - 1) // COLUMNS, num_stages=NUM_STAGES):
-        column = chunk * COLUMNS + tl.arange(0, COLUMNS)
-        mask = (tokens < num_tokens)[None, :] & (column < WIDTH)[:, None]
-        x = tl.load(x_ptr + tokens[None, :] * x_stride + column[:, None], mask=mask, other=0.0)  # [COLUMNS, TOKENS]
-        x = dot_operand(x.to(weight_ptr.dtype.element_ty))
-        weights = _load_tile(weight_ptr, inside, chunk, weight_stride, WIDTH, COLUMNS)
-        y = tl.dot(dot_operand(weights), x, y, input_precision="ieee")
-        if EPILOGUE == GATED:
-            weights = _load_tile(weight_ptr, inside + up_offset, chunk, weight_stride, WIDTH, COLUMNS)
-            y_up = tl.dot(dot_operand(weights), x, y_up, input_precision="ieee")
-    finish(
-        y, y_up, rows, tokens, bias_ptr, sum_squares_ptr, residual_ptr, gamma_ptr, out_ptr,
-        partials_ptr, residual_stride, num_tokens, num_outputs, gate_step, up_offset, WIDTH, num_partials, eps,
-        EPILOGUE, ACTIVATION, HAS_BIAS, NORM_BLOCK,
-    )  # fmt: skip
 
 
 def gemv(
@@ -219,28 +62,29 @@ def gemv(
     *,
     norm: DeferredNorm | None = None,
     out_dtype: torch.dtype | None = None,
-    tiles: GemvTiles | None = None,
+    tile: Tile | None = None,
     pdl: bool = False,
 ) -> Tensor:
     """x @ weight.T + bias.
 
     Args:
-        x: [num_tokens, width], 1 to 16 tokens; with `norm`, times the norm's weight but not yet divided.
+        x: [num_tokens, width], 1 to 128 tokens; with `norm` 1 to 16, times its weight but not yet divided.
         weight: [num_outputs, width]; bfloat16, float16 or float32.
         bias: [num_outputs].
         norm: completes the norm of `x`.
         out_dtype: the type of `x` by default. float32 spares a rounding where a kernel of ours reads the result.
-        tiles: instead of the table's choice; what measurements vary.
+        tile: instead of the table's choice; what measurements vary.
         pdl: load weights while the kernel before still runs, on devices that can.
 
     Returns:
         [num_tokens, num_outputs].
 
     Raises:
-        ValueError: shapes or types that do not fit, or elements of a row that do not lie together.
+        ValueError: shapes or types that do not fit, elements of a row that do not lie together, or more tokens than
+            the table has a tile for.
     """
     out = torch.empty(x.shape[0], weight.shape[0], dtype=out_dtype or x.dtype, device=x.device)
-    _launch(x, weight, bias, norm, out, epilogues.PLAIN, "plain", tiles, pdl)
+    _launch(x, weight, bias, norm, out, epilogues.PLAIN, "plain", tile, pdl)
     return out
 
 
@@ -252,7 +96,7 @@ def gemv_residual(
     bias: Tensor | None = None,
     *,
     norm: DeferredNorm | None = None,
-    tiles: GemvTiles | None = None,
+    tile: Tile | None = None,
     pdl: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Adds x @ weight.T + bias to `residual`, in place, and begins the norm that follows.
@@ -261,13 +105,13 @@ def gemv_residual(
     passes 65504 (Gemma); bfloat16 and float32 cannot.
 
     Args:
-        x: as for `gemv`.
+        x: as for `gemv`, 1 to 16 tokens.
         weight: as for `gemv`.
         residual: float32 [num_tokens, num_outputs], overwritten.
         gamma: [num_outputs], weight of the norm that follows, its offset added.
         bias: as for `gemv`.
         norm: as for `gemv`.
-        tiles: as for `gemv`.
+        tile: as for `gemv`.
         pdl: as for `gemv`.
 
     Returns:
@@ -288,7 +132,7 @@ def gemv_residual(
             "residual contiguous"
         )
     out = torch.empty(num_tokens, num_outputs, dtype=x.dtype, device=x.device)
-    partials = _launch(x, weight, bias, norm, out, epilogues.RESIDUAL, "residual", tiles, pdl, residual, gamma)
+    partials = _launch(x, weight, bias, norm, out, epilogues.RESIDUAL, "residual", tile, pdl, residual, gamma)
     return out, partials
 
 
@@ -300,7 +144,7 @@ def gemv_gated(
     *,
     layout: Literal["split", "interleaved"] = "split",
     norm: DeferredNorm | None = None,
-    tiles: GemvTiles | None = None,
+    tile: Tile | None = None,
     pdl: bool = False,
 ) -> Tensor:
     """activation(x @ gate.T) * (x @ up.T).
@@ -312,7 +156,7 @@ def gemv_gated(
         bias: [2 * num_outputs], laid out as the rows of `gate_up`.
         layout: "split": all gate rows, then all up rows; "interleaved": they alternate, gate first.
         norm: as for `gemv`.
-        tiles: as for `gemv`.
+        tile: as for `gemv`.
         pdl: as for `gemv`.
 
     Returns:
@@ -328,7 +172,7 @@ def gemv_gated(
         )
     out = torch.empty(x.shape[0], gate_up.shape[0] // 2, dtype=x.dtype, device=x.device)
     _launch(
-        x, gate_up, bias, norm, out, epilogues.GATED, "gated", tiles, pdl,
+        x, gate_up, bias, norm, out, epilogues.GATED, "gated", tile, pdl,
         activation=ACTIVATIONS[activation], is_interleaved=layout == "interleaved",
     )  # fmt: skip
     return out
@@ -340,7 +184,7 @@ def gemv_argmax(
     bias: Tensor | None = None,
     *,
     norm: DeferredNorm | None = None,
-    tiles: GemvTiles | None = None,
+    tile: Tile | None = None,
     pdl: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The largest of x @ weight.T + bias among the rows of each program; `step_end` finds the largest of all.
@@ -348,11 +192,11 @@ def gemv_argmax(
     The products are not kept. A soft cap, being monotonic, needs no regard.
 
     Args:
-        x: as for `gemv`.
+        x: as for `gemv`, 1 to 16 tokens.
         weight: as for `gemv`, without rows that only pad the vocabulary.
         bias: as for `gemv`.
         norm: as for `gemv`.
-        tiles: as for `gemv`.
+        tile: as for `gemv`.
         pdl: as for `gemv`.
 
     Returns:
@@ -363,7 +207,7 @@ def gemv_argmax(
         ValueError: as `gemv`.
     """
     rows = torch.empty(0, dtype=torch.int32, device=x.device)  # as wide as there are programs
-    values = _launch(x, weight, bias, norm, rows, epilogues.ARGMAX, "argmax", tiles, pdl)
+    values = _launch(x, weight, bias, norm, rows, epilogues.ARGMAX, "argmax", tile, pdl)
     return values, rows
 
 
@@ -374,8 +218,8 @@ def _launch(
     norm: DeferredNorm | None,
     out: Tensor,
     epilogue: tl.constexpr,
-    kind: MatrixKind,
-    tiles: GemvTiles | None,
+    what_follows: WhatFollows,
+    tile: Tile | None,
     pdl: bool,
     residual: Tensor | None = None,
     gamma: Tensor | None = None,
@@ -383,17 +227,14 @@ def _launch(
     is_interleaved: bool = False,
 ) -> Tensor:
     """Launches either kernel. Returns the partial results, one for each token and program; sizes `out` for ARGMAX."""
-    _check(x, weight, bias, norm)
+    _check(x, weight, bias, norm, is_fused=norm is not None or what_follows in ("residual", "argmax"))
     num_tokens, width = x.shape
-    num_outputs = weight.shape[0] // 2 if kind == "gated" else weight.shape[0]
-    if tiles is None:
-        tiles = gemv_tiles(capability(x.device), kind, num_outputs, width, weight.element_size())
-    use_fma = num_tokens <= tiles.max_fma_tokens
-    tile = tiles.fma if use_fma else tiles.dot
+    num_outputs = weight.shape[0] // 2 if what_follows == "gated" else weight.shape[0]
+    tile = tile or _tile(x, weight, what_follows, num_outputs)
     num_programs = triton.cdiv(num_outputs, tile.rows)
-    has_partials = kind in ("residual", "argmax")
+    has_partials = what_follows in ("residual", "argmax")
     partials = torch.empty(num_tokens, num_programs if has_partials else 0, device=x.device)
-    if kind == "argmax":
+    if what_follows == "argmax":
         out.resize_(num_tokens, num_programs)
     num_partials = 0 if norm is None else norm.sum_squares.shape[1]
     tensors = (
@@ -405,59 +246,108 @@ def _launch(
         x if gamma is None else gamma,
         out,
         partials,
-        x.stride(0),
-        weight.stride(0),
-        0 if residual is None else residual.stride(0),
     )
     numbers = (
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
         num_outputs,
-        2 if is_interleaved else 1,
-        1 if is_interleaved else num_outputs,
         num_partials,
         0.0 if norm is None else norm.eps,
     )
     constants = {
         "WIDTH": width,
+        "WEIGHT_STRIDE": weight.stride(0),
         "ROWS": tile.rows,
+        "IS_EVEN": num_outputs % tile.rows == 0,
+        "IS_INTERLEAVED": is_interleaved,
         "EPILOGUE": epilogue,
         "ACTIVATION": activation,
         "HAS_BIAS": bias is not None,
         "NORM_BLOCK": triton.next_power_of_2(num_partials) if num_partials else 0,
-    } | launch_options(tile.num_warps, pdl, x.device)
-    if use_fma:
+    }
+    if isinstance(tile, FmaTile):
         vector = 16 // weight.element_size()
-        columns = vector * 32 * tiles.fma.num_warps
-        _fma_kernel[(num_programs,)](
+        fma_kernel[(num_programs,)](
             *tensors,
             *numbers,
             NUM_TOKENS=num_tokens,
-            COLUMNS=columns,
+            TILE_ROWS=tile.tile_rows,
+            COLUMNS=vector * 32 * tile.num_warps,
             VECTOR=vector,
-            DEPTH=tiles.fma.depth,
+            DEPTH=tile.depth,
             **constants,
+            **launch_options(tile.num_warps, pdl, x.device),
         )
+    elif tile.splits == 1 or what_follows != "plain" or norm is not None:
+        _launch_dot(tensors, numbers, constants, replace(tile, splits=1), num_tokens, pdl)
     else:
-        _dot_kernel[(num_programs,)](
-            *tensors,
+        sums = torch.empty(tile.splits, num_tokens, num_outputs, device=x.device)
+        tensors = *tensors[:6], sums, partials
+        _launch_dot(tensors, numbers, constants | {"HAS_BIAS": False}, tile, num_tokens, pdl)
+        sum_splits_kernel[(triton.cdiv(num_outputs, SUM_BLOCK), num_tokens)](
+            sums,
+            x if bias is None else bias,
+            out,
+            num_outputs,
             num_tokens,
-            *numbers,
-            TOKENS=DOT_ROWS_OF_X,
-            COLUMNS=tiles.dot.columns,
-            NUM_STAGES=tiles.dot.num_stages,
-            **constants,
+            SPLITS=tile.splits,
+            BLOCK=SUM_BLOCK,
+            HAS_BIAS=bias is not None,
+            **launch_options(SUM_WARPS, pdl, x.device),
         )
     return partials
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, norm: DeferredNorm | None) -> None:
+def _tile(x: Tensor, weight: Tensor, what_follows: WhatFollows, num_outputs: int) -> Tile:
+    num_tokens, width = x.shape
+    kind = matrix_kind(what_follows, num_outputs, width)
+    tile = product_tile(capability(x.device), kind, width, weight.element_size(), num_tokens)
+    if tile is None:
+        raise ValueError(
+            f"gemv: there is no tile for {num_tokens} tokens and {weight.dtype} {tuple(weight.shape)} ({kind}), "
+            "because the library is faster; pass one, or call products.linear"
+        )
+    return tile
+
+
+def _launch_dot(
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[int | float, ...],
+    constants: dict[str, object],
+    tile: DotTile,
+    num_tokens: int,
+    pdl: bool,
+) -> None:
+    x, weight = tensors[:2]
+    num_outputs, width = int(numbers[2]), x.shape[1]
+    columns_a_split = triton.cdiv(triton.cdiv(width, tile.columns), tile.splits) * tile.columns
+    prefetched = tile.prefetched
+    while prefetched > max(0, width - (tile.splits - 1) * columns_a_split):
+        prefetched //= 2
+    dot_kernel[(triton.cdiv(num_outputs, tile.rows), tile.splits)](
+        *tensors,
+        *numbers,
+        num_tokens,
+        TOKENS=max(MIN_DOT_TOKENS, triton.next_power_of_2(num_tokens)),
+        COLUMNS=tile.columns,
+        NUM_STAGES=tile.num_stages,
+        SPLITS=tile.splits,
+        PREFETCHED=prefetched,
+        **constants,
+        **launch_options(tile.num_warps, pdl, weight.device),
+    )
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, norm: DeferredNorm | None, *, is_fused: bool) -> None:
     num_tokens = x.shape[0]
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1] or x.dtype != weight.dtype:
         raise ValueError(
             f"gemv: x is {x.dtype} {tuple(x.shape)}, weight {weight.dtype} {tuple(weight.shape)}; "
             "both must have one type, two axes and the same width"
         )
-    if not 1 <= num_tokens <= DOT_ROWS_OF_X:
-        raise ValueError(f"gemv: {num_tokens} tokens; takes 1 to {DOT_ROWS_OF_X}, more belong to a matrix product")
+    most = MAX_FUSED_TOKENS if is_fused else MAX_TOKENS
+    if not 1 <= num_tokens <= most:
+        raise ValueError(f"gemv: {num_tokens} tokens; takes 1 to {most}, more belong to a product with nothing fused")
     if x.stride(1) != 1 or weight.stride(1) != 1:
         raise ValueError(f"gemv: rows must be contiguous; the strides are {x.stride()} and {weight.stride()}")
     if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):

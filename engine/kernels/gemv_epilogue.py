@@ -1,6 +1,7 @@
-"""What happens to a product of `gemv` before it is stored: the second half of both of its kernels.
+"""What happens to a product of `gemv` before it is stored: the second half of the kernel that uses tensor cores.
 
-A program holds y = W x for `ROWS` rows of the matrix and `TOKENS` tokens, in float32. What becomes of it:
+The kernel without them does the same for scalars (`gemv_fma`). A program holds y = W x for `ROWS` rows of the matrix
+and `TOKENS` tokens, in float32. What becomes of it:
 
     PLAIN     out = y
     RESIDUAL  residual += y;  out = gamma * residual;  partials[token, program] = sum of the program's residual ** 2
@@ -83,7 +84,7 @@ def inverse_rms(
 def finish(
     y,  # float32 [ROWS, TOKENS]; of the gate rows for GATED
     y_up,  # float32 [ROWS, TOKENS] of the up rows for GATED, else anything
-    rows,  # int64 [ROWS], outputs: rows of the matrix, or of its gate half
+    rows,  # int32 [ROWS], outputs: rows of the matrix, or of its gate half
     tokens,  # int32 [TOKENS]
     bias_ptr,  # [rows of the matrix], or anything unless HAS_BIAS
     sum_squares_ptr,  # float32 [num_tokens, num_partials], or anything unless NORM_BLOCK
@@ -104,19 +105,26 @@ def finish(
     HAS_BIAS: tl.constexpr,
     NORM_BLOCK: tl.constexpr,  # power of two >= num_partials; 0: the input needs no norm
 ):
-    """Stores a program's share of the result."""
+    """Stores a program's share of the result. Whatever is loaded is asked for before any of it is used."""
     mask = (rows < num_outputs)[:, None] & (tokens < num_tokens)[None, :]  # [ROWS, TOKENS]
+    if EPILOGUE == RESIDUAL:
+        gamma = tl.load(gamma_ptr + rows, mask=rows < num_outputs, other=0.0).to(tl.float32)
+        stream = residual_ptr + tokens[None, :] * residual_stride + rows[:, None]
+        residual = tl.load(stream, mask=mask, other=0.0)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + rows * gate_step, mask=rows < num_outputs, other=0.0).to(tl.float32)
+        if EPILOGUE == GATED:
+            up_rows = rows * gate_step + up_offset
+            bias_up = tl.load(bias_ptr + up_rows, mask=rows < num_outputs, other=0.0).to(tl.float32)
     if NORM_BLOCK > 0:
         scale = inverse_rms(sum_squares_ptr, tokens, num_tokens, num_partials, width, eps, NORM_BLOCK)
         y = y * scale[None, :]
         if EPILOGUE == GATED:
             y_up = y_up * scale[None, :]
     if HAS_BIAS:
-        bias_rows = rows * gate_step
-        y += tl.load(bias_ptr + bias_rows, mask=rows < num_outputs, other=0.0).to(tl.float32)[:, None]
+        y += bias[:, None]
         if EPILOGUE == GATED:
-            bias_rows += up_offset
-            y_up += tl.load(bias_ptr + bias_rows, mask=rows < num_outputs, other=0.0).to(tl.float32)[:, None]
+            y_up += bias_up[:, None]
 
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     here = tokens[None, :] * num_outputs + rows[:, None]  # [ROWS, TOKENS]
@@ -128,15 +136,13 @@ def finish(
         row = tl.min(tl.where((y == best[None, :]) & mask, rows[:, None], NO_ROW), axis=0)
         there = tokens * num_programs + program
         tl.store(partials_ptr + there, best, mask=tokens < num_tokens)
-        tl.store(out_ptr + there, row.to(tl.int32), mask=tokens < num_tokens)
+        tl.store(out_ptr + there, row, mask=tokens < num_tokens)
     else:
         if EPILOGUE == RESIDUAL:
-            stream = residual_ptr + tokens[None, :] * residual_stride + rows[:, None]
-            y += tl.load(stream, mask=mask, other=0.0)
-            y = tl.where(mask, y, 0.0)
+            y = tl.where(mask, y + residual, 0.0)
             tl.store(stream, y, mask=mask)
             tl.store(partials_ptr + tokens * num_programs + program, tl.sum(y * y, axis=0), mask=tokens < num_tokens)
-            y = y * tl.load(gamma_ptr + rows, mask=rows < num_outputs, other=0.0).to(tl.float32)[:, None]
+            y = y * gamma[:, None]
         if EPILOGUE == GATED:
             y = activate(y, ACTIVATION) * y_up
         tl.store(out_ptr + here, y.to(out_ptr.dtype.element_ty), mask=mask)

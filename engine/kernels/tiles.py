@@ -10,49 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal, TypeVar
-
-MatrixKind = Literal["plain", "residual", "residual_long", "gated", "argmax"]
-"""What follows the product, which in a decoder tells the matrix: QKV, attention's output, down (its rows are more than
-twice as long as there are of them), gate and up, the head."""
+from typing import TypeVar
 
 Tile = TypeVar("Tile")
-
-DOT_ROWS_OF_X = 16
-"""Tokens that one `tl.dot` takes; the most that `gemv` takes."""
-
-
-@dataclass(frozen=True)
-class FmaTile:
-    """Tile of the kernel without tensor cores. Every thread loads 16 bytes of each row of the tile."""
-
-    rows: int
-    """Rows of the matrix a program computes, a power of two; of each half where gate and up are computed together."""
-    num_warps: int
-    depth: int
-    """Tiles in flight ahead of the one that is used."""
-
-
-@dataclass(frozen=True)
-class DotTile:
-    """Tile of the kernel that uses tensor cores."""
-
-    rows: int
-    """As FmaTile.rows, at least 16."""
-    columns: int
-    """Elements of a row that one step of the loop takes."""
-    num_warps: int
-    num_stages: int
-
-
-@dataclass(frozen=True)
-class GemvTiles:
-    """How to multiply one kind of matrix with few tokens."""
-
-    fma: FmaTile
-    dot: DotTile
-    max_fma_tokens: int
-    """Beyond this many tokens the tensor cores are faster, though they compute 16."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +26,8 @@ class AttentionTile:
     """Programs at most that share one KV head of a sequence."""
     balance: float = 0.25
     """A program takes about this, times the square root of all the sequence's tiles, at least."""
+    max_registers: int | None = None
+    """Of a thread, in the kernel that rotates as well: fewer let more programs run at once."""
 
 
 @dataclass(frozen=True)
@@ -80,32 +42,9 @@ class PrefillTile:
     num_stages: int
 
 
-_GEMV_90: Mapping[MatrixKind, GemvTiles] = MappingProxyType(
-    {
-        "plain": GemvTiles(FmaTile(4, 4, 2), DotTile(16, 256, 4, 4), 4),
-        "residual": GemvTiles(FmaTile(8, 4, 2), DotTile(16, 256, 4, 4), 4),
-        "residual_long": GemvTiles(FmaTile(4, 4, 4), DotTile(16, 256, 4, 4), 4),
-        "gated": GemvTiles(FmaTile(2, 4, 2), DotTile(32, 128, 4, 4), 3),
-        "argmax": GemvTiles(FmaTile(8, 8, 2), DotTile(64, 128, 4, 4), 4),
-    }
-)
-# Of the 99 KiB of shared memory that 8.6, 8.9 and 12.0 give a block, the deepest of these takes 72.
-_GEMV_SMALL: Mapping[MatrixKind, GemvTiles] = MappingProxyType(
-    {
-        "plain": GemvTiles(FmaTile(4, 4, 2), DotTile(16, 256, 4, 3), 4),
-        "residual": GemvTiles(FmaTile(4, 4, 2), DotTile(16, 256, 4, 3), 4),
-        "residual_long": GemvTiles(FmaTile(4, 4, 2), DotTile(16, 256, 4, 3), 4),
-        "gated": GemvTiles(FmaTile(2, 4, 2), DotTile(32, 128, 4, 3), 4),
-        "argmax": GemvTiles(FmaTile(8, 4, 2), DotTile(64, 128, 4, 3), 4),
-    }
-)
-GEMV_TILES: Mapping[int, Mapping[MatrixKind, GemvTiles]] = MappingProxyType(
-    {80: _GEMV_90, 86: _GEMV_SMALL, 89: _GEMV_SMALL, 90: _GEMV_90, 120: _GEMV_SMALL}
-)
-
 # For heads of up to 128 elements of 2 bytes; `attention_tile` shortens it for others. By the fewest sequences of a step
-# that a tile is for: when there are many, small programs, of which more run at once, read faster.
-_ATTENTION: Mapping[int, AttentionTile] = MappingProxyType({1: AttentionTile(64, 4, 64)})
+# that a tile is for. With 168 registers a thread, three programs of four warps run at once on a processor.
+_ATTENTION: Mapping[int, AttentionTile] = MappingProxyType({1: AttentionTile(64, 4, 64, max_registers=168)})
 ATTENTION_TILES: Mapping[int, Mapping[int, AttentionTile]] = MappingProxyType(
     {80: _ATTENTION, 86: _ATTENTION, 89: _ATTENTION, 90: _ATTENTION, 120: _ATTENTION}
 )
@@ -130,28 +69,6 @@ PREFILL_TILES: Mapping[int, Mapping[int, PrefillTile]] = MappingProxyType(
 )
 
 
-def gemv_tiles(architecture: int, kind: MatrixKind, num_rows: int, num_columns: int, itemsize: int) -> GemvTiles:
-    """The tiles for a matrix.
-
-    Args:
-        architecture: compute capability as one number; 0 for the interpreter.
-        kind: "residual" stands for "residual_long" too.
-        num_rows: rows of the matrix, or of each half where gate and up are computed together.
-        num_columns: elements of a row.
-        itemsize: bytes of an element.
-    """
-    if kind == "residual" and num_columns > 2 * num_rows:
-        kind = "residual_long"
-    tiles = _nearest(GEMV_TILES, architecture)[kind]
-    fma, dot = tiles.fma, tiles.dot
-    # A short row leaves threads of a wide program without work; one warp covers 512 bytes of it.
-    while fma.num_warps > 1 and fma.num_warps * 512 >= 2 * num_columns * itemsize:
-        fma = replace(fma, num_warps=fma.num_warps // 2)
-    if itemsize == 4:
-        dot = replace(dot, columns=dot.columns // 4)  # products of float32 are computed without tensor cores
-    return replace(tiles, fma=fma, dot=dot)
-
-
 def attention_tile(architecture: int, head_dim: int, itemsize: int, num_rows: int = 1) -> AttentionTile:
     """The tile for heads of `head_dim` elements of `itemsize` bytes: as many bytes as those the table was made for.
 
@@ -162,7 +79,9 @@ def attention_tile(architecture: int, head_dim: int, itemsize: int, num_rows: in
     tokens = tile.tokens
     while tokens > 16 and tokens * head_dim * itemsize > tile.tokens * 128 * 2:
         tokens //= 2
-    return replace(tile, tokens=tokens)
+    # Wider heads need their registers.
+    max_registers = tile.max_registers if head_dim * itemsize <= 128 * 2 else None
+    return replace(tile, tokens=tokens, max_registers=max_registers)
 
 
 def prefill_tile(architecture: int, head_dim: int, itemsize: int) -> PrefillTile:
