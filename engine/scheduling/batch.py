@@ -4,6 +4,8 @@ The runner keeps state for each *row* for a request's whole life: its tokens, it
 sampling parameters. The scheduler sends differences only: who came (`admitted`), which blocks were added (`appended`),
 who computes how many tokens (`steps`). A sampled token is written by the runner at position `start + num_tokens` of its
 row, where the next step reads it, so the scheduler may run a step ahead without knowing its value.
+The row of a sequence that has left stays its own until its last launched step is done: that step writes its token to
+a row that nobody else has, whatever order the device works in.
 When the same rows decode on and on, a step says so in one flag (`is_repeat`), and the runner need not look at its rows.
 
 Positions are absolute, intervals half-open: a step computes [start, start + num_tokens).

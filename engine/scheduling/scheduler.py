@@ -389,7 +389,8 @@ class Scheduler:
         self._num_steps = step.number
         steps, sequences = step.decodes + step.chunks, step.decoding + step.prefilling
         only_decodes = not step.chunks and step.num_samples == len(steps)
-        is_repeat = only_decodes and not step.admissions and sequences == self._decoding
+        # Who decoded in the last step has one token to compute again, unless it came back with another context.
+        is_repeat = not step.admissions and sequences == self._decoding
         self._decoding = sequences if only_decodes else None
         batch = ScheduledBatch(step.number, step.admissions, step.appended, steps, is_repeat)
         self._launched.append(_Launched(batch, sequences))

@@ -1,7 +1,7 @@
 """A worker process with a fake model, started by tests as `python -P fake_worker.py KNOBS --fd N`.
 
 KNOBS is JSON: fields of FakeRunner, and `fail_at_rows` (the first step with so many rows raises), `hang_at`, `die_at`
-(steps), `fail_load`, `fatal`.
+(steps, at their results), `hang_at_launch` (a step), `fail_load`, `fatal`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Any
 from engine.messages import Load
 from engine.scheduling.batch import ScheduledBatch
 from engine.worker_loop import Fault, OnProgress, serve
-from tests.engine.fake_runner import FakeRunner
+from tests.engine.fake_runner import FakeHandle, FakeRunner
 
 
 def main() -> int:
     knobs: dict[str, Any] = json.loads(sys.argv[1])
     assert sys.argv[2] == "--fd"
     fail_at_rows, hang_at, die_at = (knobs.pop(name, -1) for name in ("fail_at_rows", "hang_at", "die_at"))
+    hang_at_launch = knobs.pop("hang_at_launch", -1)
     is_fatal, fail_load = knobs.pop("fatal", False), knobs.pop("fail_load", "")
 
     def before_result(batch: ScheduledBatch) -> None:
@@ -33,6 +34,12 @@ def main() -> int:
         if batch.step == die_at:
             os._exit(7)
 
+    class Runner(FakeRunner):
+        def launch(self, batch: ScheduledBatch) -> FakeHandle:
+            if batch.step == hang_at_launch:
+                threading.Event().wait()
+            return super().launch(batch)
+
     def load_runner(load: Load, on_progress: OnProgress) -> FakeRunner:
         on_progress(1, 2)
         on_progress(2, 2)
@@ -42,7 +49,7 @@ def main() -> int:
             raise MemoryError(fail_load)
         if "windows" in knobs:
             knobs["windows"] = tuple(knobs["windows"])
-        return FakeRunner(
+        return Runner(
             max_num_seqs=load.max_num_seqs,
             max_num_batched_tokens=load.max_num_batched_tokens,
             before_result=before_result,

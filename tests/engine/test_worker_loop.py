@@ -109,6 +109,14 @@ def test_a_worker_ends_in_the_middle_of_a_step_that_hangs(start: Callable[..., W
     assert worker.wait()[0] == 0
 
 
+def test_a_step_is_answered_before_work_on_the_step_after_the_next(start: Callable[..., Worker]) -> None:
+    worker = start(hang_at_launch=4)
+    worker.load()
+    worker.send(Submit(seq_id=1, prompt_ids=[1], params=SamplingParams()))
+    # The third was launched while the second ran; launching the fourth delays nobody who waits for the second.
+    assert [type(worker.receive()) for _ in range(2)] == [StepOutput, StepOutput]
+
+
 def never_load(load: Load, on_progress: OnProgress) -> LoadedRunner:
     raise AssertionError("nobody sent Load")
 

@@ -159,6 +159,14 @@ def test_a_step_says_that_it_is_the_one_before_a_token_further() -> None:
     assert driver.step()[0].is_repeat
 
 
+def test_a_shifted_row_is_no_repeat() -> None:
+    driver = Driver()
+    driver.add(1, 1, max_context=2, max_tokens=3, shift=True)
+    batches = [driver.step()[0] for _ in range(2)]
+    assert [work(batch) for batch in batches] == [[(1, 0, 1)], [(1, 0, 1)]]
+    assert not batches[1].is_repeat, "the same row, but not a token further"
+
+
 def test_waiting_sequences_come_by_priority_then_arrival() -> None:
     driver = Driver(max_num_seqs=1)
     for seq_id, priority in [(1, 5), (2, 0), (3, 5), (4, 0)]:

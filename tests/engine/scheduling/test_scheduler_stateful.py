@@ -169,6 +169,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         if hasattr(self, "scheduler"):
             self.scheduler.check()
 
+    @invariant()
+    def a_step_in_flight_has_its_rows_and_blocks_to_itself(self) -> None:
+        """It writes a token behind each row and reads blocks at a time of its own, until its result has arrived."""
+        if not hasattr(self, "scheduler"):
+            return
+        scheduler = self.scheduler
+        owners = {seq.row: seq.seq_id for seq in scheduler._running}
+        counts = [pool.ref_counts() for pool in scheduler._blocks.pools]
+        for batch, handle in self.launched:
+            for step in batch.steps:
+                assert step.row not in scheduler._free_rows, "a row is free while a step writes its token"
+                assert owners.get(step.row, step.seq_id) == step.seq_id, "a row has a new owner while a step uses it"
+            for group, block_id in handle.reads:
+                assert counts[group][block_id] > 0, "a block is free while a step uses it"
+
     def teardown(self) -> None:
         """Runs everything to its end: each output equals the one produced alone."""
         if not hasattr(self, "scheduler"):
