@@ -1,9 +1,10 @@
 """Between QKV and attention: an RMSNorm over each head where the model has one, rotary embedding, the KV write.
 
-One program for each token and each head of Q and K; a key's program copies the value too. The rotation turns pairs of a
-head's first `rotary_dim` elements, halves apart or side by side; what lies behind is kept. Where keys and values go
-follows from the token's row, its position and the block table, all on the device, so that a step needs nothing of the
-host. A row below 0 is padding: it has a Q, and nothing is written for it. Arithmetic is in float32.
+One program for a few heads of one token, of Q, K and V as they lie in the product: heads of Q and K are turned, those
+of V only copied. The rotation turns pairs of a head's first `rotary_dim` elements, halves apart or side by side; what
+lies behind is kept. Where keys and values go follows from the token's row, its position and the block table, all on
+the device, so that a step needs nothing of the host. A row below 0 is padding: it has a Q, and nothing is written for
+it. Arithmetic is in float32.
 
 Source: Su et al. 2021, arXiv:2104.09864 (rotary embedding); Henry et al. 2020, arXiv:2010.04245 (norms of Q and K).
 """
@@ -19,7 +20,55 @@ from engine.kernels.launch import launch_options, wait_for_predecessor
 Tensor = torch.Tensor
 
 
+HEADS = 8
+"""Heads a program; 64 pairs of each make loads of 16 bytes for two warps."""
+
+
 @triton.jit
+def _scaled(
+    x,  # float32 [HEADS, WIDTH]
+    element,  # [WIDTH], their places in a head
+    mask,  # [WIDTH]
+    is_query,  # [HEADS]
+    inverse_rms,  # [HEADS]; 1 for heads of V
+    is_value,  # [HEADS]
+    q_norm_ptr,
+    k_norm_ptr,
+):
+    """The second half of a norm over each head: times 1 / rms and the weight of its kind."""
+    q_norm = tl.load(q_norm_ptr + element, mask=mask, other=0.0).to(tl.float32)[None, :]
+    k_norm = tl.load(k_norm_ptr + element, mask=mask, other=0.0).to(tl.float32)[None, :]
+    weight = tl.where(is_query[:, None], q_norm, tl.where(is_value[:, None], 1.0, k_norm))
+    return x * (inverse_rms[:, None] * weight)
+
+
+@triton.jit
+def _store(
+    x,  # [HEADS, WIDTH]
+    element,  # [WIDTH], their places in a head
+    mask,  # [WIDTH]
+    head,  # [HEADS]
+    slot,  # int64 [HEADS], where the heads of K and V go
+    q_ptr,  # at the token
+    k_cache_ptr,
+    v_cache_ptr,
+    is_query,  # [HEADS]
+    is_key,  # [HEADS], but not of padding
+    is_value,  # [HEADS], likewise
+    HEAD_DIM: tl.constexpr,
+):
+    """Each head to its place."""
+    mask = mask[None, :]
+    there = slot[:, None] + element[None, :]
+    tl.store(
+        q_ptr + head[:, None] * HEAD_DIM + element[None, :], x.to(q_ptr.dtype.element_ty),
+        mask=mask & is_query[:, None],
+    )  # fmt: skip
+    tl.store(k_cache_ptr + there, x.to(k_cache_ptr.dtype.element_ty), mask=mask & is_key[:, None])
+    tl.store(v_cache_ptr + there, x.to(v_cache_ptr.dtype.element_ty), mask=mask & is_value[:, None])
+
+
+@triton.jit(do_not_specialize=["rows_ptr", "positions_ptr"])
 def _rope_store_kernel(
     qkv_ptr,  # [num_tokens, (num_heads + 2 * num_kv_heads) * HEAD_DIM]
     cos_ptr,  # float32 [num_tokens, ROTARY_DIM], the second half repeats the first
@@ -38,23 +87,30 @@ def _rope_store_kernel(
     table_stride,  # elements from row to row
     num_heads,
     num_kv_heads,
+    num_groups,  # programs a token
     eps,
+    HEADS: tl.constexpr,  # heads a program
     HEAD_DIM: tl.constexpr,
-    HEAD_BLOCK: tl.constexpr,  # power of two >= HEAD_DIM
     ROTARY_DIM: tl.constexpr,
     PAIRS_BLOCK: tl.constexpr,  # power of two >= ROTARY_DIM / 2
-    REST_BLOCK: tl.constexpr,  # power of two >= HEAD_DIM - ROTARY_DIM
+    REST_BLOCK: tl.constexpr,  # power of two >= HEAD_DIM - ROTARY_DIM; 0: nothing is left
     BLOCK_SIZE: tl.constexpr,  # tokens of a KV block
     INTERLEAVED: tl.constexpr,  # pairs are (2j, 2j + 1) instead of (j, j + ROTARY_DIM / 2)
     HAS_NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)  # of Q, then of K, as they lie in qkv
-    kv_head = head - num_heads
-    is_key = kv_head >= 0
-    row = tl.load(rows_ptr + token)
+    token = (tl.program_id(0) // num_groups).to(tl.int64)
+    head = tl.program_id(0) % num_groups * HEADS + tl.arange(0, HEADS)  # of Q, then of K, then of V
+    is_query = head < num_heads
+    is_value = head >= num_heads + num_kv_heads
+    is_there = head < num_heads + 2 * num_kv_heads
+    kv_head = tl.where(is_value, head - num_heads - num_kv_heads, head - num_heads)
+    row = tl.load(rows_ptr + token).to(tl.int64)
     position = tl.load(positions_ptr + token)
+    num_stored = tl.where(row >= 0, num_heads + 2 * num_kv_heads, 0)  # heads in front of it may be stored
+    entry = tl.where(row >= 0, row * table_stride + position // BLOCK_SIZE, 0)
+    block = tl.load(block_table_ptr + entry).to(tl.int64)
+    slot = ((block * num_kv_heads + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE) * HEAD_DIM  # [HEADS]
 
     PAIRS: tl.constexpr = ROTARY_DIM // 2
     pair = tl.arange(0, PAIRS_BLOCK)
@@ -63,43 +119,38 @@ def _rope_store_kernel(
         first, second = 2 * pair, 2 * pair + 1
     else:
         first, second = pair, pair + PAIRS
-    rest = ROTARY_DIM + tl.arange(0, REST_BLOCK)
-    rest_mask = rest < HEAD_DIM
-    cos = tl.load(cos_ptr + token * cos_stride + pair, mask=pair_mask, other=0.0)
-    sin = tl.load(sin_ptr + token * sin_stride + PAIRS + pair, mask=pair_mask, other=0.0)
+    cos = tl.load(cos_ptr + token * cos_stride + pair, mask=pair_mask, other=0.0)[None, :]
+    sin = tl.load(sin_ptr + token * sin_stride + PAIRS + pair, mask=pair_mask, other=0.0)[None, :]
 
     wait_for_predecessor(PDL)
-    source = qkv_ptr + token * qkv_stride + head * HEAD_DIM
-    a = tl.load(source + first, mask=pair_mask, other=0.0).to(tl.float32)  # [PAIRS_BLOCK]
-    b = tl.load(source + second, mask=pair_mask, other=0.0).to(tl.float32)
-    c = tl.load(source + rest, mask=rest_mask, other=0.0).to(tl.float32)  # [REST_BLOCK]
+    source = qkv_ptr + token * qkv_stride + head[:, None] * HEAD_DIM
+    mask = is_there[:, None] & pair_mask[None, :]
+    a = tl.load(source + first[None, :], mask=mask, other=0.0).to(tl.float32)  # [HEADS, PAIRS_BLOCK]
+    b = tl.load(source + second[None, :], mask=mask, other=0.0).to(tl.float32)
+    if REST_BLOCK > 0:
+        rest = ROTARY_DIM + tl.arange(0, REST_BLOCK)
+        rest_mask = rest < HEAD_DIM
+        mask = is_there[:, None] & rest_mask[None, :]
+        c = tl.load(source + rest[None, :], mask=mask, other=0.0).to(tl.float32)  # [HEADS, REST_BLOCK]
     if HAS_NORM:
-        squares = tl.sum(a * a, axis=0) + tl.sum(b * b, axis=0) + tl.sum(c * c, axis=0)
-        inverse_rms = tl.rsqrt(squares / HEAD_DIM + eps)
-        norm_ptr = k_norm_ptr if is_key else q_norm_ptr
-        a *= inverse_rms * tl.load(norm_ptr + first, mask=pair_mask, other=0.0).to(tl.float32)
-        b *= inverse_rms * tl.load(norm_ptr + second, mask=pair_mask, other=0.0).to(tl.float32)
-        c *= inverse_rms * tl.load(norm_ptr + rest, mask=rest_mask, other=0.0).to(tl.float32)
-    turned_a = a * cos - b * sin
-    turned_b = b * cos + a * sin
+        squares = tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)
+        if REST_BLOCK > 0:
+            squares += tl.sum(c * c, axis=1)
+        inverse_rms = tl.where(is_value, 1.0, tl.rsqrt(squares / HEAD_DIM + eps))
+        a = _scaled(a, first, pair_mask, is_query, inverse_rms, is_value, q_norm_ptr, k_norm_ptr)
+        b = _scaled(b, second, pair_mask, is_query, inverse_rms, is_value, q_norm_ptr, k_norm_ptr)
+        if REST_BLOCK > 0:
+            c = _scaled(c, rest, rest_mask, is_query, inverse_rms, is_value, q_norm_ptr, k_norm_ptr)
+    turned_a = tl.where(is_value[:, None], a, a * cos - b * sin)
+    turned_b = tl.where(is_value[:, None], b, b * cos + a * sin)
 
-    if is_key:
-        if row >= 0:
-            block = tl.load(block_table_ptr + row.to(tl.int64) * table_stride + position // BLOCK_SIZE).to(tl.int64)
-            slot = ((block * num_kv_heads + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE) * HEAD_DIM
-            dtype = k_cache_ptr.dtype.element_ty
-            tl.store(k_cache_ptr + slot + first, turned_a.to(dtype), mask=pair_mask)
-            tl.store(k_cache_ptr + slot + second, turned_b.to(dtype), mask=pair_mask)
-            tl.store(k_cache_ptr + slot + rest, c.to(dtype), mask=rest_mask)
-            element = tl.arange(0, HEAD_BLOCK)
-            v = tl.load(source + num_kv_heads * HEAD_DIM + element, mask=element < HEAD_DIM)
-            tl.store(v_cache_ptr + slot + element, v.to(dtype), mask=element < HEAD_DIM)
-    else:
-        target = q_ptr + (token * num_heads + head) * HEAD_DIM
-        dtype = q_ptr.dtype.element_ty
-        tl.store(target + first, turned_a.to(dtype), mask=pair_mask)
-        tl.store(target + second, turned_b.to(dtype), mask=pair_mask)
-        tl.store(target + rest, c.to(dtype), mask=rest_mask)
+    places = head, slot, q_ptr + token * num_heads * HEAD_DIM, k_cache_ptr, v_cache_ptr
+    is_key = (head >= num_heads) & (head < tl.minimum(num_heads + num_kv_heads, num_stored))
+    kinds = is_query, is_key, is_value & (head < num_stored)
+    _store(turned_a, first, pair_mask, *places, *kinds, HEAD_DIM)
+    _store(turned_b, second, pair_mask, *places, *kinds, HEAD_DIM)
+    if REST_BLOCK > 0:
+        _store(c, rest, rest_mask, *places, *kinds, HEAD_DIM)
 
 
 def rope_store(
@@ -169,7 +220,13 @@ def rope_store(
     if (q_norm is None) != (k_norm is None):
         raise ValueError("rope_store: q_norm and k_norm come together or not at all")
     q = torch.empty(num_tokens, num_heads, head_dim, dtype=out_dtype or qkv.dtype, device=qkv.device)
-    _rope_store_kernel[(num_tokens, num_heads + num_kv_heads)](
+    if num_tokens == 0:
+        return q
+    all_heads = num_heads + 2 * num_kv_heads
+    heads = min(HEADS, triton.next_power_of_2(all_heads))
+    num_groups = triton.cdiv(all_heads, heads)
+    pairs, rest = triton.next_power_of_2(max(1, rotary_dim // 2)), head_dim - rotary_dim
+    _rope_store_kernel[(num_tokens * num_groups,)](
         qkv,
         cos,
         sin,
@@ -187,15 +244,16 @@ def rope_store(
         block_table.stride(0),
         num_heads,
         num_kv_heads,
+        num_groups,
         eps,
+        HEADS=heads,
         HEAD_DIM=head_dim,
-        HEAD_BLOCK=triton.next_power_of_2(head_dim),
         ROTARY_DIM=rotary_dim,
-        PAIRS_BLOCK=triton.next_power_of_2(max(1, rotary_dim // 2)),
-        REST_BLOCK=triton.next_power_of_2(max(1, head_dim - rotary_dim)),
+        PAIRS_BLOCK=pairs,
+        REST_BLOCK=triton.next_power_of_2(rest) if rest else 0,
         BLOCK_SIZE=block_size,
         INTERLEAVED=is_interleaved,
         HAS_NORM=q_norm is not None,
-        **launch_options(1, pdl, qkv.device),
+        **launch_options(min(8, max(1, heads * pairs // 256)), pdl, qkv.device),
     )
     return q
