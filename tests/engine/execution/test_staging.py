@@ -116,6 +116,26 @@ def test_a_matrix_of_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(out, expected)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("is_offloaded", [False, True], ids=["device", "host"])
+@pytest.mark.parametrize("type", [GGMLType.F32, GGMLType.BF16, GGMLType.Q8_0])
+@pytest.mark.parametrize("is_ordered", [False, True], ids=["plain", "reordered"])
+def test_a_gpu_expands_to_the_same(type: GGMLType, is_ordered: bool, is_offloaded: bool) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(2048, 4096)
+    order = tuple(torch.randperm(2048).tolist()) if is_ordered else None
+    tensors = [tensor_of(values, type, order), tensor_of(values[:3] * 2, type)]
+    expected = Dense.from_checkpoint(tensors, Destination(CPU, torch.bfloat16)).weight
+    device = torch.device("cuda")
+    with Staging(device) as staging:
+        destination = Destination(device, torch.bfloat16, staging, is_offloaded)
+        staged = Dense.from_checkpoint(tensors, destination).weight
+    assert staged.is_cuda is not is_offloaded
+    assert not is_offloaded or staged.is_pinned()
+    assert torch.equal(staged.cpu(), expected)
+
+
 def test_memory_of_the_host_is_plain_without_a_gpu() -> None:
     assert host_empty((3, 4), torch.bfloat16, CPU).shape == (3, 4)
 
