@@ -259,6 +259,8 @@ def _manager_config(settings: Settings) -> ManagerConfig:
         device=settings.device,
         dtype=settings.dtype,
         kv_cache_type=settings.kv_cache_type,
+        model_memory_bytes=settings.model_memory_bytes,
+        gpu_overhead_bytes=settings.gpu_overhead_bytes,
         spare_worker=settings.spare_worker,
     )
 

@@ -60,6 +60,8 @@ class ManagerConfig:
     device: str = "auto"
     dtype: str = "auto"
     kv_cache_type: str = "auto"
+    model_memory_bytes: int = 0
+    gpu_overhead_bytes: int = 0
     spare_worker: bool = False
     """Keep one empty worker waiting, so that a load need not wait for torch to be imported."""
 
@@ -229,15 +231,21 @@ class ModelManager:
             raise
         seconds = (self._clock.monotonic_ns() - started_ns) / 1e9
         logger.info("loaded %s on %s in %.2f s", stored.name.short, ready.device, seconds)
+        for note in ready.notes:
+            logger.info("%s: %s", stored.name.short, note)
         return Weights(engine, config, tokenizer, ready)
 
     def _load_message(self, stored: StoredModel, source: ModelSource) -> Load:
+        num_gpu = stored.params.get("num_gpu")  # unchecked where Ollama wrote the model
         return Load(
             files={name: str(path) for name, path in source.files.items()},
             adapters=[str(path) for path in stored.adapter_files.values()],
             device=self._config.device,
             dtype=self._config.dtype,
             kv_cache_type=self._config.kv_cache_type,
+            budget_bytes=self._config.model_memory_bytes,
+            overhead_bytes=self._config.gpu_overhead_bytes,
+            num_gpu_layers=num_gpu if isinstance(num_gpu, int) else -1,
             num_threads=self._config.num_threads,
         )
 

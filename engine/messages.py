@@ -35,6 +35,10 @@ class Load(Message, frozen=True):
     kv_cache_type: str = "auto"
     budget_bytes: int = 0
     """Memory for weights, KV and activations together; 0 lets the worker decide."""
+    overhead_bytes: int = 0
+    """Memory of a GPU to leave free, beside what the worker leaves by itself."""
+    num_gpu_layers: int = -1
+    """Layers on a GPU, the others stay in the host's memory; -1: all, or as many as fit. More than there are: all."""
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     block_size: int = 16
@@ -122,6 +126,8 @@ class Ready(Message, frozen=True):
     device: str
     dtype: str
     load_s: float
+    notes: list[str] = []
+    """Sentences for the log: what limits the speed."""
 
 
 class TokenRow(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):

@@ -55,6 +55,8 @@ class Settings:
     kv_cache_type: str
     gpu_overhead_bytes: int
     """Memory of each GPU that is left to others."""
+    model_memory_bytes: int
+    """What a loaded model may take on its device in all; 0 leaves some to others."""
     history: bool
     """Whether the prompt's lines are remembered between runs."""
     prune: bool

@@ -242,7 +242,7 @@ class _Planner:
         remedies = self._remedies(can_offload=request.num_gpu_layers >= 0)
         if self.is_gpu and not request.budget_bytes:
             kept = mebibytes(self.memory.free_bytes - self.limit)
-            remedies += f"; {kept} more are free and left to other programs, gpu_memory takes them"
+            remedies += f"; {kept} more are free and left to other programs, model_memory takes them"
         return ModelTooLarge(what, self._needs(choices[0]), self.limit, remedies)
 
     def _remedies(self, *, can_offload: bool = False) -> str:

@@ -254,6 +254,17 @@ class TestSpareWorker:
         assert world.engines[1].loads
 
 
+class TestMemory:
+    @pytest.fixture
+    def manager_config(self) -> ManagerConfig:
+        return ManagerConfig(model_memory_bytes=8 << 30, gpu_overhead_bytes=1 << 30)
+
+    async def test_the_worker_is_told_how_much_it_may_take(self, world: World) -> None:
+        await use(world, "tiny")
+        (load,) = world.engine.loads
+        assert (load.budget_bytes, load.overhead_bytes, load.num_gpu_layers) == (8 << 30, 1 << 30, -1)
+
+
 async def test_close_ends_loads_and_refuses_more(world: World) -> None:
     world.prepare = lambda engine: engine.load_gate.clear()
     loading = asyncio.create_task(use(world, "tiny"))

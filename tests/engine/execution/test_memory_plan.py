@@ -136,7 +136,7 @@ def test_too_large_says_what_would_fit() -> None:
     text = sentence(gpu(4))
     assert text.startswith("the model (14.2 GiB of weights in bfloat16) with a context of 4096 tokens (225 MiB) needs ")
     assert "but 2560 MiB are free; stop other models, or choose a smaller one (about 0.5 billion" in text
-    assert text.endswith("1024 MiB more are free and left to other programs, gpu_memory takes them")
+    assert text.endswith("1024 MiB more are free and left to other programs, model_memory takes them")
     assert "put 14 layers on the device (num_gpu)" in sentence(gpu(12), num_gpu_layers=28)
     assert "choose dtype bfloat16 (14.2 GiB of weights)" in sentence(gpu(24), dtype=torch.float32, num_gpu_layers=28)
     assert "a context of 2128 tokens (num_blocks 133)" in sentence(gpu(24, free=17.5), num_gpu_layers=28)
