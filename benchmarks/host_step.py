@@ -11,6 +11,7 @@ included; `output` encodes a step's rows as the frame that the worker sends.
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     report = Report(args.out)
+    gc.disable()  # as the worker does while a model is loaded
     for num_rows in args.rows:
         measure(report, num_rows, args.steps)
 

@@ -2,7 +2,12 @@
 
 Two threads. The reader decodes frames into a queue, so that a long prompt is decoded while the device computes; the
 main thread drains the queue between two steps and blocks on it when there is nothing to compute. No asyncio, no
-polling. A step answers with one StepOutput for all sequences.
+polling. A step answers with one StepOutput for all sequences, sent before the next one is scheduled: the device has
+work meanwhile, because it is a step ahead.
+
+Python's cycle collector would stop the steps for tens of milliseconds whenever it looks at all the blocks and nodes of
+the prefix cache. So it is switched off while a model is loaded, and called where nobody waits: when there is nothing to
+do, or after very many steps. Nothing in a step makes reference cycles.
 
 The daemon's end of the socket is the worker's lease of life: when it closes, the reader ends the process at once, also
 in the middle of a step, because then nobody is left to hear the result.
@@ -62,6 +67,12 @@ class Fault(NamedTuple):
 
 Classify = Callable[[Exception], Fault]
 
+IDLE_COLLECTION_STEPS = 2_000
+"""A worker that becomes idle collects garbage if it has made so many steps since the last time."""
+
+BUSY_COLLECTION_STEPS = 200_000
+"""A worker that is never idle collects garbage after so many steps all the same."""
+
 
 def classify_builtin(error: Exception) -> Fault:
     """For exceptions that need no torch to be known."""
@@ -95,17 +106,21 @@ class WorkerLoop:
         self._is_sleeping = False
         self._kv_size = (0, 0)  # num_blocks and budget_bytes of the last allocation, for Wake
         self._exit_status: int | None = None
+        self._num_uncollected_steps = 0
 
     def run(self) -> int:
         threading.Thread(target=self._read_forever, name="channel-reader", daemon=True).start()
         while self._exit_status is None:
             if not self._can_step:
+                self._collect_garbage(IDLE_COLLECTION_STEPS)
                 self._handle(self._inbox.get())  # idle: no CPU until a message comes
             # Only what is there now: messages that keep coming must not keep the device waiting.
             for _ in range(self._inbox.qsize()):
                 self._handle(self._inbox.get())
             if self._exit_status is None and self._engine is not None and self._can_step:
                 self._step(self._engine.step)
+                self._num_uncollected_steps += 1
+                self._collect_garbage(BUSY_COLLECTION_STEPS)
         return self._exit_status
 
     @property
@@ -165,6 +180,7 @@ class WorkerLoop:
             traceback.print_exc()
             fault = self._classify(error)
             self._send(Failed(error=_sentence(error), kind=fault.kind, fatal=fault.fatal))
+            self._num_uncollected_steps = BUSY_COLLECTION_STEPS
             if fault.fatal:
                 self._exit_status = 1
 
@@ -191,10 +207,16 @@ class WorkerLoop:
         self._engine = LLMEngine.for_runner(runner, load)
         self._runner = runner
         self._kv_size = (load.num_blocks, load.budget_bytes)
-        # The model lives as long as the process: the collector need not look at it in every full collection.
+        # The model lives as long as the process: the collector need not look at it when it is called.
         gc.collect()
         gc.freeze()
+        gc.disable()
         return runner.ready
+
+    def _collect_garbage(self, num_steps: int) -> None:
+        if self._num_uncollected_steps >= num_steps:
+            gc.collect()
+            self._num_uncollected_steps = 0
 
     def _send_progress(self, done_bytes: int, total_bytes: int) -> None:
         self._send(Progress(done_bytes=done_bytes, total_bytes=total_bytes))
@@ -222,6 +244,7 @@ class WorkerLoop:
         self._kv_size = (num_blocks, budget_bytes)
         self._is_sleeping = False
         self._send_rows(engine.scheduler.resize(runner.ready.num_blocks))
+        self._num_uncollected_steps = BUSY_COLLECTION_STEPS  # the old pools are one great cycle
         return runner.ready
 
     def _stats(self) -> Stats:
@@ -264,6 +287,7 @@ class WorkerLoop:
             traceback.print_exc()
             fault = self._classify(error)
             self._send_rows(self._engine.fail(f"the model failed while it computed: {_sentence(error)}"))
+            self._num_uncollected_steps = BUSY_COLLECTION_STEPS  # a traceback may keep memory of the device in a cycle
             if fault.fatal or isinstance(error, EngineError):
                 self._send(Failed(error=_sentence(error), kind=fault.kind, fatal=True))
                 self._exit_status = 1

@@ -191,6 +191,7 @@ class RadixCache:
             node = stack.pop()
             node.is_attached = False
             stack.extend(node.children.values())
+            node.children.clear()  # parents and children refer to each other: leave nothing to the garbage collector
             for group, block in enumerate(node.blocks):
                 if block is not None:
                     self._pools[group].forget(block)

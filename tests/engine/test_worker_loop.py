@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from engine.messages import (
     ToDaemon,
 )
 from engine.sampling_params import SamplingParams
-from engine.worker_loop import OnProgress, WorkerLoop, classify_builtin
+from engine.worker_loop import IDLE_COLLECTION_STEPS, OnProgress, WorkerLoop, classify_builtin
 
 SCRIPT = Path(__file__).with_name("fake_worker.py")
 TIMEOUT_S = 30  # a test that would hang fails instead
@@ -119,6 +121,28 @@ def test_a_step_is_answered_before_work_on_the_step_after_the_next(start: Callab
 
 def never_load(load: Load, on_progress: OnProgress) -> LoadedRunner:
     raise AssertionError("nobody sent Load")
+
+
+def test_garbage_is_collected_once_many_steps_were_made() -> None:
+    class Garbage:
+        def __init__(self) -> None:
+            self.cycle = self
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop = WorkerLoop(ours, never_load, classify_builtin)
+    gc.disable()
+    try:
+        reference = weakref.ref(Garbage())
+        loop._num_uncollected_steps = IDLE_COLLECTION_STEPS - 1
+        loop._collect_garbage(IDLE_COLLECTION_STEPS)
+        assert reference() is not None
+        loop._num_uncollected_steps += 1
+        loop._collect_garbage(IDLE_COLLECTION_STEPS)
+        assert reference() is None
+        assert loop._num_uncollected_steps == 0
+    finally:
+        gc.enable()
 
 
 def test_the_reader_says_nothing_when_the_worker_has_closed_its_socket() -> None:

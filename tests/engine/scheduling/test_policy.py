@@ -7,6 +7,7 @@ in bfloat16 on an H200, to about a tenth; what is asserted holds for any prices 
 
 from __future__ import annotations
 
+import gc
 import random
 from collections import deque
 from collections.abc import Iterator
@@ -181,3 +182,21 @@ def test_usage_sums_the_groups() -> None:
     assert scheduler.kv_usage() == KVUsage(200, 6, 96, 80)
     scheduler.update(batch, result(batch))
     assert scheduler.kv_usage() == KVUsage(200, 5, 80, 64), "a block has left the window"
+
+
+def test_a_load_leaves_nothing_to_the_garbage_collector() -> None:
+    """The worker switches it off, because a look at all blocks would stop the steps for long."""
+    rng = random.Random(0)
+    gc.collect()
+    gc.disable()
+    try:
+        scheduler = new_scheduler(200, max_num_seqs=64)
+        for seq_id in range(60):
+            add(scheduler, seq_id, log_normal(rng, 205), log_normal(rng, 184))
+        for _ in run(scheduler):
+            pass
+        assert scheduler.stats().num_preemptions > 0
+        scheduler.preempt_all()  # forgets what is cached
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
