@@ -108,11 +108,11 @@ def merge_splits(
     total = tl.sum(all_sums * tl.exp2(all_maxima - highest[None, :]), axis=0)
     merged = tl.zeros((HEADS, HEAD_BLOCK), tl.float32)
     for start in range(0, active, MERGED):
-        factors = tl.exp2(maxima - highest[None, :])  # [MERGED, HEADS]
-        present = outputs
+        present, present_maxima = outputs, maxima
         outputs, maxima = _load_parts(
             outputs_ptr, maxima_ptr, start + MERGED, active, GROUP, HEAD_DIM, HEAD_BLOCK, HEADS, MERGED
         )  # fmt: skip
+        factors = tl.exp2(present_maxima - highest[None, :])  # [MERGED, HEADS]
         merged += tl.sum(present * factors[:, :, None], axis=0)
     merged = merged / tl.where(head < GROUP, total, 1.0)[:, None]
     mask = (head < GROUP)[:, None] & (element < HEAD_DIM)[None, :]

@@ -8,8 +8,8 @@ to the cache, and starts its softmax with them, as if a first tile of one key ha
 from the cache is older than this step, and loading begins before the QKV product is complete.
 
 Everything lies in halves of the head, as the rotation needs it: Q.K is q1.k1 + q2.k2, and V's halves give the halves of
-the result. The four halves of a tile share one set of addresses. While a tile is computed, the next one is in flight,
-and the block numbers of the one after it.
+the result. The next tile's keys are loaded as soon as this one's are used up, and likewise its values; the numbers of
+its blocks are there by then, as they are loaded a tile ahead.
 
 Called once a layer of a decode step.
 
@@ -59,8 +59,7 @@ def _load_blocks(
 
 @triton.jit
 def _load_halves(
-    k_cache_ptr,
-    v_cache_ptr,
+    cache_ptr,  # of K or of V
     blocks,  # of this tile
     start,  # these three: as for _load_blocks
     first,
@@ -71,16 +70,12 @@ def _load_halves(
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Both halves of K and of V, each [TILE, HALF], zero where nothing is to be loaded."""
+    """Both halves of a tile of keys or values, each [TILE, HALF], zero where nothing is to be loaded."""
     position = start + tl.arange(0, TILE)
     mask = ((position >= first) & (position < stop))[:, None]
     slot = (blocks.to(tl.int64) * num_kv_heads + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE  # [TILE]
-    here = slot[:, None] * (2 * HALF) + tl.arange(0, HALF)[None, :]
-    k1 = tl.load(k_cache_ptr + here, mask=mask, other=0.0)
-    k2 = tl.load(k_cache_ptr + here + HALF, mask=mask, other=0.0)
-    v1 = tl.load(v_cache_ptr + here, mask=mask, other=0.0)
-    v2 = tl.load(v_cache_ptr + here + HALF, mask=mask, other=0.0)
-    return k1, k2, v1, v2
+    here = cache_ptr + slot[:, None] * (2 * HALF) + tl.arange(0, HALF)[None, :]
+    return tl.load(here, mask=mask, other=0.0), tl.load(here + HALF, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -169,9 +164,8 @@ def _rope_decode_attention_kernel(
         gamma_q2 = tl.load(q_norm_ptr + HALF + half).to(tl.float32)
         gamma_k1 = tl.load(k_norm_ptr + half).to(tl.float32)
         gamma_k2 = tl.load(k_norm_ptr + HALF + half).to(tl.float32)
-    k1, k2, v1, v2 = _load_halves(
-        k_cache_ptr, v_cache_ptr, blocks, start, first, end, kv_head, num_kv_heads, HALF, BLOCK_SIZE, TILE
-    )  # fmt: skip
+    k1, k2 = _load_halves(k_cache_ptr, blocks, start, first, end, kv_head, num_kv_heads, HALF, BLOCK_SIZE, TILE)
+    v1, v2 = _load_halves(v_cache_ptr, blocks, start, first, end, kv_head, num_kv_heads, HALF, BLOCK_SIZE, TILE)
     blocks = _load_blocks(table_ptr, start + TILE, first, end, BLOCK_SIZE, TILE)
 
     wait_for_predecessor(PDL)
@@ -221,13 +215,11 @@ def _rope_decode_attention_kernel(
     q1, q2 = dot_operand(q1), dot_operand(q2)
     # Every tile has a key that is seen: tiles before `first` and from `position` on belong to no split.
     for tile in range(start, end, TILE):
-        keys1, keys2, values1, values2 = dot_operand(k1), dot_operand(k2), dot_operand(v1), dot_operand(v2)
-        k1, k2, v1, v2 = _load_halves(
-            k_cache_ptr, v_cache_ptr, blocks, tile + TILE, first, end, kv_head, num_kv_heads, HALF, BLOCK_SIZE, TILE
-        )  # fmt: skip
-        blocks = _load_blocks(table_ptr, tile + 2 * TILE, first, end, BLOCK_SIZE, TILE)
-        scores = tl.dot(q1, tl.trans(keys1), input_precision="ieee")  # [GROUP_BLOCK, TILE]
-        scores = tl.dot(q2, tl.trans(keys2), scores, input_precision="ieee")
+        scores = tl.dot(q1, tl.trans(dot_operand(k1)), input_precision="ieee")  # [GROUP_BLOCK, TILE]
+        scores = tl.dot(q2, tl.trans(dot_operand(k2)), scores, input_precision="ieee")
+        # The registers of these keys are free now for those of the next tile; likewise the values', below.
+        ahead = tile + TILE
+        k1, k2 = _load_halves(k_cache_ptr, blocks, ahead, first, end, kv_head, num_kv_heads, HALF, BLOCK_SIZE, TILE)
         key = tile + tl.arange(0, TILE)
         seen = (key >= first) & (key < end)
         scores = tl.where(seen[None, :], _scaled(scores, scale, softcap, HAS_SOFTCAP), LOWEST)
@@ -236,8 +228,10 @@ def _rope_decode_attention_kernel(
         rescale = tl.exp2(highest - new_highest)
         total = total * rescale + tl.sum(weights, axis=1)
         weights = dot_operand(weights.to(kv_type))
-        acc1 = tl.dot(weights, values1, acc1 * rescale[:, None], input_precision="ieee")
-        acc2 = tl.dot(weights, values2, acc2 * rescale[:, None], input_precision="ieee")
+        acc1 = tl.dot(weights, dot_operand(v1), acc1 * rescale[:, None], input_precision="ieee")
+        acc2 = tl.dot(weights, dot_operand(v2), acc2 * rescale[:, None], input_precision="ieee")
+        v1, v2 = _load_halves(v_cache_ptr, blocks, ahead, first, end, kv_head, num_kv_heads, HALF, BLOCK_SIZE, TILE)
+        blocks = _load_blocks(table_ptr, ahead + TILE, first, end, BLOCK_SIZE, TILE)
         highest = new_highest
 
     if active == 1:
@@ -366,6 +360,7 @@ def rope_decode_attention(
         HAS_SOFTCAP=softcap is not None,
         HAS_WINDOW=window is not None,
         **launch_options(plan.tile.num_warps, pdl, qkv.device),
+        **({} if plan.tile.max_registers is None else {"maxnreg": plan.tile.max_registers}),
     )
     return out
 

@@ -43,10 +43,12 @@ class PrefillTile:
 
 
 # For heads of up to 128 elements of 2 bytes; `attention_tile` shortens it for others. By the fewest sequences of a step
-# that a tile is for. With 168 registers a thread, three programs of four warps run at once on a processor.
-_ATTENTION: Mapping[int, AttentionTile] = MappingProxyType({1: AttentionTile(64, 4, 64, max_registers=168)})
+# that a tile is for. With 168 registers a thread, three programs of four warps run at once on a processor; where the
+# compiler needs a few more, it would spill.
+_ATTENTION: Mapping[int, AttentionTile] = MappingProxyType({1: AttentionTile(64, 4, 64)})
+_ATTENTION_168: Mapping[int, AttentionTile] = MappingProxyType({1: AttentionTile(64, 4, 64, max_registers=168)})
 ATTENTION_TILES: Mapping[int, Mapping[int, AttentionTile]] = MappingProxyType(
-    {80: _ATTENTION, 86: _ATTENTION, 89: _ATTENTION, 90: _ATTENTION, 120: _ATTENTION}
+    {80: _ATTENTION, 86: _ATTENTION_168, 89: _ATTENTION_168, 90: _ATTENTION_168, 120: _ATTENTION}
 )
 
 # By the widest head that a tile is for.
