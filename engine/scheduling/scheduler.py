@@ -350,6 +350,10 @@ class Scheduler:
 
     def _admit(self, step: _Step, budget: int) -> None:
         """Moves waiting sequences to running while tokens, rows and blocks last."""
+        # With all rows taken, one comes free every step or so. Prompts beside decoding rows have a price of their own
+        # (another kind of step, launched anew), so let some come free first, unless the step pays it anyway.
+        if not step.chunks and len(self._free_rows) < min(self._config.max_num_seqs // 32, len(self._waiting)):
+            return
         while self._waiting and self._free_rows and budget > 0:
             seq = self._waiting[0]
             if seq.num_in_flight:  # preempted with tokens in flight

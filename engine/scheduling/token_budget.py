@@ -11,8 +11,6 @@ A step lasts about as long as its prompt tokens take, and every sequence that de
   the other half to those with the fewest tokens left, so that a short one does not wait for all chunks of a long one.
   If sequences wait to be admitted, half of that half is left for them.
 
-Who waits is admitted as soon as there is a row. To collect free rows, and admit several at a time for fewer and fuller
-prompt steps, gains nothing as long as a step has no price of its own besides its weights and its tokens.
 tests/engine/scheduling/test_policy.py computes what these rules are worth with a model of the costs.
 """
 

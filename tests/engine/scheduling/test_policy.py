@@ -88,6 +88,32 @@ def test_prompts_fill_the_whole_step_while_nobody_decodes() -> None:
     assert [batch.num_tokens for batch in run(scheduler)][:4] == [1000, 1000, 500, 1]
 
 
+def test_prompts_are_collected_while_all_rows_are_taken() -> None:
+    scheduler = new_scheduler()
+    rng = random.Random(0)
+    for seq_id in range(512):
+        add(scheduler, seq_id, log_normal(rng, 205), log_normal(rng, 184))
+    num_steps = num_mixed = 0
+    for batch in run(scheduler):
+        if scheduler.stats().num_waiting > 8 and scheduler.stats().num_running > 240:
+            num_steps += 1
+            num_mixed += not all(map(is_decode, batch.steps))
+    assert num_mixed / num_steps < 0.4, "more than one row comes free a step, but prompts come eight at a time"
+
+
+@pytest.mark.parametrize(
+    ("num_waiting", "steps_with_admissions"), [(1, {0: 64, 5: 1}), (2, {0: 64, 6: 2}), (0, {0: 64})]
+)
+def test_nobody_waits_for_more_rows_than_there_are_sequences(
+    num_waiting: int, steps_with_admissions: dict[int, int]
+) -> None:
+    scheduler = new_scheduler(max_num_seqs=64)  # two rows are collected; they come free one a step from the fifth on
+    for seq_id in range(64 + num_waiting):
+        add(scheduler, seq_id, 2, 5 + seq_id)
+    admitted = {number: len(batch.admitted) for number, batch in enumerate(run(scheduler, run_ahead=0))}
+    assert {number: count for number, count in admitted.items() if count} == steps_with_admissions
+
+
 @pytest.mark.parametrize("num_long", [1, 4])
 def test_neither_long_nor_short_prompts_starve(num_long: int) -> None:
     scheduler = new_scheduler(max_num_batched_tokens=1024, max_num_seqs=64)
