@@ -52,7 +52,7 @@ def _load_weights(
         return tl.load(pointers, mask=(column < WIDTH)[None, :], other=0.0, eviction_policy="evict_first")
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens", "num_partials"])
 def dot_kernel(
     x_ptr,  # [num_tokens, WIDTH]
     weight_ptr,  # [num_outputs, WIDTH]; GATED: twice as many rows

@@ -128,7 +128,7 @@ def _pick(values, INDEX: tl.constexpr):
     return tl.sum(bits, axis=0).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_partials"])
 def fma_kernel(
     x_ptr,  # [num_tokens, WIDTH]
     weight_ptr,  # [num_outputs, WIDTH]; GATED: twice as many rows
@@ -238,7 +238,7 @@ def fma_kernel(
         sum_squares = 0.0
         for index in tl.static_range(ROWS):
             row = first + index
-            exists = row < num_outputs
+            exists = tl.full((), True, tl.int1) if IS_EVEN else row < num_outputs
             y = _pick(values, (index % TILE_ROWS) * NUM_GROUPS + index // TILE_ROWS) * scales[token]
             if HAS_BIAS:
                 y += bias[index]
