@@ -53,7 +53,7 @@ class DeviceRows:
         self.block_tables = views[5:]
         self._starts, self._widths = starts, [columns for _, columns in shapes]
         self._ring = PinnedRing(2 * PATCH_LENGTH, device)
-        self._staged = torch.empty(2 * PATCH_LENGTH, dtype=torch.int32, device=device)
+        self._staged = torch.empty(2, PATCH_LENGTH, dtype=torch.int32, device=device)
 
     @property
     def num_bytes(self) -> int:
@@ -98,8 +98,9 @@ class DeviceRows:
     def _send(self, offsets: list[int], values: list[int]) -> None:
         num_pairs = len(offsets)
         with self._ring.slot() as host:
-            pairs = host.numpy()
-            pairs[:num_pairs] = offsets
-            pairs[num_pairs : 2 * num_pairs] = values
-            self._staged[: 2 * num_pairs].copy_(host[: 2 * num_pairs], non_blocking=True)
-        apply_patch(self._arena, self._staged[:num_pairs], self._staged[num_pairs : 2 * num_pairs])
+            # Each half begins at a fixed place: Triton compiles a kernel anew for addresses that are less aligned.
+            halves = host.view(2, PATCH_LENGTH)
+            halves.numpy()[:, :num_pairs] = offsets, values
+            for staged, half in zip(self._staged, halves, strict=True):
+                staged[:num_pairs].copy_(half[:num_pairs], non_blocking=True)
+        apply_patch(self._arena, self._staged[0, :num_pairs], self._staged[1, :num_pairs])

@@ -66,7 +66,8 @@ class _Inputs:
 
     def __init__(self, max_tokens: int, max_rows: int, device: torch.device) -> None:
         widths = [max_tokens, max_tokens, max_rows, max_rows + 1, max_rows, max_rows, max_rows, max_rows]
-        starts = np.cumsum([0, *widths]).tolist()
+        # Each part begins at a multiple of 16 bytes: Triton compiles a kernel anew for addresses that do not.
+        starts = np.cumsum([0, *(-(-width // 4) * 4 for width in widths)]).tolist()
         self.buffer = torch.full((starts[-1],), -1, dtype=torch.int32, device=device)
         self.parts = [slice(start, start + width) for start, width in zip(starts, widths, strict=False)]
         (
@@ -114,7 +115,7 @@ class GpuSteps:
             attention_workspace(config, load.max_num_seqs, device),
         )
         self._pdl = load.use_pdl
-        self._model = DeviceDecoder(decoder, decoder.weights.layers, state, pdl=load.use_pdl)
+        self._model = DeviceDecoder(decoder, state, pdl=load.use_pdl)
         self._inputs = _Inputs(max(load.max_num_batched_tokens, load.max_num_seqs) + 128, load.max_num_seqs, device)
         sampled = min(SAMPLED_ROWS, load.max_num_seqs)
         self._sampling = SamplingWorkspace(sampled, config.vocab_size, device)

@@ -1,4 +1,4 @@
-"""The KV cache: two tensors a layer, and how many blocks of them fit, by calculation.
+"""The KV cache: two tensors a layer. How many blocks there are: `execution.memory`.
 
 K and V are separate tensors [num_blocks, num_kv_heads, block_size, head_dim], so that one head's tokens of a block lie
 together. All layers have the same number of blocks; a block id of a KV group means that block in each of the group's
@@ -17,13 +17,6 @@ from engine.execution.device import available_bytes
 from engine.execution.errors import ModelTooLarge
 
 Tensor = torch.Tensor
-
-DEFAULT_SEQUENCES = 16
-"""Without a budget: room for two sequences of full context, or for this many of DEFAULT_TOKENS, whichever is more..."""
-DEFAULT_TOKENS = 4096
-DEFAULT_FRACTION = 0.25
-"""...but never more than this part of the memory that is free."""
-
 
 @dataclass(frozen=True)
 class KVCache:
@@ -61,31 +54,3 @@ class KVCache:
 def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
     """Bytes of one block id over all layers."""
     return 2 * config.num_layers * config.num_kv_heads * block_size * config.head_dim * dtype.itemsize
-
-
-def num_blocks_in(budget_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Usable blocks that a budget holds beside the dummy block.
-
-    Raises:
-        ModelTooLarge: not a single one.
-    """
-    one = block_bytes(config, block_size, dtype)
-    num_blocks = budget_bytes // one - 1
-    if num_blocks < 1:
-        raise ModelTooLarge(
-            "the smallest KV cache", 2 * one, max(0, budget_bytes), "free memory, or choose a smaller model or type"
-        )
-    return min(num_blocks, _enough(config, block_size, sequences=4096))
-
-
-def default_num_blocks(
-    available_bytes: int, config: ModelConfig, block_size: int, dtype: torch.dtype, max_context: int
-) -> int:
-    """Blocks for a machine that others use too; see the constants above."""
-    wanted = -(-max(2 * max_context, DEFAULT_SEQUENCES * DEFAULT_TOKENS) // block_size)
-    return min(wanted, num_blocks_in(int(available_bytes * DEFAULT_FRACTION), config, block_size, dtype))
-
-
-def _enough(config: ModelConfig, block_size: int, sequences: int) -> int:
-    """More blocks than this can never be used."""
-    return sequences * -(-config.max_position_embeddings // block_size)

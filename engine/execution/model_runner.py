@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +19,16 @@ import torch.nn.functional as F
 
 from engine.config import ModelConfig
 from engine.execution.cpu_steps import CpuSteps
-from engine.execution.device import available_bytes, choose_device, choose_dtype, choose_kv_dtype
-from engine.execution.errors import ExecutionError, ModelTooLarge, Unsupported, mebibytes
-from engine.execution.kv_cache import KVCache, block_bytes, default_num_blocks, num_blocks_in
-from engine.execution.weights import Checkpoint, OnProgress, load_weights, weights_bytes
+from engine.execution.device import choose_device, choose_dtype, choose_kv_dtype, device_memory
+from engine.execution.errors import ExecutionError, Unsupported
+from engine.execution.kv_cache import KVCache
+from engine.execution.memory import MemoryPlan, MemoryRequest, plan_memory, replan_memory
+from engine.execution.weights import Checkpoint, OnProgress, load_weights
 from engine.kernels.reference import plan_attention
 from engine.messages import Load, Ready
-from engine.models.decoder import Decoder, activation_bytes
+from engine.models.decoder import Decoder
 from engine.models.forward_context import ForwardContext
+from engine.models.offload import LayerStream, offloaded_layers
 from engine.scheduling.batch import Handle, ScheduledBatch
 from modelfiles.source import ModelSource
 
@@ -39,8 +42,16 @@ class ModelRunner:
     """One loaded model on one device."""
 
     def __init__(
-        self, decoder: Decoder, *, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, load: Load
+        self,
+        decoder: Decoder,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        kv_dtype: torch.dtype,
+        load: Load,
+        plan: MemoryPlan,
     ) -> None:
+        """Allocates the KV cache of `plan`, and gets ready for the first step."""
         self.decoder = decoder
         self.config = decoder.config
         self.device = device
@@ -50,6 +61,8 @@ class ModelRunner:
         self.load_s = 0.0
         self.kv_cache: KVCache | None = None
         self._steps: CpuSteps | GpuSteps | None = None
+        self._plan = plan
+        self._allocate(plan.num_blocks)
 
     @classmethod
     def load(cls, load: Load, on_progress: OnProgress | None = None) -> ModelRunner:
@@ -74,12 +87,14 @@ class ModelRunner:
         device = choose_device(load.device)
         dtype = choose_dtype(load.dtype, device, config.num_parameters)
         kv_dtype = choose_kv_dtype(load.kv_cache_type, dtype)
-        _check_fits(config, dtype, device, load)
+        plan = plan_memory(config, _memory_request(load, dtype, kv_dtype), device_memory(device))
+        num_resident = config.num_layers - plan.num_offloaded_layers
+        offloaded = offloaded_layers(config.num_layers, num_resident)
         with torch.inference_mode(), Checkpoint.open(source, config, on_progress) as checkpoint:
-            weights = load_weights(checkpoint, config, dtype, device)
-        runner = cls(Decoder(config, weights, device), device=device, dtype=dtype, kv_dtype=kv_dtype, load=load)
-        runner.allocate_kv(num_blocks=load.num_blocks, budget_bytes=load.budget_bytes)
-        runner.steps.warm_up()
+            weights = load_weights(checkpoint, config, dtype, device, offloaded=offloaded)
+        layers = LayerStream(weights.layers, num_resident, device) if offloaded else weights.layers
+        decoder = Decoder(config, weights, device, layers)
+        runner = cls(decoder, device=device, dtype=dtype, kv_dtype=kv_dtype, load=load, plan=plan)
         runner.load_s = time.perf_counter() - started
         return runner
 
@@ -96,15 +111,17 @@ class ModelRunner:
             ModelTooLarge: not even one block fits.
         """
         self.free_kv()
-        options, config = self.load_options, self.config
-        if num_blocks <= 0 and budget_bytes > 0:
-            left = budget_bytes - self.decoder.weights.num_bytes - self._activation_bytes()
-            num_blocks = num_blocks_in(left, config, options.block_size, self.kv_dtype)
-        elif num_blocks <= 0:
-            num_blocks = default_num_blocks(
-                available_bytes(self.device), config, options.block_size, self.kv_dtype, config.max_position_embeddings
-            )
-        self.kv_cache = KVCache.allocate(config, num_blocks, options.block_size, self.kv_dtype, self.device)
+        request = replace(
+            _memory_request(self.load_options, self.dtype, self.kv_dtype),
+            num_blocks=num_blocks,
+            budget_bytes=budget_bytes,
+        )
+        self._plan = replan_memory(self.config, request, device_memory(self.device), self._plan)
+        self._allocate(self._plan.num_blocks)
+
+    def _allocate(self, num_blocks: int) -> None:
+        options = self.load_options
+        self.kv_cache = KVCache.allocate(self.config, num_blocks, options.block_size, self.kv_dtype, self.device)
         if self.device.type == "cuda":
             # Not above: Triton is not there without a GPU, and takes a second to import.
             from engine.execution.gpu_steps import GpuSteps
@@ -112,9 +129,12 @@ class ModelRunner:
             self._steps = GpuSteps(self.decoder, self.kv_cache, self.max_context, options, self.device)
         else:
             self._steps = CpuSteps(self.decoder, self.kv_cache, self.max_context, options)
+        self._steps.warm_up()
 
     def free_kv(self) -> None:
         """Gives the KV cache's memory back. Until `allocate_kv`, nothing can be launched."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.kv_cache = None
         self._steps = None
         if self.device.type == "cuda":
@@ -146,17 +166,14 @@ class ModelRunner:
         return Ready(
             num_blocks=self.num_blocks,
             block_size=self.load_options.block_size,
-            weights_bytes=self.decoder.weights.num_bytes,
+            weights_bytes=self._plan.weights_bytes,
             kv_cache_bytes=0 if self.kv_cache is None else self.kv_cache.num_bytes,
             max_context=self.max_context,
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
             load_s=self.load_s,
+            notes=list(self._plan.notes),
         )
-
-    def _activation_bytes(self) -> int:
-        options = self.load_options
-        return activation_bytes(self.config, options.max_num_batched_tokens, options.max_num_seqs, self.dtype.itemsize)
 
     # ---- steps
 
@@ -233,6 +250,20 @@ class ModelRunner:
         return vectors
 
 
+def _memory_request(load: Load, dtype: torch.dtype, kv_dtype: torch.dtype) -> MemoryRequest:
+    return MemoryRequest(
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        block_size=load.block_size,
+        max_num_batched_tokens=load.max_num_batched_tokens,
+        max_num_seqs=load.max_num_seqs,
+        budget_bytes=load.budget_bytes,
+        overhead_bytes=load.overhead_bytes,
+        num_blocks=load.num_blocks,
+        num_gpu_layers=load.num_gpu_layers,
+    )
+
+
 def _groups_of(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[Sequence[int]]]:
     """Prompts in order, in groups of at most `max_tokens` tokens; a longer prompt is a group of its own."""
     groups: list[list[Sequence[int]]] = []
@@ -244,23 +275,3 @@ def _groups_of(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[S
         groups[-1].append(prompt)
         left -= len(prompt)
     return groups
-
-
-def _check_fits(config: ModelConfig, dtype: torch.dtype, device: torch.device, load: Load) -> None:
-    """
-    Raises:
-        ModelTooLarge: weights, one KV block and the activations exceed the budget, or what is free.
-    """
-    activations = activation_bytes(config, load.max_num_batched_tokens, load.max_num_seqs, dtype.itemsize)
-    needs = weights_bytes(config, dtype) + 2 * block_bytes(config, load.block_size, dtype)
-    has = available_bytes(device)
-    if load.budget_bytes:
-        needs, has = needs + activations, min(has, load.budget_bytes)
-    if needs > has:
-        name = str(dtype).removeprefix("torch.")
-        raise ModelTooLarge(
-            f"the model ({mebibytes(weights_bytes(config, dtype))} of weights in {name})",
-            needs,
-            has,
-            "stop other models, choose a smaller one" + (", or dtype bfloat16" if dtype.itemsize == 4 else ""),
-        )

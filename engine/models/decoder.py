@@ -13,6 +13,7 @@ prefill.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -60,9 +61,21 @@ class DecoderWeights:
 class Decoder:
     """A decoder-only transformer."""
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: DecoderWeights,
+        device: torch.device,
+        layers: Iterable[DecoderLayer] | None = None,
+    ) -> None:
+        """
+        Args:
+            layers: those of `weights`, in order, with their matrices on the device when they are reached; where some
+                of them do not fit there.
+        """
         self.config = config
         self.weights = weights
+        self.layers = weights.layers if layers is None else layers
         # Scalings that depend on the context's length take the model's own, not what memory allows today: the same
         # prompt must not mean something else after a Resize.
         ropes = [config.rope] if config.local_rope is None else [config.rope, config.local_rope]
@@ -81,7 +94,7 @@ class Decoder:
         angles = [rotary.angles(context.positions) for rotary in self.rotaries]
         hidden = kernels.rms_norm(residual, self.weights.layers[0].attention_norm, eps)
         last = config.num_layers - 1
-        for number, layer in enumerate(self.weights.layers):
+        for number, layer in enumerate(self.layers):
             cos, sin = angles[self.rotary_of_layer[number]]
             plan = context.plans[self.group_of_layer[number]]
             k_cache, v_cache = context.kv_cache[number]

@@ -16,7 +16,7 @@ torch; nothing here looks at a value of the device, so that a CUDA graph can hol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ from engine.kernels.gemv import DeferredNorm, gemv, gemv_argmax, gemv_gated, gem
 from engine.kernels.prefill_attention import prefill_attention
 from engine.kernels.products import linear, linear_gated
 from engine.kernels.rms_norm import add_rms_norm, rms_norm
-from engine.kernels.rope_decode_attention import rope_decode_attention
+from engine.kernels.rope_decode_attention import is_fusable, rope_decode_attention
 from engine.kernels.rope_store import rope_store
 from engine.kernels.step_begin import step_begin
 from engine.models.decoder import Decoder, DecoderLayer
@@ -85,15 +85,13 @@ class DeviceState:
 class DeviceDecoder:
     """A decoder and the state that it works on."""
 
-    def __init__(self, decoder: Decoder, layers: Iterable[DecoderLayer], state: DeviceState, *, pdl: bool) -> None:
+    def __init__(self, decoder: Decoder, state: DeviceState, *, pdl: bool) -> None:
         """
         Args:
-            layers: the decoder's, in order, with their matrices on the device when they are reached.
             pdl: whether kernels may overlap with their predecessors.
         """
         self.decoder = decoder
         self.config = decoder.config
-        self._layers = layers
         self._state = state
         self._pdl = pdl
         weights, config = decoder.weights, decoder.config
@@ -108,8 +106,8 @@ class DeviceDecoder:
             # The stream is multiplied by a norm's weight before it is divided: float16 could overflow.
             and weights.final_norm.dtype != torch.float16
         )
-        dims = {rope.rotary_dim for rope in (config.rope, config.local_rope) if rope is not None}
-        self._rotates_whole_heads = dims == {config.head_dim} and config.head_dim & (config.head_dim - 1) == 0
+        ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None]
+        self._attends_at_once = all(is_fusable(config.head_dim, rope.rotary_dim, False) for rope in ropes)
         layers_of_group = config.kv_groups
         self._windows = [layers_of_group[group].window for group in decoder.group_of_layer]
         embedding = _dense(weights.embedding)
@@ -163,7 +161,7 @@ class DeviceDecoder:
         config, pdl = self.config, self._pdl
         residual, hidden, angles = self._begin(step)
         norm: DeferredNorm | None = None
-        for number, layer in enumerate(self._layers):
+        for number, layer in enumerate(self.decoder.layers):
             qkv = gemv(hidden, _matrix(layer.qkv), layer.qkv.bias, norm=norm, out_dtype=torch.float32, pdl=pdl)
             attended = self._attend(number, layer, qkv, step, angles)
             hidden, squares = gemv_residual(
@@ -186,7 +184,7 @@ class DeviceDecoder:
         eps, pdl = self.config.rms_norm_eps, self._pdl
         residual, hidden, angles = self._begin(step)
         last = self.config.num_layers - 1
-        for number, layer in enumerate(self._layers):
+        for number, layer in enumerate(self.decoder.layers):
             qkv = self._product(hidden, layer.qkv)
             x = self._product(self._attend(number, layer, qkv, step, angles), layer.attention_output)
             if layer.post_attention_norm is not None:
@@ -210,7 +208,7 @@ class DeviceDecoder:
         table = state.block_tables[self.decoder.group_of_layer[number]]
         scale, window, softcap = config.attention_scale, self._windows[number], config.attention_softcap
         dtype = self._embedding.dtype
-        if step.prefill is None and self._rotates_whole_heads:
+        if step.prefill is None and self._attends_at_once:
             return rope_decode_attention(
                 qkv, cos, sin, k_cache, v_cache, table, step.rows, step.positions, config.num_heads, scale,
                 q_norm=layer.q_norm, k_norm=layer.k_norm, eps=config.rms_norm_eps, window=window, softcap=softcap,
@@ -245,7 +243,7 @@ class DeviceDecoder:
 
 def attention_workspace(config: ModelConfig, max_rows: int, device: torch.device) -> Workspace:
     """Memory for the splits of any step of up to `max_rows` rows."""
-    return Workspace.for_rows(max_rows, config.num_heads, config.num_kv_heads, config.head_dim, device)
+    return Workspace.for_steps(max_rows, config.num_heads, config.num_kv_heads, config.head_dim, device)
 
 
 def _dense(matrix: Linear) -> Tensor | None:

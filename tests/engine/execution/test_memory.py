@@ -10,7 +10,7 @@ import torch
 from engine.config import ModelConfig
 from engine.execution import device
 from engine.execution.errors import ModelTooLarge, mebibytes
-from engine.execution.kv_cache import KVCache, block_bytes, default_num_blocks, num_blocks_in
+from engine.execution.kv_cache import KVCache, block_bytes
 from engine.rope import Rope
 
 CPU = torch.device("cpu")
@@ -37,22 +37,6 @@ def test_a_block_is_counted_over_all_layers() -> None:
     assert cache.num_bytes == 10 * BLOCK
     assert len(cache.layers) == 3
     assert cache.layers[0][0].shape == (10, 2, 16, 8)
-
-
-def test_a_budget_holds_its_blocks_and_the_dummy() -> None:
-    assert num_blocks_in(10 * BLOCK, CONFIG, 16, torch.float32) == 9
-    assert num_blocks_in(10 * BLOCK - 1, CONFIG, 16, torch.float32) == 8
-    assert num_blocks_in(2 * BLOCK, CONFIG, 16, torch.float32) == 1
-    for budget in (2 * BLOCK - 1, 0, -5):
-        with pytest.raises(ModelTooLarge, match=r"the smallest KV cache needs .* free memory"):
-            num_blocks_in(budget, CONFIG, 16, torch.float32)
-    assert num_blocks_in(1 << 60, CONFIG, 16, torch.float32) == 4096 * 63, "more could never be used"
-
-
-def test_the_default_is_modest() -> None:
-    assert default_num_blocks(1 << 40, CONFIG, 16, torch.float32, 1000) == 16 * 4096 // 16
-    assert default_num_blocks(1 << 40, CONFIG, 16, torch.float32, 100_000) == 12_500
-    assert default_num_blocks(100 * BLOCK, CONFIG, 16, torch.float32, 1000) == 24, "a quarter of what is free"
 
 
 def test_a_cache_beyond_the_memory_is_refused_before_it_is_touched() -> None:

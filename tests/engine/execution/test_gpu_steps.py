@@ -1,0 +1,142 @@
+"""GpuSteps: the kernels' steps give what plain torch gives. On the CPU they run in Triton's interpreter."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.execution.gpu_steps import GpuSteps
+from engine.execution.model_runner import ModelRunner
+from engine.models.decoder import Decoder
+from engine.models.layers import Linear
+from engine.quantization.base import Dense
+from engine.sampling_params import SamplingParams
+from tests.engine.execution.conftest import save_tiny
+from tests.engine.execution.driver import GREEDY, Driver, load_runner
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def with_kernels(runner: ModelRunner) -> ModelRunner:
+    """The same runner, with its steps in kernels whatever the device."""
+    if runner.device.type == "cuda":
+        return runner
+    weights = runner.decoder.weights
+    layers = tuple(
+        replace(
+            layer,
+            qkv=row_by_row(layer.qkv),
+            attention_output=row_by_row(layer.attention_output),
+            gate_up=row_by_row(layer.gate_up),
+            down=row_by_row(layer.down),
+        )
+        for layer in weights.layers
+    )
+    embedding = row_by_row(weights.embedding)
+    head = embedding if weights.head is weights.embedding else row_by_row(weights.head)
+    weights = replace(weights, layers=layers, embedding=embedding, head=head)
+    decoder = Decoder(runner.config, weights, runner.device)
+    assert runner.kv_cache is not None
+    runner._steps = GpuSteps(decoder, runner.kv_cache, runner.max_context, runner.load_options, runner.device)
+    return runner
+
+
+def row_by_row(matrix: Linear) -> Linear:
+    """The matrix as it lies on a GPU; on a CPU, float32 lies column by column."""
+    (segment,) = matrix.segments
+    assert isinstance(segment, Dense)
+    return Linear((Dense(segment.weight.contiguous()),), matrix.bias)
+
+
+def prompt(number: int, length: int) -> list[int]:
+    return random.Random(number).choices(range(3, 97), k=length)
+
+
+MIXTURE = [
+    GREEDY,
+    SamplingParams(seed=1),
+    SamplingParams(seed=2, top_k=10, temperature=0.7, logprobs=3),
+    SamplingParams(seed=3, repeat_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.1, repeat_last_n=-1),
+    SamplingParams(seed=4, top_p=0.9, repeat_penalty=1.2, repeat_last_n=5, logit_bias={5: 1.5, 7: -2.0}),
+]
+
+
+@pytest.fixture(scope="module")
+def wide_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads wide enough for the kernel that does all of attention, with norms of their own and biases."""
+    folder = tmp_path_factory.mktemp("wide")
+    save_tiny(folder, "Qwen3", head_dim=32, pad_token_id=0)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["tiny_dir", "windowed_dir", "wide_dir"])
+def runners(request: pytest.FixtureRequest) -> tuple[ModelRunner, ModelRunner]:
+    """In plain torch on the CPU, and in kernels."""
+    folder = request.getfixturevalue(request.param)
+    options = {"num_blocks": 80, "block_size": 4, "max_num_seqs": 8}
+    return load_runner(folder, **options), with_kernels(load_runner(folder, device=DEVICE, **options))
+
+
+def test_greedy_rows_in_one_batch(runners: tuple[ModelRunner, ModelRunner]) -> None:
+    prompts = [prompt(number, 5 + 7 * number) for number in range(3)]
+    expected, tokens = (Driver(runner, seed=1).generate(prompts, 8)[0] for runner in runners)
+    assert tokens == expected
+
+
+def test_every_sampling_option_in_one_batch(runners: tuple[ModelRunner, ModelRunner]) -> None:
+    prompts = [prompt(number, 5 + 3 * number) for number in range(5)]
+    expected, tokens = (Driver(runner, seed=1).generate(prompts, 6, MIXTURE) for runner in runners)
+    assert tokens[0] == expected[0]
+    for ours, theirs in zip(tokens[1][2], expected[1][2], strict=True):
+        assert ours is not None and theirs is not None
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+        assert [token for token, _ in ours.top] == [token for token, _ in theirs.top]
+        assert [value for _, value in ours.top] == pytest.approx([value for _, value in theirs.top], abs=1e-4)
+
+
+def test_prompts_in_chunks_beside_rows_that_decode(runners: tuple[ModelRunner, ModelRunner]) -> None:
+    def run(runner: ModelRunner) -> list[list[int]]:
+        driver = Driver(runner, seed=2)
+        driver.admit(3, prompt(1, 6))
+        driver.admit(5, prompt(2, 30))
+        driver.admit(6, prompt(3, 1))
+        steps: list[dict[int, int]] = [{3: 6}, {3: 1, 5: 7, 6: 1}, {3: 1, 5: 1}, {3: 1, 5: 22, 6: 1}, {3: 1, 5: 1, 6: 1}]
+        return [driver.step(step).token_ids for step in [*steps, {3: 1, 5: 1, 6: 1}, {5: 1}]]
+
+    expected, tokens = map(run, runners)
+    assert tokens == expected
+
+
+def test_a_step_can_be_launched_before_the_last_ones_tokens_are_read(runners: tuple[ModelRunner, ModelRunner]) -> None:
+    plain, kernels = runners
+    expected = Driver(plain).generate([prompt(1, 8)], 6)[0][0]
+    driver = Driver(kernels, seed=3)
+    driver.admit(0, prompt(1, 8))
+    tokens, handles = [], []
+    for count in (8, *[1] * 5):
+        handles.append(kernels.launch(driver.batch({0: count})))
+        if len(handles) == 2:
+            tokens += handles.pop(0).result().token_ids
+    assert tokens + handles[0].result().token_ids == expected
+
+
+def test_a_row_with_damaged_numbers_ends_alone(runners: tuple[ModelRunner, ModelRunner]) -> None:
+    plain, kernels = runners
+    expected = Driver(plain).generate([prompt(1, 8)], 3)[0][0]
+    driver = Driver(kernels, seed=4)
+    driver.admit(0, prompt(1, 8))
+    driver.admit(1, prompt(2, 8))
+    tokens = [driver.step({0: 8, 1: 8}).token_ids[0]]
+    assert kernels.kv_cache is not None
+    for k, _ in kernels.kv_cache.layers:
+        k[driver.owned[1]] = torch.nan
+    results = [driver.step({0: 1, 1: 1}) for _ in range(2)]
+    assert [*tokens, *(result.token_ids[0] for result in results)] == expected
+    for result in results:
+        assert result.errors[0] is None
+    assert results[0].errors[1] is not None
+    assert "not finite numbers at position 8" in results[0].errors[1]
