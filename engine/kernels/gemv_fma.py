@@ -246,7 +246,7 @@ def fma_kernel(
             if EPILOGUE == ARGMAX:
                 # A NaN would lose every comparison; as infinity it wins, and the step's end sees that no token did.
                 y = tl.where(y == y, y, float("inf"))
-                is_better = (y > best) & exists
+                is_better = y > best  # rows beyond the last repeat it, and are no better
                 best = tl.where(is_better, y, best)
                 best_row = tl.where(is_better, row, best_row)
             else:
