@@ -42,14 +42,14 @@ def share_of_split(
     first,  # half-open: the row's keys are at [first, stop)
     stop,
     fair_splits,  # splits of a row when all rows are alike and all run at once
+    balance,
     TILE: tl.constexpr,
-    BALANCE: tl.constexpr,
 ):
     """Start (a multiple of TILE) and end of this program's share, and how many splits have one: at least one has."""
     split, num_splits = tl.program_id(1), tl.num_programs(1)
     first_tile = first // TILE
     num_tiles = tl.where(first < stop, tl.cdiv(stop, TILE) - first_tile, 0)
-    balanced = (BALANCE * tl.sqrt(num_tiles.to(tl.float32)) + 0.5).to(tl.int32)
+    balanced = (balance * tl.sqrt(num_tiles.to(tl.float32)) + 0.5).to(tl.int32)
     fair = tl.minimum(tl.cdiv(num_tiles, fair_splits), LONG_SPLIT)
     least = tl.maximum(tl.cdiv(num_tiles, num_splits), 1)
     tiles_per_split = tl.maximum(tl.maximum(balanced, fair), least)

@@ -127,7 +127,8 @@ def _decode_attention_kernel(
     scale,  # factor on Q.K
     softcap,  # unread unless HAS_SOFTCAP
     window,  # positions that are seen, the newest included; unread unless HAS_WINDOW
-    fair_splits,  # as for share_of_split
+    fair_splits,  # these two: as for share_of_split
+    balance,
     GROUP: tl.constexpr,  # query heads of a KV head
     GROUP_BLOCK: tl.constexpr,  # power of two >= GROUP, at least 16
     HEAD_DIM: tl.constexpr,
@@ -136,7 +137,6 @@ def _decode_attention_kernel(
     TILE: tl.constexpr,  # keys at a time; a power of two that divides BLOCK_SIZE, or that it divides
     HEADS: tl.constexpr,  # power of two >= GROUP
     MERGED: tl.constexpr,  # splits that are merged at a time
-    BALANCE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     PDL: tl.constexpr,
@@ -148,7 +148,7 @@ def _decode_attention_kernel(
     first = stop * 0
     if HAS_WINDOW:
         first = tl.maximum(stop - window, 0)
-    start, end, active = share_of_split(first, stop, fair_splits, TILE, BALANCE)
+    start, end, active = share_of_split(first, stop, fair_splits, balance, TILE)
 
     wait_for_predecessor(PDL)
     group, element = tl.arange(0, GROUP_BLOCK), tl.arange(0, HEAD_BLOCK)
@@ -276,6 +276,7 @@ def decode_attention(
         float(softcap or 0.0),
         window or 0,
         plan.fair_splits,
+        float(plan.tile.balance),
         GROUP=group,
         GROUP_BLOCK=max(MIN_DOT_ROWS, heads),
         HEAD_DIM=head_dim,
@@ -284,7 +285,6 @@ def decode_attention(
         TILE=plan.tile.tokens,
         HEADS=heads,
         MERGED=merged_splits(heads, head_block, plan.tile.num_warps),
-        BALANCE=plan.tile.balance,
         HAS_SOFTCAP=softcap is not None,
         HAS_WINDOW=window is not None,
         **launch_options(plan.tile.num_warps, pdl, q.device),

@@ -117,7 +117,8 @@ def _rope_decode_attention_kernel(
     softcap,  # unread unless HAS_SOFTCAP
     window,  # positions that are seen, the new one included; unread unless HAS_WINDOW
     eps,  # of the norms
-    fair_splits,  # as for share_of_split
+    fair_splits,  # these two: as for share_of_split
+    balance,
     GROUP: tl.constexpr,  # query heads of a KV head
     GROUP_BLOCK: tl.constexpr,  # power of two >= GROUP, at least 16
     HEADS: tl.constexpr,  # power of two >= GROUP
@@ -125,7 +126,6 @@ def _rope_decode_attention_kernel(
     BLOCK_SIZE: tl.constexpr,  # tokens of a KV block
     TILE: tl.constexpr,  # keys at a time; a power of two that divides BLOCK_SIZE, or that it divides
     MERGED: tl.constexpr,  # splits that are merged at a time
-    BALANCE: tl.constexpr,
     HAS_NORM: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
@@ -139,7 +139,7 @@ def _rope_decode_attention_kernel(
     first = position * 0
     if HAS_WINDOW:
         first = tl.maximum(position + 1 - window, 0)
-    start, end, active = share_of_split(first, position, fair_splits, TILE, BALANCE)
+    start, end, active = share_of_split(first, position, fair_splits, balance, TILE)
 
     group, half = tl.arange(0, GROUP_BLOCK), tl.arange(0, HALF)
     mask = (group < GROUP)[:, None]
@@ -348,6 +348,7 @@ def rope_decode_attention(
         window or 0,
         float(eps),
         plan.fair_splits,
+        float(plan.tile.balance),
         GROUP=group,
         GROUP_BLOCK=max(MIN_DOT_ROWS, heads),
         HEADS=heads,
@@ -355,7 +356,6 @@ def rope_decode_attention(
         BLOCK_SIZE=block_size,
         TILE=plan.tile.tokens,
         MERGED=merged_splits(heads, head_dim, plan.tile.num_warps),
-        BALANCE=plan.tile.balance,
         HAS_NORM=q_norm is not None,
         HAS_SOFTCAP=softcap is not None,
         HAS_WINDOW=window is not None,
