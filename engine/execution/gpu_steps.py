@@ -16,7 +16,7 @@ also moves the positions on, so while the same rows decode, nothing is sent to t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,9 +25,11 @@ from engine.execution.device_rows import DeviceRows
 from engine.execution.kv_cache import KVCache
 from engine.execution.pinned import PinnedRing
 from engine.execution.step_results import DeviceHandle, StepOutputs
+from engine.kernels.decode_attention import num_processors
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
 from engine.kernels.sampling import SamplingWorkspace, sample_tokens
 from engine.kernels.step_end import step_end
+from engine.kernels.tiles import has_long_row
 from engine.messages import Load
 from engine.models.decoder import Decoder
 from engine.models.device_decoder import DeviceDecoder, DeviceState, DeviceStep, PrefillRows, attention_workspace
@@ -59,6 +61,8 @@ class _Shape:
     """That bring more than one token."""
     is_greedy: bool
     """No row needs more of the logits than their maximum."""
+    has_long_row: bool = False
+    """A row that decodes is much longer than most."""
 
 
 class _Inputs:
@@ -125,6 +129,8 @@ class GpuSteps:
         self._needs_logits = [False] * load.max_num_seqs
         self._graphs: dict[_Shape, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._uses_graphs else None
+        self._num_processors, self._num_kv_heads = num_processors(device), config.num_kv_heads
+        self._longest = 0  # length of the longest row that decodes
         self._last_rows: list[int] = []  # of the step before, where that was of one-token rows only
         self._last_shape: _Shape | None = None
 
@@ -171,11 +177,14 @@ class GpuSteps:
     def _prepare_decode(self, batch: ScheduledBatch, steps: Sequence[RowStep]) -> _Shape:
         """Inputs of a step in which each row brings one token."""
         if batch.is_repeat and self._last_shape is not None:
+            self._longest += 1
+            self._last_shape = replace(self._last_shape, has_long_row=self._has_long_row(len(self._last_rows)))
             return self._last_shape
         rows = [step.row for step in steps]
         size = self._decode_size(len(rows))
         is_greedy = not any(self._needs_logits[row] for row in rows)
-        shape = _Shape(size, 0, 0, is_greedy)
+        self._longest = max(step.start for step in steps) + 1
+        shape = _Shape(size, 0, 0, is_greedy, self._has_long_row(len(rows)))
         if batch.admitted or rows != self._last_rows or shape != self._last_shape:
             padding = [-1] * (size - len(rows))
             self._inputs.send([rows + padding, [step.start for step in steps] + padding])
@@ -227,7 +236,11 @@ class GpuSteps:
             [rows, positions, prefill_rows, cu_seqlens, prefill_starts, selection, sample_rows, sample_positions]
         )
         is_greedy = not any(self._needs_logits[row] for row in sample_rows.tolist() if row >= 0)
-        return _Shape(num_decodes, padded_tokens, padded_rows, is_greedy)
+        self._longest = max((step.start for step in decodes), default=0) + 1
+        return _Shape(num_decodes, padded_tokens, padded_rows, is_greedy, self._has_long_row(num_decodes))
+
+    def _has_long_row(self, num_rows: int) -> bool:
+        return num_rows > 0 and has_long_row(self._num_processors, num_rows, self._num_kv_heads, self._longest)
 
     def _decode_size(self, num_rows: int) -> int:
         if not self._uses_graphs:
@@ -299,7 +312,12 @@ class GpuSteps:
             selection = inputs.selection[:num_samples]
             sample_rows, positions = inputs.sample_rows[:num_samples], inputs.sample_positions[:num_samples]
         step = DeviceStep(
-            inputs.rows[:num_tokens], inputs.positions[:num_tokens], shape.num_decodes, prefill, selection
+            inputs.rows[:num_tokens],
+            inputs.positions[:num_tokens],
+            shape.num_decodes,
+            prefill,
+            selection,
+            shape.has_long_row,
         )
         is_decode = prefill is None
 

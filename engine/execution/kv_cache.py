@@ -18,6 +18,7 @@ from engine.execution.errors import ModelTooLarge
 
 Tensor = torch.Tensor
 
+
 @dataclass(frozen=True)
 class KVCache:
     """Allocated blocks."""

@@ -63,8 +63,10 @@ class Workspace:
         cls, max_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, device: torch.device
     ) -> Workspace:
         """For steps of any number of tokens up to `max_tokens`, each with as many splits as it gets by default."""
-        processors = _num_processors(device)
-        num_shares = max(n * num_splits(processors, n, num_kv_heads, MAX_SPLITS) for n in range(1, max_tokens + 1))
+        processors = num_processors(device)
+        num_shares = max(
+            n * num_splits(processors, n, num_kv_heads, MAX_SPLITS, has_long_row=True) for n in range(1, max_tokens + 1)
+        )
         return cls._allocate(num_shares, max_tokens, num_heads, num_kv_heads, head_dim, device)
 
     @classmethod
@@ -221,8 +223,10 @@ def decode_attention(
     window: int | None = None,
     softcap: float | None = None,
     workspace: Workspace | None = None,
+    has_long_row: bool = False,
     splits: int | None = None,
     tile: AttentionTile | None = None,
+    out: Tensor | None = None,
     pdl: bool = False,
 ) -> Tensor:
     """Softmax attention of one query a row over the keys up to its position, this step's already in the cache.
@@ -239,8 +243,10 @@ def decode_attention(
         softcap: scores x become softcap * tanh(x / softcap), before the mask.
         workspace: memory for the splits; allocated for this call where it is missing. A captured graph needs one that
             outlives it.
+        has_long_row: as for `tiles.num_splits`; right with either, and faster with the right one.
         splits: programs that may share a KV head of a row; by default as many as fill the device.
         tile: instead of the table's choice; what measurements vary.
+        out: [num_tokens, num_heads * head_dim] typed like `q`, contiguous, to write to; by default a new one.
         pdl: overlap with the kernel before, on devices that can. That kernel may have made `q` and the keys and values,
             not the table, the rows or the positions.
 
@@ -254,9 +260,15 @@ def decode_attention(
     _, num_kv_heads, block_size, _ = k_cache.shape
     _check(q, k_cache)
     check_cache("decode_attention", k_cache, v_cache, rows, positions, num_tokens, window)
-    plan = plan_splits(k_cache, num_tokens, num_heads, workspace, splits, tile)
+    plan = plan_splits(k_cache, num_tokens, num_heads, workspace, splits, tile, has_long_row)
     group = num_heads // num_kv_heads
-    out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.dtype, device=q.device)
+    if out is None:
+        out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.dtype, device=q.device)
+    elif out.shape != (num_tokens, num_heads * head_dim) or out.dtype != q.dtype or not out.is_contiguous():
+        raise ValueError(
+            f"decode_attention: out is {out.dtype} {tuple(out.shape)}; it must be contiguous {q.dtype} "
+            f"({num_tokens}, {num_heads * head_dim})"
+        )
     head_block, heads = triton.next_power_of_2(max(head_dim, 16)), triton.next_power_of_2(group)
     _decode_attention_kernel[(num_kv_heads, plan.splits, num_tokens)](
         q,
@@ -309,6 +321,7 @@ def plan_splits(
     workspace: Workspace | None,
     splits: int | None,
     tile: AttentionTile | None,
+    has_long_row: bool,
 ) -> SplitPlan:
     """The table's tile and splits where the caller has none; a number of splits that he does give counts as fair.
 
@@ -316,11 +329,11 @@ def plan_splits(
         ValueError: a workspace that is too small, or more splits than can be merged.
     """
     _, num_kv_heads, _, head_dim = k_cache.shape
-    device, processors = k_cache.device, _num_processors(k_cache.device)
+    device, processors = k_cache.device, num_processors(k_cache.device)
     if tile is None:
         tile = attention_tile(capability(device), head_dim, k_cache.element_size(), num_tokens)
     fair = fair_splits(processors, num_tokens, num_kv_heads) if splits is None else splits
-    splits = splits or num_splits(processors, num_tokens, num_kv_heads, tile.max_splits)
+    splits = splits or num_splits(processors, num_tokens, num_kv_heads, tile.max_splits, has_long_row=has_long_row)
     if splits > MAX_SPLITS:
         raise ValueError(f"decode attention: {splits} splits; {MAX_SPLITS} can be merged")
     if workspace is None:
@@ -338,7 +351,7 @@ def plan_splits(
     return SplitPlan(tile, splits, fair, workspace)
 
 
-def _num_processors(device: torch.device) -> int:
+def num_processors(device: torch.device) -> int:
     """Streaming multiprocessors; 1 for the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 

@@ -1,9 +1,8 @@
 """Which kernel multiplies which matrix by how many tokens, and with which tile: by architecture, as measurements chose.
 
 An architecture is a compute capability as one number (89 for 8.9); one that is not in the table takes the row of the
-nearest below it. Rows of 90 for up to 16 tokens began as what was fastest on an H200 on 2026-11-22 for Qwen2.5-7B in
-bfloat16; for the rest only registers and shared memory were checked, by compiling. `benchmarks/tune_products.py` finds
-the best tiles of a device, and prints them in the form of this table.
+nearest below it. Rows of 90 are what was fastest on an H200 on 2026-11-22 for Qwen2.5-7B in bfloat16; for the rest only
+registers and shared memory were checked, by compiling. `benchmarks/tune_products.py` finds the best tiles of a device.
 
 Asked by `gemv` and `products`.
 """
@@ -17,9 +16,12 @@ from typing import Literal
 
 WhatFollows = Literal["plain", "residual", "gated", "argmax"]
 """What a product goes into: nothing, the residual stream, the gated unit, the search for the largest."""
-MatrixKind = Literal["plain", "plain_long", "plain_tall", "residual", "residual_long", "gated", "argmax"]
+MatrixKind = Literal[
+    "plain", "plain_square", "plain_long", "plain_tall", "residual", "residual_long", "gated", "argmax"
+]
 """What follows the product, and the shape: "long" rows are more than twice as long as there are of them (down), a
-"tall" matrix has sixteen times as many rows as columns or more (the head)."""
+"tall" matrix has sixteen times as many rows as columns or more (the head), a "square" one no more (attention's
+output)."""
 
 MAX_FMA_TOKENS = 8
 """Above this the multiply-adds alone take longer than the bytes on any device."""
@@ -62,25 +64,47 @@ Tile = FmaTile | DotTile
 Steps = tuple[tuple[int, Tile], ...]
 """(most tokens, tile), rising. Beyond the last the library's product is faster."""
 
-_LONG_1, _LONG_16 = FmaTile(4, 4, 4, 4), DotTile(16, 256, 4, 4)
+_HEAD_1, _HEAD_2 = FmaTile(8, 4, 2, 4), FmaTile(4, 4, 2, 4)
 _90: Mapping[MatrixKind, Steps] = MappingProxyType(
     {
-        "plain": (
-            (4, FmaTile(4, 4, 2, 4)),
-            (16, DotTile(16, 256, 4, 4)),
-            (32, DotTile(32, 128, 4, 4)),
-            (64, DotTile(64, 128, 4, 3, splits=4)),
+        "plain": ((1, FmaTile(4, 4, 4, 2)), (2, FmaTile(4, 4, 2, 4)), (16, DotTile(64, 128, 4, 4))),
+        "plain_square": (
+            (1, FmaTile(4, 4, 2, 4)),
+            (2, FmaTile(8, 4, 2, 8)),
+            (3, FmaTile(4, 4, 2, 4)),
+            (16, DotTile(32, 512, 4, 3)),
+            (32, DotTile(64, 128, 4, 4, splits=4)),
+            (48, DotTile(64, 64, 4, 5, splits=4)),
         ),
-        "plain_long": ((4, _LONG_1), (16, _LONG_16), (64, DotTile(64, 128, 4, 3, splits=4))),
+        "plain_long": (
+            (2, FmaTile(4, 4, 4, 4)),
+            (3, FmaTile(4, 4, 3, 4)),
+            (16, DotTile(32, 512, 4, 3)),
+            (32, DotTile(64, 128, 4, 4, splits=4)),
+            (64, DotTile(64, 64, 4, 5, splits=4)),
+        ),
+        "plain_tall": ((1, _HEAD_1), (2, _HEAD_2), (32, DotTile(64, 128, 4, 4)), (64, DotTile(128, 64, 8, 3))),
+        "residual": (
+            (1, FmaTile(4, 4, 2, 4)),
+            (2, FmaTile(8, 4, 2, 8)),
+            (3, FmaTile(4, 4, 2, 4)),
+            (16, DotTile(32, 512, 4, 3)),
+        ),
+        "residual_long": ((2, FmaTile(4, 4, 4, 4)), (3, FmaTile(4, 4, 3, 4)), (16, DotTile(32, 512, 4, 3))),
+        "gated": ((1, FmaTile(2, 4, 3, 2)), (32, DotTile(64, 128, 4, 4)), (64, DotTile(64, 64, 4, 3))),
+        "argmax": ((1, _HEAD_1), (2, _HEAD_2), (16, DotTile(64, 128, 4, 4))),
+    }
+)
+# 8.0 has 163 KiB of shared memory for a block, and no asynchronous matrix instructions.
+_80: Mapping[MatrixKind, Steps] = MappingProxyType(
+    {
+        "plain": ((4, FmaTile(4, 4, 2, 4)), (16, DotTile(16, 256, 4, 4)), (32, DotTile(32, 128, 4, 4))),
+        "plain_square": ((4, FmaTile(4, 4, 2, 4)), (16, DotTile(16, 256, 4, 4)), (32, DotTile(32, 128, 4, 4))),
+        "plain_long": ((4, FmaTile(4, 4, 4, 4)), (16, DotTile(16, 256, 4, 4)), (64, DotTile(64, 128, 4, 3, splits=4))),
         "plain_tall": ((4, FmaTile(8, 8, 2, 4)), (16, DotTile(64, 128, 4, 4)), (64, DotTile(128, 64, 4, 4))),
         "residual": ((4, FmaTile(8, 4, 2, 8)), (16, DotTile(16, 256, 4, 4))),
-        "residual_long": ((4, _LONG_1), (16, _LONG_16)),
-        "gated": (
-            (3, FmaTile(2, 4, 2, 2)),
-            (16, DotTile(32, 128, 4, 4)),
-            (64, DotTile(64, 64, 4, 3)),
-            (128, DotTile(128, 64, 8, 3)),
-        ),
+        "residual_long": ((4, FmaTile(4, 4, 4, 4)), (16, DotTile(16, 256, 4, 4))),
+        "gated": ((3, FmaTile(2, 4, 2, 2)), (16, DotTile(32, 128, 4, 4)), (64, DotTile(64, 64, 4, 3))),
         "argmax": ((4, FmaTile(8, 8, 2, 4)), (16, DotTile(64, 128, 4, 4))),
     }
 )
@@ -88,6 +112,7 @@ _90: Mapping[MatrixKind, Steps] = MappingProxyType(
 _SMALL: Mapping[MatrixKind, Steps] = MappingProxyType(
     {
         "plain": ((4, FmaTile(4, 4, 2, 4)), (16, DotTile(16, 256, 4, 3)), (32, DotTile(32, 128, 4, 3))),
+        "plain_square": ((4, FmaTile(4, 4, 2, 4)), (16, DotTile(16, 256, 4, 3)), (32, DotTile(32, 128, 4, 3))),
         "plain_long": ((4, FmaTile(4, 4, 2, 4)), (16, DotTile(16, 256, 4, 3)), (32, DotTile(32, 128, 4, 3, splits=2))),
         "plain_tall": ((4, FmaTile(8, 4, 2, 8)), (16, DotTile(64, 128, 4, 3)), (64, DotTile(64, 64, 4, 3))),
         "residual": ((4, FmaTile(4, 4, 2, 4)), (16, DotTile(16, 256, 4, 3))),
@@ -97,7 +122,7 @@ _SMALL: Mapping[MatrixKind, Steps] = MappingProxyType(
     }
 )
 PRODUCT_TILES: Mapping[int, Mapping[MatrixKind, Steps]] = MappingProxyType(
-    {80: _90, 86: _SMALL, 89: _SMALL, 90: _90, 120: _SMALL}
+    {80: _80, 86: _SMALL, 89: _SMALL, 90: _90, 120: _SMALL}
 )
 
 
@@ -107,6 +132,8 @@ def matrix_kind(what_follows: WhatFollows, num_rows: int, width: int) -> MatrixK
         return "plain_long" if what_follows == "plain" else "residual_long"
     if what_follows == "plain" and num_rows >= 16 * width:
         return "plain_tall"
+    if what_follows == "plain" and num_rows <= width:
+        return "plain_square"
     return what_follows
 
 

@@ -279,6 +279,7 @@ def rope_decode_attention(
     softcap: float | None = None,
     out_dtype: torch.dtype | None = None,
     workspace: Workspace | None = None,
+    has_long_row: bool = False,
     splits: int | None = None,
     tile: AttentionTile | None = None,
     pdl: bool = False,
@@ -304,6 +305,7 @@ def rope_decode_attention(
         softcap: scores become softcap * tanh(scores / softcap); None is not.
         out_dtype: of the result, and of Q before it meets the keys; by default that of the cache.
         workspace: memory for the splits; None allocates it, and with it the zeros, in a launch more.
+        has_long_row: as for `tiles.num_splits`; right with either, and faster with the right one.
         splits: programs offered to one KV head of a row; None asks the table, as for `tile`.
         pdl: overlap with the kernel before, on devices that can. Only `qkv` may be that kernel's work.
 
@@ -319,7 +321,7 @@ def rope_decode_attention(
     check_cache("rope_decode_attention", k_cache, v_cache, rows, positions, num_tokens, window)
     if (q_norm is None) != (k_norm is None):
         raise ValueError("rope_decode_attention: q_norm and k_norm come together or not at all")
-    plan = plan_splits(k_cache, num_tokens, num_heads, workspace, splits, tile)
+    plan = plan_splits(k_cache, num_tokens, num_heads, workspace, splits, tile, has_long_row)
     out = torch.empty(num_tokens, num_heads * head_dim, dtype=out_dtype or k_cache.dtype, device=qkv.device)
     group = num_heads // num_kv_heads
     heads = triton.next_power_of_2(group)

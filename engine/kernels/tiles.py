@@ -14,6 +14,11 @@ from typing import TypeVar
 
 Tile = TypeVar("Tile")
 
+LONG_FACTOR = 8
+"""How many times as many programs share the keys of each sequence where one is long."""
+LONG_TOKENS = 1024
+"""Keys that a program may walk before a sequence is long."""
+
 
 @dataclass(frozen=True)
 class AttentionTile:
@@ -24,7 +29,7 @@ class AttentionTile:
     num_warps: int
     max_splits: int
     """Programs at most that share one KV head of a sequence."""
-    balance: float = 0.25
+    balance: float = 0.5
     """A program takes about this, times the square root of all the sequence's tiles, at least."""
     max_registers: int | None = None
     """Of a thread, in the kernel that rotates as well: fewer let more programs run at once."""
@@ -40,15 +45,25 @@ class PrefillTile:
     """Keys that one step of the loop takes."""
     num_warps: int
     num_stages: int
+    query_in_registers: bool = False
+    """Hold Q there rather than in shared memory, which the products then read less of."""
 
 
 # For heads of up to 128 elements of 2 bytes; `attention_tile` shortens it for others. By the fewest sequences of a step
-# that a tile is for. With 168 registers a thread, three programs of four warps run at once on a processor; where the
-# compiler needs a few more, it would spill.
+# that a tile is for. Those of 90 were the fastest on an H200 (benchmarks/tune_attention.py, 2026-11-22). Elsewhere, 168
+# registers a thread let three programs of four warps run on a processor at once.
 _ATTENTION: Mapping[int, AttentionTile] = MappingProxyType({1: AttentionTile(64, 4, 64)})
 _ATTENTION_168: Mapping[int, AttentionTile] = MappingProxyType({1: AttentionTile(64, 4, 64, max_registers=168)})
+_ATTENTION_90: Mapping[int, AttentionTile] = MappingProxyType(
+    {
+        1: AttentionTile(64, 4, 64),
+        32: AttentionTile(128, 8, 64),
+        64: AttentionTile(64, 4, 64),
+        128: AttentionTile(32, 4, 64, max_registers=128),
+    }
+)
 ATTENTION_TILES: Mapping[int, Mapping[int, AttentionTile]] = MappingProxyType(
-    {80: _ATTENTION, 86: _ATTENTION_168, 89: _ATTENTION_168, 90: _ATTENTION_168, 120: _ATTENTION}
+    {80: _ATTENTION, 86: _ATTENTION_168, 89: _ATTENTION_168, 90: _ATTENTION_90, 120: _ATTENTION}
 )
 
 # By the widest head that a tile is for.
@@ -56,7 +71,7 @@ _PREFILL_SMALL: Mapping[int, PrefillTile] = MappingProxyType(
     {
         64: PrefillTile(128, 64, 8, 2),
         96: PrefillTile(128, 32, 8, 2),
-        128: PrefillTile(128, 64, 8, 2),
+        128: PrefillTile(128, 64, 8, 3),
         256: PrefillTile(64, 32, 8, 2),
     }
 )
@@ -97,18 +112,23 @@ def prefill_tile(architecture: int, head_dim: int, itemsize: int) -> PrefillTile
     return tile
 
 
-def num_splits(num_processors: int, num_rows: int, num_kv_heads: int, max_splits: int) -> int:
-    """Programs that share a KV head of a sequence so that the device is filled about twice: a power of two.
+def num_splits(
+    num_processors: int, num_rows: int, num_kv_heads: int, max_splits: int, *, has_long_row: bool = False
+) -> int:
+    """Programs that share a KV head of a sequence, as many as fill the device once: a power of two.
+
+    More are no use to short sequences: programs without keys take places on processors, and others then share one.
 
     Args:
         num_processors: streaming multiprocessors of the device.
         num_rows: sequences of the step.
         max_splits: AttentionTile.max_splits.
+        has_long_row: a sequence is much longer than the others, or all are long: LONG_FACTOR times as many.
     """
     splits = 1
-    while splits < max_splits and splits * num_rows * num_kv_heads < 2 * num_processors:
+    while 2 * splits * num_rows * num_kv_heads <= num_processors:
         splits *= 2
-    return splits
+    return min(max_splits, splits * LONG_FACTOR if has_long_row else splits)
 
 
 def fair_splits(num_processors: int, num_rows: int, num_kv_heads: int) -> int:
@@ -120,3 +140,8 @@ def _nearest(table: Mapping[int, Tile], key: int) -> Tile:
     """The row with the largest key not above `key`, else the first: for architectures, the newest that is not newer."""
     known = [known for known in table if known <= key]
     return table[max(known, default=min(table))]
+
+
+def has_long_row(num_processors: int, num_rows: int, num_kv_heads: int, length: int) -> bool:
+    """Whether the longest sequence of a step, of `length` tokens, would keep its programs busy for too long."""
+    return length > LONG_TOKENS * num_splits(num_processors, num_rows, num_kv_heads, length)

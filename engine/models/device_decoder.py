@@ -67,6 +67,8 @@ class DeviceStep:
     """Of the tokens behind them."""
     selection: Tensor | None = None
     """int32 [num_samples], tokens whose logits are wanted; None: all."""
+    has_long_row: bool = False
+    """A row that decodes is much longer than most; see kernels.tiles."""
 
 
 @dataclass(frozen=True)
@@ -185,16 +187,18 @@ class DeviceDecoder:
         residual, hidden, angles = self._begin(step)
         last = self.config.num_layers - 1
         for number, layer in enumerate(self.decoder.layers):
-            qkv = self._product(hidden, layer.qkv)
-            x = self._product(self._attend(number, layer, qkv, step, angles), layer.attention_output)
+            attended = self._attend(number, layer, self._product(hidden, layer.qkv), step, angles)
+            if number == last and step.selection is not None:
+                # Nobody reads what the last layer makes of the other tokens; their keys and values are stored.
+                attended = attended.index_select(0, step.selection)
+                residual = residual.index_select(0, step.selection)
+            x = self._product(attended, layer.attention_output)
             if layer.post_attention_norm is not None:
                 x = rms_norm(x, layer.post_attention_norm, eps, pdl=pdl)
             hidden, _ = add_rms_norm(x, residual, layer.mlp_norm, eps, pdl=pdl)
             x = self._product(self._gated(hidden, layer.gate_up), layer.down)
             if layer.post_mlp_norm is not None:
                 x = rms_norm(x, layer.post_mlp_norm, eps, pdl=pdl)
-            if number == last and step.selection is not None:
-                x, residual = x.index_select(0, step.selection), residual.index_select(0, step.selection)
             hidden, _ = add_rms_norm(x, residual, self._following_norms[number], eps, pdl=pdl)
         return hidden
 
@@ -212,7 +216,7 @@ class DeviceDecoder:
             return rope_decode_attention(
                 qkv, cos, sin, k_cache, v_cache, table, step.rows, step.positions, config.num_heads, scale,
                 q_norm=layer.q_norm, k_norm=layer.k_norm, eps=config.rms_norm_eps, window=window, softcap=softcap,
-                workspace=state.workspace, out_dtype=dtype, pdl=self._pdl,
+                workspace=state.workspace, has_long_row=step.has_long_row, out_dtype=dtype, pdl=self._pdl,
             )  # fmt: skip
         q = rope_store(
             qkv, cos, sin, k_cache, v_cache, table, step.rows, step.positions, config.num_heads, layer.q_norm,
@@ -223,7 +227,8 @@ class DeviceDecoder:
         if decodes > 0:
             decode_attention(
                 q[:decodes], k_cache, v_cache, table, step.rows[:decodes], step.positions[:decodes], scale,
-                window=window, softcap=softcap, workspace=state.workspace, out=attended[:decodes], pdl=self._pdl,
+                window=window, softcap=softcap, workspace=state.workspace, has_long_row=step.has_long_row,
+                out=attended[:decodes], pdl=self._pdl,
             )  # fmt: skip
         if step.prefill is not None:
             prefill = step.prefill

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.kernels.tiles import ATTENTION_TILES, PREFILL_TILES, attention_tile, num_splits, prefill_tile
+from engine.kernels.tiles import ATTENTION_TILES, PREFILL_TILES, attention_tile, has_long_row, num_splits, prefill_tile
 
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
 """That a block may use at most. Source: CUDA C++ programming guide, table of compute capabilities."""
@@ -37,9 +37,16 @@ def test_an_unknown_architecture_takes_the_nearest_below(asked: int, taken: int)
 
 @pytest.mark.parametrize(
     ("num_processors", "num_rows", "num_kv_heads", "expected"),
-    [(132, 1, 4, 64), (132, 8, 4, 16), (132, 64, 4, 2), (132, 128, 8, 1), (1, 1, 8, 1), (132, 1, 1, 64)],
+    [(132, 1, 4, 32), (132, 8, 4, 4), (132, 64, 4, 1), (132, 128, 8, 1), (1, 1, 8, 1), (132, 1, 1, 64)],
 )
-def test_splits_fill_the_device_about_twice(
-    num_processors: int, num_rows: int, num_kv_heads: int, expected: int
-) -> None:
+def test_splits_fill_the_device_once(num_processors: int, num_rows: int, num_kv_heads: int, expected: int) -> None:
     assert num_splits(num_processors, num_rows, num_kv_heads, max_splits=64) == expected
+    more = num_splits(num_processors, num_rows, num_kv_heads, max_splits=64, has_long_row=True)
+    assert more == min(64, 8 * expected)
+
+
+def test_a_sequence_is_long_where_its_programs_would_walk_many_tiles() -> None:
+    assert not has_long_row(132, 1, 4, 32 * 1024)
+    assert has_long_row(132, 1, 4, 32 * 1024 + 1)
+    assert not has_long_row(132, 64, 4, 1024)
+    assert has_long_row(132, 64, 4, 1025)
