@@ -196,7 +196,7 @@ def log_probabilities(dtype: torch.dtype) -> None:
 
 CASES: tuple[Case, ...] = (
     Case("prefill_attention, Qwen2.5-7B", lambda: prefill(28, 4, 128)),
-    Case("prefill_attention, Gemma 2 9B, window", lambda: prefill(16, 8, 256, window=4096, softcap=50.0), MAIN, 128),
+    Case("prefill_attention, Gemma 2 9B, window", lambda: prefill(16, 8, 256, window=4096, softcap=50.0), MAIN),
     Case("prefill_attention, Llama 3.2 1B", lambda: prefill(32, 8, 64, block_size=64), MAIN),
     Case("prefill_attention, Phi-3, window", lambda: prefill(32, 32, 96, window=2047, block_size=32), MAIN),
     Case("decode_attention, Qwen2.5-7B", lambda: decode(28, 4, 128)),

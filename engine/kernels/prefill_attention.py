@@ -8,9 +8,9 @@ loaded once for the whole group and a tile spans few positions. It walks the key
 loops over one body: the window's edge (masked), the keys that every query of the tile sees (no mask), the diagonal
 (masked). Running softmax with base 2, statistics and accumulator in float32, weights rounded to the type of Q.
 
-Slots that no query of a tile may see are never loaded, nor are table entries that lead to them alone: they may hold
-another request's NaN. Which row a program works for is read from `cu_seqlens` on the device; no length is known to the
-host, so a launch for the same number of tokens and rows can be replayed in a CUDA graph.
+Slots that no query of a tile may see are never loaded, and table entries that lead to them alone never followed: they
+may hold another request's NaN, or nothing. Which row a program works for is read from `cu_seqlens` on the device; no
+length is known to the host, so a launch for the same number of tokens and rows can be replayed in a CUDA graph.
 
 Source: Dao 2023, arXiv:2307.08691 (loops over whole and masked tiles); Kwon et al. 2023, arXiv:2309.06180 (paging);
 Milakov & Gimelshein 2018, arXiv:1805.02867 (running softmax).
@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels.launch import capability, dot_operand
+from engine.kernels.launch import capability, dot_operand, launch_options, wait_for_predecessor
 from engine.kernels.tiles import PrefillTile, prefill_tile
 
 Tensor = torch.Tensor
@@ -51,10 +51,23 @@ def _find_row(
 
 
 @triton.jit
+def _table_entries(
+    table_ptr,  # at the row
+    first,  # a tile's first key, a multiple of BLOCK_N
+    last_entry,  # the row's last
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The block of each key of a tile: integers [BLOCK_N]. What would lie behind the row's last entry is that entry."""
+    entry = first // BLOCK_SIZE + tl.arange(0, BLOCK_N) // BLOCK_SIZE
+    return tl.load(table_ptr + tl.minimum(entry, last_entry))
+
+
+@triton.jit
 def _attend(
     acc,  # float32 [BLOCK_M, DIM]
     denominator,  # float32 [BLOCK_M]
-    maximum,  # float32 [BLOCK_M], of the scores in units of log 2
+    maximum,  # float32 [BLOCK_M], of the scores
     q,  # [BLOCK_M, DIM]
     position,  # int32 [BLOCK_M]
     k_ptr,  # at the KV head
@@ -75,24 +88,23 @@ def _attend(
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    IS_WIDE: tl.constexpr,
     IS_MASKED: tl.constexpr,
 ):
+    lane = tl.arange(0, BLOCK_N)
     dim = tl.arange(0, DIM)
+    last_entry = (num_keys - 1) // BLOCK_SIZE
+    # Where a key lies within its block is the same in each tile, and each tile's blocks are looked up one tile ahead:
+    # what is left in the loop is a product and a sum for each address, of 32 bits where they reach.
+    inside = (lane % BLOCK_SIZE)[:, None] * slot_stride + dim[None, :]
+    blocks = _table_entries(table_ptr, start, last_entry, BLOCK_SIZE, BLOCK_N)
     for first in range(start, stop, BLOCK_N):
-        key = first + tl.arange(0, BLOCK_N)
-        is_seen = (key >= least) & (key < num_keys)
-        if BLOCK_SIZE % BLOCK_N == 0:
-            block = tl.load(table_ptr + first // BLOCK_SIZE).to(tl.int64)
-            slot = block * block_stride + (key % BLOCK_SIZE) * slot_stride  # [BLOCK_N]
-        elif IS_MASKED:
-            block = tl.load(table_ptr + key // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
-            slot = block * block_stride + (key % BLOCK_SIZE) * slot_stride
-        else:
-            block = tl.load(table_ptr + key // BLOCK_SIZE).to(tl.int64)
-            slot = block * block_stride + (key % BLOCK_SIZE) * slot_stride
-        offset = slot[:, None] + dim[None, :]
+        offset = (blocks.to(tl.int64 if IS_WIDE else tl.int32) * block_stride)[:, None] + inside
+        if BLOCK_SIZE > BLOCK_N:
+            offset += first % BLOCK_SIZE * slot_stride
         if IS_MASKED:
-            mask = is_seen[:, None] & (dim < HEAD_DIM)[None, :]
+            key = first + lane
+            mask = ((key >= least) & (key < num_keys))[:, None] & (dim < HEAD_DIM)[None, :]
             k = tl.load(k_ptr + offset, mask=mask, other=0.0)
             v = tl.load(v_ptr + offset, mask=mask, other=0.0)
         elif HEAD_DIM == DIM:
@@ -102,23 +114,30 @@ def _attend(
             mask = (dim < HEAD_DIM)[None, :]
             k = tl.load(k_ptr + offset, mask=mask, other=0.0)
             v = tl.load(v_ptr + offset, mask=mask, other=0.0)
+        blocks = _table_entries(table_ptr, first + BLOCK_N, last_entry, BLOCK_SIZE, BLOCK_N)
         k = k.to(q.dtype)
-        scores = tl.dot(dot_operand(q), dot_operand(tl.trans(k)), input_precision="ieee") * scale  # [BLOCK_M, BLOCK_N]
+        scores = tl.dot(dot_operand(q), dot_operand(tl.trans(k)), input_precision="ieee")  # [BLOCK_M, BLOCK_N]
+        factor = scale
         if HAS_CAP:
             # cap * tanh(x / cap); the exponential of a negative number cannot overflow.
+            scores = scores * scale
             decay = tl.exp2(tl.abs(scores) * -2.8853900817779268)  # 2 / log(2)
             bounded = cap * (1.0 - decay) / (1.0 + decay)
             scores = tl.where(scores < 0, -bounded, bounded)
+            factor = 1.0
         if IS_MASKED:
             sees = key[None, :] <= position[:, None]
             if HAS_WINDOW:
                 sees &= key[None, :] > position[:, None] - window
             scores = tl.where(sees, scores, float("-inf"))
+        # The scale is above 0, so it may wait until after the maximum; then it costs nothing, as part of the
+        # subtraction.
         new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
         # A query that has seen no key yet has -inf, and -inf - -inf would be NaN.
         shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum) if IS_MASKED else new_maximum
-        weights = tl.exp2(scores - shift[:, None])
-        rescale = tl.exp2(maximum - shift)
+        shift = shift * factor
+        weights = tl.exp2(scores * factor - shift[:, None])
+        rescale = tl.exp2(maximum * factor - shift)
         denominator = denominator * rescale + tl.sum(weights, axis=1)
         acc = acc * rescale[:, None]
         acc = tl.dot(dot_operand(weights.to(q.dtype)), dot_operand(v.to(q.dtype)), acc, input_precision="ieee")
@@ -154,7 +173,10 @@ def _prefill_attention_kernel(
     BLOCK_N: tl.constexpr,  # keys a tile
     HAS_WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    IS_WIDE: tl.constexpr,  # the caches reach further than 32 bits count
+    IN_REGISTERS: tl.constexpr,  # Q is kept in registers rather than in shared memory
     ROWS_AT_ONCE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
     # The last tiles of a prompt have the most keys: they go first, so that no long one is left over at the end.
@@ -181,7 +203,12 @@ def _prefill_attention_kernel(
     mask = is_used[:, None] & (dim < HEAD_DIM)[None, :]
     row_token = (row_begin + token).to(tl.int64)
     q_offset = row_token * q_token_stride + head * q_head_stride
+    wait_for_predecessor(PDL)
     q = tl.load(q_ptr + q_offset[:, None] + dim[None, :], mask=mask, other=0.0)  # [BLOCK_M, DIM]
+    if IN_REGISTERS:
+        # The result of a product lies in registers as the left side of the next one wants it.
+        unit = (dim[:, None] == dim[None, :]).to(tl.float32).to(q.dtype)
+        q = tl.dot(dot_operand(q), dot_operand(unit), input_precision="ieee").to(q.dtype)
 
     k_ptr = k_cache_ptr + kv_head * head_stride
     v_ptr = v_cache_ptr + kv_head * head_stride
@@ -203,15 +230,17 @@ def _prefill_attention_kernel(
         acc, denominator, maximum = _attend(
             acc, denominator, maximum, q, position, k_ptr, v_ptr, table_ptr, start, whole_start, least, num_keys,
             window, block_stride, slot_stride, scale, cap,
-            HEAD_DIM, DIM, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, HAS_CAP, True,
+            HEAD_DIM, DIM, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, HAS_CAP, IS_WIDE, True,
         )  # fmt: skip
     acc, denominator, maximum = _attend(
         acc, denominator, maximum, q, position, k_ptr, v_ptr, table_ptr, whole_start, whole_stop, least, num_keys,
-        window, block_stride, slot_stride, scale, cap, HEAD_DIM, DIM, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, HAS_CAP, False,
+        window, block_stride, slot_stride, scale, cap,
+        HEAD_DIM, DIM, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, HAS_CAP, IS_WIDE, False,
     )  # fmt: skip
     acc, denominator, maximum = _attend(
         acc, denominator, maximum, q, position, k_ptr, v_ptr, table_ptr, whole_stop, num_keys, least, num_keys,
-        window, block_stride, slot_stride, scale, cap, HEAD_DIM, DIM, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, HAS_CAP, True,
+        window, block_stride, slot_stride, scale, cap,
+        HEAD_DIM, DIM, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, HAS_CAP, IS_WIDE, True,
     )  # fmt: skip
 
     out = (acc / denominator[:, None]).to(out_ptr.dtype.element_ty)
@@ -233,6 +262,7 @@ def prefill_attention(
     softcap: float | None = None,
     out: Tensor | None = None,
     tile: PrefillTile | None = None,
+    pdl: bool = False,
 ) -> Tensor:
     """Softmax attention of a step's queries over their rows' cached keys and values.
 
@@ -245,17 +275,19 @@ def prefill_attention(
         rows: int32 [num_rows]: each row's row of the table; below 0 it is padding, which has no tokens.
         cu_seqlens: int32 [num_rows + 1]: where each row's tokens begin, and num_tokens.
         starts: int32 [num_rows]: position of each row's first token, i.e. how many it has computed before.
-        scale: factor on Q.K.
+        scale: factor on Q.K, above 0.
         window: positions that a query sees, its own included; None is all.
         softcap: scores x become softcap * tanh(x / softcap), before the mask.
         out: the result, where there is memory for it already; unchanged for tokens behind those of the last row.
         tile: what to use instead of the table's entry.
+        pdl: overlap with the kernel before, on devices that can. Only `q` and the caches may be that kernel's work.
 
     Returns:
         [num_tokens, num_heads * head_dim], typed like `q`, contiguous.
 
     Raises:
-        ValueError: shapes, types or strides disagree, or a KV head has more query heads than a tile has rows.
+        ValueError: shapes, types or strides disagree, the scale is not above 0, the block size is no power of two, or a
+            KV head has more query heads than a tile has rows.
     """
     num_tokens, num_heads, head_dim = q.shape
     _, num_kv_heads, block_size, _ = k_cache.shape
@@ -267,6 +299,11 @@ def prefill_attention(
     tile = tile or prefill_tile(capability(q.device), head_dim, q.element_size())
     if group > tile.block_m:
         raise ValueError(f"prefill_attention: {group} query heads a KV head; a tile has {tile.block_m} rows")
+    if scale <= 0 or block_size != triton.next_power_of_2(block_size):
+        raise ValueError(
+            f"prefill_attention: the scale is {scale} and the block size {block_size}; the one must be above 0 and the "
+            "other a power of two"
+        )
     if num_tokens == 0:
         return out
     log2_scale = scale / math.log(2)
@@ -297,10 +334,11 @@ def prefill_attention(
         BLOCK_N=tile.block_n,
         HAS_WINDOW=window is not None,
         HAS_CAP=softcap is not None,
+        IS_WIDE=sum((n - 1) * stride for n, stride in zip(k_cache.shape, k_cache.stride(), strict=True)) >= 1 << 31,
+        IN_REGISTERS=tile.query_in_registers,
         ROWS_AT_ONCE=ROWS_AT_ONCE,
-        num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        enable_fp_fusion=True,
+        **launch_options(tile.num_warps, pdl, q.device),
     )
     return out
 

@@ -1,6 +1,6 @@
-"""Plain-torch twins of the kernels around a step's layers: its state, its begin and its end. Loops over the tokens.
+"""Plain-torch twins of the kernels of any step: its state, its begin, its prompts and its end. Loops over the tokens.
 
-Same names and signatures as `patch`, `step_begin` and `step_end`, but for the overlap of launches.
+Same names and signatures as `patch`, `step_begin`, `prefill_attention` and `step_end`, but for the overlap of launches.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.kernels import reference
+from engine.kernels import reference, reference_decode
 from engine.kernels.step_begin import RotaryFactors
 
 Tensor = torch.Tensor
@@ -47,6 +47,33 @@ def step_begin(
         for angle, rotary in zip(angles, rotaries, strict=True)
     ]
     return hidden, pairs
+
+
+def prefill_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    rows: Tensor,
+    cu_seqlens: Tensor,
+    starts: Tensor,
+    scale: float,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Each row's tokens are rows of one token for `decode_attention`, in float32; zeros for tokens of no row."""
+    num_tokens = q.shape[0]
+    token_rows = torch.full((num_tokens,), -1)
+    positions = torch.zeros(num_tokens, dtype=torch.int64)
+    begins = cu_seqlens.tolist()
+    for number, (row, start) in enumerate(zip(rows.tolist(), starts.tolist(), strict=True)):
+        begin, end = begins[number], begins[number + 1]
+        token_rows[begin:end] = row
+        positions[begin:end] = torch.arange(start, start + end - begin)
+    return reference_decode.decode_attention(
+        q, k_cache, v_cache, block_table, token_rows, positions, scale, window=window, softcap=softcap
+    )
 
 
 def step_end(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
 
+from engine.kernels import reference_step
+from engine.kernels.launch import INTERPRETED
 from engine.kernels.prefill_attention import prefill_attention
 from engine.kernels.tiles import PREFILL_TILES, PrefillTile, prefill_tile
 
@@ -72,12 +74,21 @@ class Setup:
     def check(
         self, *, softcap: float | None = None, tile: PrefillTile | None = SMALL, tolerance: float | None = None
     ) -> None:
-        out = prefill_attention(
+        out = self.run(softcap=softcap, tile=tile)
+        tolerance = tolerance or TOLERANCE[self.dtype]
+        torch.testing.assert_close(out.cpu(), self.expected(softcap), atol=tolerance, rtol=tolerance)
+
+    def run(self, *, softcap: float | None = None, tile: PrefillTile | None = SMALL) -> Tensor:
+        return prefill_attention(
             self.q, self.k_cache, self.v_cache, self.table, self.row_numbers, self.cu_seqlens, self.starts,
             self.head_dim**-0.5, window=self.window, softcap=softcap, tile=tile,
         )  # fmt: skip
-        tolerance = tolerance or TOLERANCE[self.dtype]
-        torch.testing.assert_close(out.cpu(), self.expected(softcap), atol=tolerance, rtol=tolerance)
+
+    def twin(self, softcap: float | None) -> Tensor:
+        return reference_step.prefill_attention(
+            self.q, self.k_cache, self.v_cache, self.table, self.row_numbers, self.cu_seqlens, self.starts,
+            self.head_dim**-0.5, window=self.window, softcap=softcap,
+        )  # fmt: skip
 
     def expected(self, softcap: float | None) -> Tensor:
         results, token = [], 0
@@ -117,6 +128,15 @@ def test_mixed_rows(window: int | None, softcap: float | None, device: torch.dev
     Setup(MIXED, device, window=window).check(softcap=softcap)
 
 
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_its_twin(window: int | None, softcap: float | None, device: torch.device) -> None:
+    """The twin itself reads no more than the kernel does."""
+    setup = Setup(MIXED, device, window=window)
+    torch.testing.assert_close(setup.twin(softcap).cpu(), setup.expected(softcap), atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(setup.twin(softcap), setup.run(softcap=softcap), atol=2e-5, rtol=2e-5)
+
+
 @pytest.mark.parametrize("heads", [(2, 2), (7, 1), (14, 2), (3, 1), (8, 1)], ids=str)
 def test_heads(heads: tuple[int, int], device: torch.device) -> None:
     Setup([(0, 19), (37, 1), (20, 13)], device, heads=heads).check()
@@ -139,6 +159,34 @@ def test_block_sizes(block_size: int, block_n: int, device: torch.device) -> Non
 @pytest.mark.parametrize("cache_dtype", [None, torch.float16, torch.bfloat16], ids=str)
 def test_types(dtype: torch.dtype, cache_dtype: torch.dtype | None, device: torch.device) -> None:
     Setup([(33, 18), (5, 1)], device, dtype=dtype, cache_dtype=cache_dtype, table_dtype=torch.int64).check()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_query_in_registers(dtype: torch.dtype, device: torch.device) -> None:
+    """The product that brings it there is exact."""
+    setup = Setup(MIXED, device, head_dim=80, dtype=dtype)
+    results = []
+    for in_registers in (False, True):
+        tile = replace(SMALL, query_in_registers=in_registers)
+        setup.check(tile=tile)
+        results.append(setup.run(tile=tile))
+    if INTERPRETED:
+        torch.testing.assert_close(*results, atol=0, rtol=0)
+
+
+def test_caches_beyond_the_reach_of_int32(device: torch.device) -> None:
+    setup = Setup([(20, 9), (0, 3)], device, dtype=torch.float16)
+    num_blocks, _, size, dim = setup.k_cache.shape
+    stride = -(-(1 << 31) // (num_blocks - 1))
+    memory = torch.empty(stride * num_blocks, dtype=torch.float16, device=device)  # mapped, hardly touched
+    caches = [
+        memory.as_strided(cache.shape, (stride, size * dim, dim, 1), storage_offset)
+        for cache, storage_offset in ((setup.k_cache, 0), (setup.v_cache, stride // 2))
+    ]
+    for far, near in zip(caches, (setup.k_cache, setup.v_cache), strict=True):
+        far.copy_(near)
+    setup.k_cache, setup.v_cache = caches
+    setup.check()
 
 
 def test_the_tables_own_tile(device: torch.device) -> None:
@@ -202,6 +250,11 @@ def test_refuses_what_does_not_fit_together(device: torch.device) -> None:
             prefill_attention(*arguments[:index], wrong, *arguments[index + 1 :], 1.0)
     with pytest.raises(ValueError, match="contiguous"):
         prefill_attention(q.transpose(1, 2).contiguous().transpose(1, 2), *arguments[1:], 1.0)
+    for scale in (0.0, -1.0):
+        with pytest.raises(ValueError, match="must be above 0"):
+            prefill_attention(*arguments, scale)
+    with pytest.raises(ValueError, match="power of two"):
+        prefill_attention(q, *(cache[:, :, :12].contiguous() for cache in arguments[1:3]), *arguments[3:], 1.0)
     with pytest.raises(ValueError, match="out is"):
         prefill_attention(*arguments, 1.0, out=torch.empty(4, 255))
     with pytest.raises(ValueError, match="query heads a KV head"):
