@@ -119,7 +119,7 @@ def warm_up(bench: Bench) -> None:
 
 def measure_copy(bench: Bench) -> None:
     """Bytes a second, read plus written, of a copy on the device."""
-    source = torch.ones(bench.sizes.copy_bytes // 4, device=bench.device)
+    source = torch.randn(bench.sizes.copy_bytes // 4, device=bench.device)
     target = torch.empty_like(source)
     times = [_seconds(lambda: target.copy_(source), bench.device) for _ in range(21)][1:]
     bench.case("ceiling/copy", 2 * source.nbytes / median(times) / 1e12, num_bytes=source.nbytes, repeats=20)
