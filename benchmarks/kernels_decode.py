@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import torch
 from report import Report
@@ -26,6 +28,7 @@ from engine.kernels.decode_attention import Workspace, decode_attention
 from engine.kernels.gemv import DeferredNorm, gemv, gemv_argmax, gemv_gated, gemv_residual
 from engine.kernels.rms_norm import add_rms_norm
 from engine.kernels.rope_store import rope_store
+from engine.kernels.step_begin import step_begin
 from engine.kernels.step_end import step_end
 
 Tensor = torch.Tensor
@@ -39,6 +42,7 @@ EPS = 1e-6
 DTYPE = torch.bfloat16
 ROTATED_BYTES = 1 << 30
 REPLAYS = 21
+WARM_UP_S = 0.5
 ATTENTION_CASES = ((1, 512), (1, 513), (1, 4096), (1, 32768), (8, 512), (16, 2048))
 """(sequences, tokens each); 513 because a tile more must not cost a second round."""
 
@@ -66,6 +70,16 @@ def replayed_us(run: Run, num_copies: int) -> tuple[float, float]:
     return median(times), times[3 * REPLAYS // 4] - times[REPLAYS // 4]
 
 
+def warm_up() -> None:
+    """Clocks rise under load, within about this time."""
+    matrix = random(4096, 4096)
+    end = time.perf_counter() + WARM_UP_S
+    while time.perf_counter() < end:
+        for _ in range(20):
+            matrix @ matrix
+        torch.cuda.synchronize()
+
+
 def copy_bandwidth() -> float:
     """Terabytes a second that a copy of a gibibyte moves, read plus written.
 
@@ -86,6 +100,7 @@ class Bench:
 
     def __init__(self, report: Report) -> None:
         self.report = report
+        warm_up()
         self.ceiling = copy_bandwidth()
         report.case("copy of 1 GiB", self.ceiling, "TB/s")
 
@@ -155,7 +170,7 @@ class Bench:
             rows = torch.arange(num_tokens, dtype=torch.int32, device="cuda")
             positions = torch.zeros_like(rows)
             x, residual = random(num_tokens, HIDDEN), torch.randn(num_tokens, HIDDEN, device="cuda")
-            gamma, embedding = random(HIDDEN), random(VOCAB, HIDDEN)
+            gamma, embedding, turns = random(HIDDEN), random(VOCAB, HIDDEN), torch.rand(3, HEAD_DIM, device="cuda")
             self.case(
                 f"add_rms_norm, {num_tokens} tokens",
                 lambda _, a=x, b=residual, c=gamma: add_rms_norm(a, b, c, EPS, pdl=True),
@@ -173,10 +188,15 @@ class Bench:
             values, candidates = gemv_argmax(x, embedding)
             tokens_of_rows = torch.zeros(num_tokens, 4096, dtype=torch.int32, device="cuda")
             end = partial(
-                step_end, values, candidates, rows, positions, tokens_of_rows, embedding, gamma, rows.clone(), residual,
-                x, residual[:, :1].clone(), pdl=True,
-            )  # fmt: skip
+                step_end, values, candidates, rows, positions, tokens_of_rows, torch.empty_like(rows), pdl=True
+            )
             self.case(f"step_end, {num_tokens} tokens", lambda _, end=end: end(), 64)
+            rotary = SimpleNamespace(inv_freq=turns[0], cos_factor=turns[1], sin_factor=turns[2])
+            begin = partial(
+                step_begin, rows, torch.zeros_like(rows), tokens_of_rows, embedding, gamma, EPS, [rotary], residual,
+                pdl=True,
+            )  # fmt: skip
+            self.case(f"step_begin, {num_tokens} tokens", lambda _, begin=begin: begin(), 64)
 
 
 def product(kind: str, x: Tensor, weights: list[Tensor], pdl: bool) -> Run:

@@ -1,19 +1,18 @@
 """Prefill attention and sampling alone, at the shapes of Qwen2.5-7B: shares of what products and copies reach here.
 
-    PYTHONPATH=. python benchmarks/kernels_prefill.py [--only attention] [--sweep] [--out FILE]
+    PYTHONPATH=. python benchmarks/kernels_prefill.py [--only attention] [--out FILE]
 
 Attention is counted in operations: 4 * head_dim for each query head and key that it sees; the ceiling is a product of
 8192 x 8192 matrices in bfloat16, measured first, and the peer torch's own attention over keys that lie together (only
-where no row has a past). Sampling is counted in bytes: the logits, read once; the ceiling is a large copy. `--sweep`
-tries tiles on one prompt. A case is a captured graph that runs the kernel several times; the figure is the median
-replay divided by their number.
+where no row has a past). Sampling is counted in bytes: the logits, read once; the ceiling is a large copy. A case is a
+captured graph that runs the kernel several times; the figure is the median replay divided by their number. Tiles are
+tried by `tune_prefill.py`.
 Needs a CUDA device; without one it says so and does nothing. Takes about a minute and a half, most of it compiling.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,19 +20,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from kernels_decode import copy_bandwidth, random, replayed_us
+from kernels_decode import copy_bandwidth, random, replayed_us, warm_up
 from report import Report
 
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
 from engine.kernels.prefill_attention import prefill_attention
 from engine.kernels.sampling import SamplingWorkspace, sample_tokens
 from engine.kernels.sampling_state import SamplingState
-from engine.kernels.tiles import PrefillTile
 from engine.sampling_params import SamplingParams
 
 Tensor = torch.Tensor
 
-VOCAB, HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 152064, 28, 4, 128, 32
+VOCAB, HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 152064, 28, 4, 128, 16
 Row = tuple[int, int]
 """(tokens computed before, tokens of this step)"""
 ATTENTION_CASES: dict[str, list[Row]] = {
@@ -71,6 +69,7 @@ class Attention:
         free = (torch.randperm(sum(blocks), device="cuda") + 1).int()
         for row, (own, part) in enumerate(zip(blocks, free.split(blocks), strict=True)):
             self.table[row, :own] = part
+        self.rows = torch.arange(len(rows), dtype=torch.int32, device="cuda")
         counts = torch.tensor([0, *(count for _, count in rows)], device="cuda")
         self.cu_seqlens = counts.cumsum(0).int()
         self.starts = torch.tensor([start for start, _ in rows], dtype=torch.int32, device="cuda")
@@ -79,9 +78,9 @@ class Attention:
             4 * HEAD_DIM * HEADS * (start * count + count * (count + 1) / 2) / 1e12 for start, count in rows
         )
 
-    def run(self, tile: PrefillTile | None = None) -> Tensor:
+    def run(self) -> Tensor:
         return prefill_attention(
-            self.q, self.k_cache, self.v_cache, self.table, self.cu_seqlens, self.starts, HEAD_DIM**-0.5, tile=tile
+            self.q, self.k_cache, self.v_cache, self.table, self.rows, self.cu_seqlens, self.starts, HEAD_DIM**-0.5
         )
 
 
@@ -105,23 +104,6 @@ def measure_attention(report: Report, ceiling: float) -> None:
         )  # fmt: skip
 
 
-def sweep_attention(report: Report, ceiling: float) -> None:
-    """Every tile that compiles and fits, on a prompt and on a chunk after a past."""
-    cases = {name: Attention(ATTENTION_CASES[name]) for name in ("a prompt of 2048 tokens", "512 tokens after 7680")}
-    for block_m, block_n, num_warps, num_stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3)):
-        tile = PrefillTile(block_m, block_n, num_warps, num_stages)
-        if block_m * block_n > 64 * 128 and num_warps == 4:
-            continue  # more scores than registers
-        for name, attention in cases.items():
-            try:
-                us, _ = replayed_us(lambda _, a=attention, tile=tile: a.run(tile), LAUNCHES)
-            except RuntimeError as error:  # triton's OutOfResources is one
-                sys.stderr.write(f"{tile}: {error}\n")
-                break
-            rate = attention.tera_operations / us * 1e6
-            report.case(f"{tile}, {name}", rate, "TFLOP/s", ceiling=ceiling, us=round(us, 1))
-
-
 def measure_sampling(report: Report, ceiling: float, num_rows: Sequence[int]) -> None:
     device = torch.device("cuda")
     for n in num_rows:
@@ -131,14 +113,13 @@ def measure_sampling(report: Report, ceiling: float, num_rows: Sequence[int]) ->
         rows = torch.arange(n, dtype=torch.int32, device=device)
         positions = torch.full_like(rows, 1000)
         tokens = torch.randint(0, VOCAB, (n, 1024), dtype=torch.int32, device=device)
-        token_ids = torch.empty(n, dtype=torch.int64, device=device)
-        is_broken = torch.empty(n, dtype=torch.bool, device=device)
+        token_ids = torch.empty_like(rows)
         state, workspace = SamplingState(n, device), SamplingWorkspace(n, VOCAB, device)
         for name, options in SAMPLING_CASES.items():
             for row in range(n):
                 state.set(row, SamplingParams(seed=row, **options), origin=0)
-            arguments = logits, rows, positions, tokens, state, workspace, token_ids, is_broken
-            us, spread = replayed_us(lambda _, arguments=arguments: sample_tokens(*arguments), LAUNCHES)
+            arguments = logits, rows, positions, tokens, state, workspace, token_ids
+            us, spread = replayed_us(lambda _, a=arguments: sample_tokens(*a, advance=False), LAUNCHES)
             rate = logits.nbytes / us / 1e6
             report.case(
                 f"sample_tokens, {n} rows, {name}", rate, "TB/s", ceiling=ceiling,
@@ -146,13 +127,14 @@ def measure_sampling(report: Report, ceiling: float, num_rows: Sequence[int]) ->
             )  # fmt: skip
         us, _ = replayed_us(lambda _, logits=logits: logits.sort(dim=-1, descending=True), LAUNCHES)
         report.case(f"torch.sort, {n} rows", us, "us")
-        num_top = torch.full_like(rows, 20)
+        for row in range(n):
+            state.set(row, SamplingParams(logprobs=20), origin=0)
         outputs = (
             torch.empty(n, device=device),
             torch.empty(n, 20, device=device),
             torch.empty(n, 20, dtype=torch.int64, device=device),
         )
-        asked = logits, num_top, token_ids, LogprobWorkspace(n, VOCAB, device), *outputs
+        asked = logits, rows, state, token_ids, LogprobWorkspace(n, VOCAB, device), *outputs
         us, spread = replayed_us(lambda _, asked=asked: logprobs(*asked), LAUNCHES)
         rate = logits.nbytes / us / 1e6
         report.case(f"logprobs, {n} rows, top 20", rate, "TB/s", ceiling=ceiling, us=round(us, 1))
@@ -162,7 +144,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 256], help="rows to sample")
     parser.add_argument("--only", choices=["attention", "sampling"])
-    parser.add_argument("--sweep", action="store_true", help="try tiles of attention instead")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -171,13 +152,11 @@ def main() -> None:
     torch.manual_seed(0)
     report = Report(args.out)
     with torch.inference_mode():
+        warm_up()
         matrix, size = random(8192, 8192), 8192
         us, _ = replayed_us(lambda _: matrix @ matrix, LAUNCHES)
         products = 2 * size**3 / us / 1e6
         report.case("product of 8192 x 8192 matrices in bfloat16", products, "TFLOP/s")
-        if args.sweep:
-            sweep_attention(report, products)
-            return
         if args.only != "sampling":
             measure_attention(report, products)
         if args.only != "attention":
