@@ -13,7 +13,7 @@ from functools import partial
 from statistics import mean, median
 
 from gpu_bench import Bench, MissingCase, measure_copy, measure_matmul, warm_up
-from gpu_plan import lengths
+from gpu_plan import SIGMA, lengths
 from gpu_session import GREEDY, SAMPLED, Limits, Session, Trace
 
 from engine.sampling_params import SamplingParams
@@ -273,7 +273,7 @@ class EngineCases:
             output_tokens=sum(outputs),
             longest_input=max(map(len, prompts)),
             longest_output=max(outputs),
-            lengths="log-normal, sigma 1, clipped, seed 0",
+            lengths=f"log-normal, sigma {SIGMA}, clipped, seed 0",
             steps=after.num_steps - before.num_steps,
             preemptions=after.num_preemptions - before.num_preemptions,
         )

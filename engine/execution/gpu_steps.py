@@ -33,7 +33,6 @@ from engine.kernels.tiles import has_long_row
 from engine.messages import Load
 from engine.models.decoder import Decoder
 from engine.models.device_decoder import DeviceDecoder, DeviceState, DeviceStep, PrefillRows, attention_workspace
-from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import RowStep, ScheduledBatch
 
 Tensor = torch.Tensor
@@ -125,7 +124,7 @@ class GpuSteps:
         self._sampling = SamplingWorkspace(sampled, config.vocab_size, device)
         self._logprobs = LogprobWorkspace(sampled, config.vocab_size, device)
         self._outputs = StepOutputs(load.max_num_seqs, load.run_ahead + 2, device)
-        self._params: list[SamplingParams] = [SamplingParams()] * load.max_num_seqs
+        self._num_logprobs: list[int | None] = [None] * load.max_num_seqs  # by row, as the next
         self._needs_logits = [False] * load.max_num_seqs
         self._graphs: dict[_Shape, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._uses_graphs else None
@@ -146,40 +145,30 @@ class GpuSteps:
             return self._launch(batch)
 
     def _launch(self, batch: ScheduledBatch) -> DeviceHandle:
+        if batch.is_repeat and self._last_shape is not None:
+            self.rows.apply((), batch.appended)
+            self._longest += 1
+            shape = replace(self._last_shape, has_long_row=self._has_long_row(len(batch.steps)))
+            return self._run(shape, batch.steps, None)
         for admission in batch.admitted:
             params = admission.params
-            self._params[admission.row] = params
+            self._num_logprobs[admission.row] = params.logprobs
             self._needs_logits[admission.row] = not params.is_greedy or bool(
                 params.logit_bias or params.needs_history or params.logprobs is not None
             )
         self.rows.apply(batch.admitted, batch.appended)
-        if not batch.steps:
-            return self._outputs.none()
         decodes = [step for step in batch.steps if step.num_tokens == 1 and step.samples]
         if len(decodes) == len(batch.steps):
-            shape = self._prepare_decode(batch, decodes)
-            sampling = decodes
-        else:
-            others = [step for step in batch.steps if not (step.num_tokens == 1 and step.samples)]
-            shape = self._prepare_mixed(decodes, others)
-            sampling = decodes + [step for step in others if step.samples]
-        compute = self._run(shape)
-        handle = self._outputs.take(sampling, self._places(decodes, shape, sampling), self._params)
-        if compute is not None and self._is_graph(shape):
-            self._capture(shape, compute)
-        return handle
-
-    def _places(self, decodes: Sequence[RowStep], shape: _Shape, sampling: Sequence[RowStep]) -> Sequence[int]:
-        """Where the sampling rows' results lie: those of prompts behind the padded decodes."""
-        num_others = len(sampling) - len(decodes)
-        return [*range(len(decodes)), *range(shape.num_decodes, shape.num_decodes + num_others)]
+            return self._run(self._prepare_decode(batch, decodes), decodes, None)
+        others = [step for step in batch.steps if not (step.num_tokens == 1 and step.samples)]
+        shape = self._prepare_mixed(decodes, others)
+        # Results of prompts lie behind the decodes; those that do not sample leave none.
+        prompts = [step for step in others if step.samples]
+        places = [*range(len(decodes)), *range(shape.num_decodes, shape.num_decodes + len(prompts))]
+        return self._run(shape, decodes + prompts, places)
 
     def _prepare_decode(self, batch: ScheduledBatch, steps: Sequence[RowStep]) -> _Shape:
         """Inputs of a step in which each row brings one token."""
-        if batch.is_repeat and self._last_shape is not None:
-            self._longest += 1
-            self._last_shape = replace(self._last_shape, has_long_row=self._has_long_row(len(self._last_rows)))
-            return self._last_shape
         rows = [step.row for step in steps]
         size = self._decode_size(len(rows))
         is_greedy = not any(self._needs_logits[row] for row in rows)
@@ -250,16 +239,28 @@ class GpuSteps:
 
     # ---- running it
 
-    def _run(self, shape: _Shape) -> Callable[[], None] | None:
-        """Queues a step. Returns what it launched where that was no graph."""
+    def _run(self, shape: _Shape, sampling: Sequence[RowStep], places: Sequence[int] | None) -> DeviceHandle:
+        """Queues a step and the copy of its results; captures its graph where there should be one.
+
+        Args:
+            sampling: the steps that get a token.
+            places: where their results lie; None: in their order.
+        """
         graph = self._graphs.get(shape)
+        compute = None
         if graph is not None:
             graph.replay()
-            return None
-        compute = self._computation(shape)
-        with torch.inference_mode():
-            compute()
-        return compute
+        else:
+            compute = self._computation(shape)
+            with torch.inference_mode():
+                compute()
+        num_logprobs = None
+        if not shape.is_greedy:
+            num_logprobs = [self._num_logprobs[step.row] for step in sampling]
+        handle = self._outputs.take(sampling, places, num_logprobs)
+        if compute is not None and self._is_graph(shape):
+            self._capture(shape, compute)
+        return handle
 
     def _is_graph(self, shape: _Shape) -> bool:
         """Whether steps of this shape are worth a graph: those whose sizes were rounded up to one."""
@@ -290,10 +291,7 @@ class GpuSteps:
                 if size > self._max_rows:
                     break
                 self._inputs.send([[-1] * size, [-1] * size])
-                shape = _Shape(size, 0, 0, is_greedy=True)
-                compute = self._run(shape)
-                if compute is not None and self._is_graph(shape):
-                    self._capture(shape, compute)
+                self._run(_Shape(size, 0, 0, is_greedy=True), (), None)
         self._last_rows, self._last_shape = [], None
 
     def _computation(self, shape: _Shape) -> Callable[[], None]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from engine.execution.errors import NOT_FINITE
-from engine.sampling_params import MAX_TOP_LOGPROBS, SamplingParams
+from engine.sampling_params import MAX_TOP_LOGPROBS
 from engine.scheduling.batch import RowStep, StepResult, TokenLogprobs
 
 Tensor = torch.Tensor
@@ -45,25 +45,24 @@ class StepOutputs:
         self._copies = [_Copy(size, device.type == "cuda") for _ in range(num_copies)]
         self._next = 0
 
-    def none(self) -> DeviceHandle:
-        """Of a step in which nothing was computed."""
-        return DeviceHandle([], [], [], None)
-
-    def take(self, steps: Sequence[RowStep], places: Sequence[int], params: Sequence[SamplingParams]) -> DeviceHandle:
+    def take(
+        self, steps: Sequence[RowStep], places: Sequence[int] | None, num_logprobs: Sequence[int | None] | None
+    ) -> DeviceHandle:
         """Queues the copy of a step's results, on the current stream.
 
         Args:
             steps: those that sample.
-            places: where the results of each lie.
-            params: by row.
+            places: where the results of each lie, ascending; None: in their order.
+            num_logprobs: of each, how many of the likeliest tokens it wants; None: nobody wants any.
         """
         copy = self._copies[self._next]
         self._next = (self._next + 1) % len(self._copies)
-        num_logprobs = [params[step.row].logprobs for step in steps]
-        if steps:
-            stop = places[-1] + 1
+        if num_logprobs is not None and all(number is None for number in num_logprobs):
+            num_logprobs = None
+        stop = len(steps) if places is None else max(places, default=-1) + 1
+        if stop > 0:
             copy.token_ids[:stop].copy_(self.token_ids[:stop], non_blocking=True)
-            if any(number is not None for number in num_logprobs):
+            if num_logprobs is not None:
                 copy.chosen[:stop].copy_(self.chosen[:stop], non_blocking=True)
                 copy.top[:stop].copy_(self.top[:stop], non_blocking=True)
                 copy.top_ids[:stop].copy_(self.top_ids[:stop], non_blocking=True)
@@ -78,32 +77,34 @@ class DeviceHandle:
     def __init__(
         self,
         steps: Sequence[RowStep],
-        places: Sequence[int],
-        num_logprobs: Sequence[int | None],
-        copy: _Copy | None,
+        places: Sequence[int] | None,
+        num_logprobs: Sequence[int | None] | None,
+        copy: _Copy,
     ) -> None:
         self._steps, self._places, self._num_logprobs, self._copy = steps, places, num_logprobs, copy
 
     def result(self) -> StepResult:
         """Waits for the device."""
-        copy = self._copy
-        if copy is None:
-            return StepResult([], [], [])
+        copy, places = self._copy, self._places
         if copy.event is not None:
             copy.event.synchronize()
-        if not self._steps:
-            return StepResult([], [], [])
-        all_ids: list[int] = copy.token_ids[: self._places[-1] + 1].tolist()
-        token_ids = [all_ids[place] for place in self._places]
-        errors: list[str | None] = [None] * len(token_ids)
-        logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
-        for number, token in enumerate(token_ids):
-            if token < 0:
-                step = self._steps[number]
-                token_ids[number] = 0
-                errors[number] = NOT_FINITE.format(step.start + step.num_tokens - 1)
-            elif self._num_logprobs[number] is not None:
-                logprobs[number] = self._logprobs(copy, self._places[number], self._num_logprobs[number] or 0)
+        num_steps = len(self._steps)
+        if places is None:
+            token_ids: list[int] = copy.token_ids[:num_steps].tolist()
+        else:
+            found = copy.token_ids.tolist()
+            token_ids = [found[place] for place in places]
+        logprobs: list[TokenLogprobs | None] = [None] * num_steps
+        errors: list[str | None] = [None] * num_steps
+        if self._num_logprobs is not None:
+            for number, count in enumerate(self._num_logprobs):
+                if count is not None and token_ids[number] >= 0:
+                    logprobs[number] = self._logprobs(copy, number if places is None else places[number], count)
+        if min(token_ids, default=0) < 0:
+            for number, step in enumerate(self._steps):
+                if token_ids[number] < 0:
+                    token_ids[number] = 0
+                    errors[number] = NOT_FINITE.format(step.start + step.num_tokens - 1)
         return StepResult(token_ids, logprobs, errors)
 
     @staticmethod

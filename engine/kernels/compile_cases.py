@@ -170,8 +170,8 @@ def begin(num_rotaries: int, dtype: torch.dtype) -> None:
     )  # fmt: skip
 
 
-def gated_unit(activation: str) -> None:
-    gated(make(500, 2 * INTERMEDIATE), activation, pdl=True)
+def gated_unit(activation: str, dtype: torch.dtype = torch.bfloat16) -> None:
+    gated(make(500, 2 * INTERMEDIATE, dtype=dtype), activation, pdl=True)
 
 
 def end() -> None:
@@ -220,7 +220,7 @@ CASES: tuple[Case, ...] = (
     Case("step_begin", lambda: begin(1, torch.bfloat16), max_stack_bytes=32),
     Case("step_begin, Gemma 3", lambda: begin(2, torch.float32), MAIN, 32),
     Case("step_end", end),
-    Case("gated, SiLU", lambda: gated_unit("silu")),
+    Case("gated, SiLU in float16", lambda: gated_unit("silu", torch.float16)),
     Case("gated, GELU", lambda: gated_unit("gelu"), MAIN),
     Case("gated, GELU by tanh", lambda: gated_unit("gelu_tanh"), MAIN),
     Case("sampling, Qwen2.5", lambda: sampling(VOCAB, torch.bfloat16, True)),

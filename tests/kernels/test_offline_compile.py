@@ -97,8 +97,8 @@ from engine.kernels.tiles import PrefillTile
 
 def attend(*tile):
     k_cache, v_cache = cases.caches(4, 256, 16)
-    prefill_attention(cases.make(500, 28, 256), k_cache, v_cache, cases.ints(8, 64), cases.ints(9), cases.ints(8), 0.1,
-                      tile=PrefillTile(*tile))
+    prefill_attention(cases.make(500, 28, 256), k_cache, v_cache, cases.ints(8, 64), cases.ints(8), cases.ints(9),
+                      cases.ints(8), 0.1, tile=PrefillTile(*tile))
 
 for name, tile in (("large", (64, 128, 4, 3)), ("wrong", (64, 24, 4, 2))):
     case = cases.Case(name, lambda: attend(*tile), max_stack_bytes=10**6)
