@@ -174,8 +174,8 @@ SIZES = {
 
 
 SIGMA = 0.8
-"""Of the lengths' logarithm. How the lengths of vLLM's figure were drawn is not known; with this, and lengths up to 1,024
-tokens, its step times by batch size add up to that figure."""
+"""Of the lengths' logarithm. How the lengths of vLLM's figure were drawn is not known; with this, and lengths of at most
+1,024 tokens, its step times by batch size add up to that figure."""
 
 
 def lengths(count: int, total: int, longest: int, rng: random.Random, shortest: int = 4) -> list[int]:

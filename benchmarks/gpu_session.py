@@ -120,6 +120,8 @@ class Session:
         load = Load(files=files, device=device, dtype="bfloat16", **options)
         self.config = ModelConfig.from_source(source)
         self.runner = ModelRunner.load(load)
+        while self.runner.prepare():  # as an idle worker does
+            pass
         self.timed = TimedRunner(self.runner)
         self.engine = LLMEngine(LLMEngine.for_runner(self.runner, load).scheduler, self.timed, load.run_ahead)
         self.rng = random.Random(0)

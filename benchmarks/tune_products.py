@@ -108,10 +108,17 @@ FMA_CANDIDATES: dict[str, tuple[tuple[int, int, int, int], ...]] = {
 # (rows, columns, warps, stages), by the tokens of a `tl.dot`
 DOT_CANDIDATES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
     16: (
+        (16, 256, 1, 3),
+        (16, 512, 1, 3),
+        (16, 256, 2, 3),
+        (16, 512, 2, 3),
+        (16, 256, 4, 3),
         (16, 256, 4, 4),
-        (16, 512, 4, 3),
         (16, 512, 4, 4),
-        (16, 512, 8, 4),
+        (32, 128, 2, 4),
+        (32, 256, 2, 3),
+        (32, 256, 2, 4),
+        (32, 512, 2, 3),
         (32, 128, 4, 6),
         (32, 256, 4, 3),
         (32, 256, 4, 4),

@@ -37,6 +37,10 @@ class LoadedRunner(Runner, Protocol):
         """One a KV group; position p attends [p - window + 1, p], None: all before p."""
         ...
 
+    def prepare(self) -> bool:
+        """Does a piece of the work that would delay a later step; False when none is left. No step is in flight."""
+        ...
+
     def free_kv(self) -> None:
         """Gives the memory of the KV cache back. No step is in flight."""
         ...

@@ -113,6 +113,8 @@ class WorkerLoop:
         while self._exit_status is None:
             if not self._can_step:
                 self._collect_garbage(IDLE_COLLECTION_STEPS)
+                while self._inbox.empty() and self._prepare():
+                    pass
                 self._handle(self._inbox.get())  # idle: no CPU until a message comes
             # Only what is there now: messages that keep coming must not keep the device waiting.
             for _ in range(self._inbox.qsize()):
@@ -126,6 +128,16 @@ class WorkerLoop:
     @property
     def _can_step(self) -> bool:
         return self._engine is not None and self._engine.has_work and not self._is_sleeping
+
+    def _prepare(self) -> bool:
+        """Does a piece of work ahead of requests; False when there is none."""
+        if self._runner is None or self._is_sleeping:
+            return False
+        try:
+            return self._runner.prepare()
+        except Exception as error:  # if it matters, a request will meet it, and then somebody is told
+            print(f"engine worker: nothing was prepared: {error}", file=sys.stderr, flush=True)  # noqa: T201 -- the log
+            return False
 
     # ---- the reader's thread
 

@@ -60,6 +60,10 @@ class CpuSteps:
     def warm_up(self) -> None:
         """There is nothing to compile."""
 
+    def prepare(self) -> bool:
+        """Nor later."""
+        return False
+
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> StepHandle:
         """Runs a step."""

@@ -45,7 +45,7 @@ GRAPH_PREFILL_ROWS = 4
 """Rows of prompts that a graph has room for."""
 LOADED_SIZES = (1, 2, 4)
 """Decode graphs that are captured before the first request."""
-SAMPLED_ROWS = 64
+SAMPLED_ROWS = 256
 """Rows of logits that are sampled at once: bounds the scratch memory."""
 
 
@@ -119,7 +119,9 @@ class GpuSteps:
         )
         self._pdl = load.use_pdl
         self._model = DeviceDecoder(decoder, state, pdl=load.use_pdl)
-        self._inputs = _Inputs(max(load.max_num_batched_tokens, load.max_num_seqs) + 128, load.max_num_seqs, device)
+        self._max_tokens = max(load.max_num_batched_tokens, load.max_num_seqs)
+        # A prompt's tokens are rounded up, by at most 128.
+        self._inputs = _Inputs(self._max_tokens + 128, load.max_num_seqs, device)
         sampled = min(SAMPLED_ROWS, load.max_num_seqs)
         self._sampling = SamplingWorkspace(sampled, config.vocab_size, device)
         self._logprobs = LogprobWorkspace(sampled, config.vocab_size, device)
@@ -128,6 +130,7 @@ class GpuSteps:
         self._needs_logits = [False] * load.max_num_seqs
         self._graphs: dict[_Shape, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._uses_graphs else None
+        self._expected = self._expected_shapes()
         self._num_processors, self._num_kv_heads = num_processors(device), config.num_kv_heads
         self._longest = 0  # length of the longest row that decodes
         self._last_rows: list[int] = []  # of the step before, where that was of one-token rows only
@@ -283,16 +286,56 @@ class GpuSteps:
                 graph.capture_end()
         self._graphs[shape] = graph
 
+    # ---- ahead of requests
+
     def warm_up(self) -> None:
-        """Compiles what the first requests need and captures the smallest decode graphs. The rows are left as they are,
-        because all inputs are padding."""
+        """Compiles what the first requests need and captures the smallest decode graphs."""
+        for size in LOADED_SIZES:
+            if size <= self._max_rows:
+                self._rehearse(_Shape(size, 0, 0, is_greedy=True))
+
+    def prepare(self) -> bool:
+        """Captures the next graph that is missing, and compiles what it needs; no step may be in flight.
+
+        Returns:
+            Whether there was one.
+        """
+        shape = next((shape for shape in self._expected if shape not in self._graphs), None)
+        if shape is None:
+            return False
+        self._rehearse(shape)
+        if not self._is_graph(shape):
+            self._expected.remove(shape)
+        return True
+
+    def _expected_shapes(self) -> list[_Shape]:
+        """What requests will ask for, the likeliest first; one is no graph, but has kernels of its own to compile."""
+        if not self._uses_graphs:
+            return []
+        sizes = [*(size for size in DECODE_SIZES if size < self._max_rows), self._decode_size(self._max_rows)]
+        rows = min(GRAPH_PREFILL_ROWS, self._max_rows)
+        prompts = [size for size in PREFILL_SIZES if size <= self._max_tokens]
+        shapes = [_Shape(size, 0, 0, is_greedy) for size in sizes[:4] for is_greedy in (False, True)]
+        shapes += [_Shape(0, size, rows, is_greedy) for size in prompts for is_greedy in (False, True)]
+        if self._max_rows > 1:
+            shapes.append(_Shape(1, 17, 1, is_greedy=False))
+        return shapes + [_Shape(size, 0, 0, is_greedy) for is_greedy in (False, True) for size in sizes[4:]]
+
+    def _rehearse(self, shape: _Shape) -> None:
+        """Runs a step of padding only, which leaves the rows as they are."""
+        num_tokens, num_samples = shape.num_decodes + shape.num_tokens, shape.num_decodes + shape.num_rows
+        nobody, zeros = [-1] * num_tokens, [0] * num_tokens
+        parts: list[Sequence[int]] = [nobody, zeros]
+        if shape.num_rows:
+            empty = [0] * (shape.num_rows + 1)
+            parts += [[-1] * shape.num_rows, empty, empty[1:]]
+            parts += [[0] * num_samples, [-1] * num_samples, [0] * num_samples]
         with torch.cuda.stream(self._stream):
-            for size in LOADED_SIZES:
-                if size > self._max_rows:
-                    break
-                self._inputs.send([[-1] * size, [-1] * size])
-                self._run(_Shape(size, 0, 0, is_greedy=True), (), None)
+            self._inputs.send(parts)
+            self._run(shape, (), None)
         self._last_rows, self._last_shape = [], None
+
+    # ---- the kernels of a step
 
     def _computation(self, shape: _Shape) -> Callable[[], None]:
         """Launches every kernel of a step of this shape; inputs, state and outputs are at fixed places."""

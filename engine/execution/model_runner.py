@@ -184,6 +184,10 @@ class ModelRunner:
         """
         return self.steps.launch(batch)
 
+    def prepare(self) -> bool:
+        """Does a piece of the work that would delay a later step, while nobody waits; False when none is left."""
+        return self.steps.prepare()
+
     @property
     def steps(self) -> CpuSteps | GpuSteps:
         """What executes steps over the present KV cache."""

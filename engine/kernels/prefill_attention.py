@@ -328,7 +328,7 @@ def prefill_attention(
         0.0 if softcap is None else softcap / math.log(2),
         GROUP=group,
         HEAD_DIM=head_dim,
-        DIM=triton.next_power_of_2(head_dim),
+        DIM=triton.next_power_of_2(max(head_dim, 16)),  # the least that tensor cores take
         BLOCK_SIZE=block_size,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,

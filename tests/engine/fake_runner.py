@@ -88,6 +88,8 @@ class FakeRunner:
     before_result: Callable[[ScheduledBatch], None] = lambda batch: None
     in_flight: list[FakeHandle] = field(default_factory=list)
     num_computed_tokens: int = 0
+    num_unprepared: int = 0
+    """Calls of `prepare` that find something to do."""
 
     def __post_init__(self) -> None:
         self.rows: dict[int, Row] = {}
@@ -108,6 +110,13 @@ class FakeRunner:
             dtype="none",
             load_s=0.0,
         )
+
+    def prepare(self) -> bool:
+        assert not self.in_flight
+        assert self.has_kv_cache
+        has_work = self.num_unprepared > 0
+        self.num_unprepared -= has_work
+        return has_work
 
     def free_kv(self) -> None:
         assert not self.in_flight

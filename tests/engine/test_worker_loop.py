@@ -34,6 +34,7 @@ from engine.messages import (
 )
 from engine.sampling_params import SamplingParams
 from engine.worker_loop import IDLE_COLLECTION_STEPS, OnProgress, WorkerLoop, classify_builtin
+from tests.engine.fake_runner import FakeRunner
 
 SCRIPT = Path(__file__).with_name("fake_worker.py")
 TIMEOUT_S = 30  # a test that would hang fails instead
@@ -143,6 +144,29 @@ def test_garbage_is_collected_once_many_steps_were_made() -> None:
         assert loop._num_uncollected_steps == 0
     finally:
         gc.enable()
+
+
+def test_an_idle_worker_works_ahead_and_says_when_it_cannot(capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken(FakeRunner):
+        def prepare(self) -> bool:
+            raise RuntimeError("out of memory")
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop = WorkerLoop(ours, never_load, classify_builtin)
+    assert not loop._prepare()
+    loop._runner = FakeRunner(num_unprepared=2)
+    assert [loop._prepare() for _ in range(3)] == [True, True, False]
+    loop._runner = Broken()
+    assert not loop._prepare()
+    assert capsys.readouterr().err == "engine worker: nothing was prepared: out of memory\n"
+
+
+def test_a_message_does_not_wait_for_all_that_could_be_prepared(start: Callable[..., Worker]) -> None:
+    worker = start(num_unprepared=10**9)
+    worker.load()
+    worker.send(Submit(seq_id=1, prompt_ids=[1, 2], params=SamplingParams(max_tokens=3)))
+    assert isinstance(worker.receive(), StepOutput)
 
 
 def test_the_reader_says_nothing_when_the_worker_has_closed_its_socket() -> None:
