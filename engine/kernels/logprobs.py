@@ -2,7 +2,7 @@
 
     logprob[t] = x[t] - log(sum over j of exp(x[j]))
 
-Two launches: a scan (rows, chunks of the vocabulary) with each chunk's maximum and sum and each group's maximum, and
+Two launches: a scan (rows, parts of the vocabulary) with each chunk's maximum and sum and each group's maximum, and
 one program a row that merges the sums and ranks. The likeliest are not below the n-th largest maximum of a group; they
 are listed and ranked by counting, for each, those before it. Where too many are alike for the list, the row is passed
 over once for each of the likeliest. Of equal logits the lower token id comes first. How many a row asks for is in its
@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.sampling import num_parts
 from engine.kernels.sampling_source import list_likeliest
 from engine.kernels.sampling_state import NUM_INTS, NUM_TOP, SamplingState
 from engine.sampling_params import MAX_TOP_LOGPROBS
@@ -45,22 +46,24 @@ def logprob_scan_kernel(
     logits_stride,
     vocab_size,
     num_groups,
+    num_chunks,
     GROUP: tl.constexpr,  # tokens a group
     GROUPS: tl.constexpr,  # groups a chunk
 ):
-    item, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    if _num_asked(item, rows_ptr, ints_ptr, chosen_ids_ptr) < 0:
-        return
-    token = chunk * GROUP * GROUPS + tl.arange(0, GROUP * GROUPS)
-    x = tl.load(logits_ptr + item * logits_stride + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
-    group = chunk * GROUPS + tl.arange(0, GROUPS)
-    group_max = tl.max(tl.reshape(x, [GROUPS, GROUP]), axis=1)
-    tl.store(group_max_ptr + item * num_groups + group, group_max, mask=group < num_groups)
-    chunk_max = tl.max(x, axis=0)
-    shift = tl.where(tl.abs(chunk_max) < float("inf"), chunk_max, 0.0)  # inf - inf is NaN
-    place = item * tl.num_programs(1) + chunk
-    tl.store(chunk_max_ptr + place, chunk_max)
-    tl.store(chunk_sum_ptr + place, tl.sum(tl.exp(x - shift), axis=0))
+    item = tl.program_id(0).to(tl.int64)
+    if _num_asked(item, rows_ptr, ints_ptr, chosen_ids_ptr) >= 0:
+        for chunk in range(tl.program_id(1), num_chunks, tl.num_programs(1)):
+            token = chunk * GROUP * GROUPS + tl.arange(0, GROUP * GROUPS)
+            x = tl.load(logits_ptr + item * logits_stride + token, mask=token < vocab_size, other=float("-inf"))
+            x = x.to(tl.float32)
+            group = chunk * GROUPS + tl.arange(0, GROUPS)
+            group_max = tl.max(tl.reshape(x, [GROUPS, GROUP]), axis=1)
+            tl.store(group_max_ptr + item * num_groups + group, group_max, mask=group < num_groups)
+            chunk_max = tl.max(x, axis=0)
+            shift = tl.where(tl.abs(chunk_max) < float("inf"), chunk_max, 0.0)  # inf - inf is NaN
+            place = item * num_chunks + chunk
+            tl.store(chunk_max_ptr + place, chunk_max)
+            tl.store(chunk_sum_ptr + place, tl.sum(tl.exp(x - shift), axis=0))
 
 
 @triton.jit
@@ -152,7 +155,7 @@ def logprob_finish_kernel(
     if num_top > 0:
         list_x, list_token = list_x_ptr + item * LIST, list_token_ptr + item * LIST
         # No scratch of adjusted logits: the third and fourth are the same, and the row is read as it is.
-        source = (list_x, list_token, row_ptr, row_ptr, False, 0.0, 1.0)
+        source = (list_x, list_token, row_ptr, row_ptr, False, 0.0, 1.0, vocab_size)
         count = list_likeliest(
             groups_ptr + item * num_groups, list_x, list_token, group_max_ptr + item * num_groups,
             num_groups, num_top, vocab_size, source, GROUP, ALL_GROUPS, LIST, TILE,
@@ -249,9 +252,10 @@ def logprobs(
             )
     if num_rows == 0:
         return
-    logprob_scan_kernel[(num_rows, w.num_chunks)](
+    logprob_scan_kernel[(num_rows, num_parts(num_rows, w.num_chunks))](
         logits, rows, state.ints, chosen_ids, w.group_max, w.chunk_max, w.chunk_sum,
-        logits.stride(0), vocab_size, w.num_groups, GROUP=w.group, GROUPS=w.groups, num_warps=4, enable_fp_fusion=False,
+        logits.stride(0), vocab_size, w.num_groups, w.num_chunks,
+        GROUP=w.group, GROUPS=w.groups, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     logprob_finish_kernel[(num_rows,)](
         logits, rows, state.ints, chosen_ids, w.group_max, w.chunk_max, w.chunk_sum,

@@ -1,16 +1,18 @@
 """Sampling on the device: logits of a step's rows -> one token each. No sort, no host sync, no data-dependent shape.
 
 The order is that of SamplingParams: logit bias, penalties, temperature, top-k, typical-p, top-p, min-p, noise; the
-result is that of `engine.execution.sampler`, with the same noise bits. Four launches:
+result is that of `engine.execution.sampler`, with the same noise bits. Five launches:
 
-    scan    (rows, chunks)  bias and penalties; maxima of groups and chunks         `sampling_scan`
+    adjust  (rows, parts)   bias and penalties, for rows that have any              `sampling_scan`
+    scan    (rows, chunks)  maxima of groups and chunks                             `sampling_scan`
     select  (rows)          the filters' cuts; rows with top-k get their token      `sampling_select`
-    draw    (rows, chunks)  noise and the greatest sum, for rows not yet decided    `sampling_draw`
+    draw    (rows, parts)   noise and the greatest sum, for rows not yet decided    `sampling_draw`
     finish  (rows)          the choice among chunks, and the row's state; tells broken rows
 
 Greedy rows are done with the scan, rows without a filter skip the search. The end is that of `step_end`: the token is
-where the next step reads it. Parameters come from `SamplingState` by row,
-so the launches can be captured in one CUDA graph that serves any mixture of requests.
+where the next step reads it. Parameters come from `SamplingState` by row, so the launches can be captured in one CUDA
+graph that serves any mixture of requests. What may have nothing to do for a row has few programs, each for several
+chunks: thousands that only begin and end take longer than a pass over the logits.
 
 **Ties.** Of tokens alike in a filter's order the lower id comes first; of equal perturbed logits, and of equal logits
 in a greedy row, the lowest id is chosen. Two tokens at the same distance from the entropy on either side of it are
@@ -28,13 +30,15 @@ import torch
 import triton
 
 from engine.kernels.sampling_draw import sampling_draw_kernel, sampling_finish_kernel
-from engine.kernels.sampling_scan import sampling_scan_kernel
+from engine.kernels.sampling_scan import sampling_adjust_kernel, sampling_scan_kernel
 from engine.kernels.sampling_select import NUM_DECISIONS, sampling_select_kernel
 from engine.kernels.sampling_state import SamplingState
 
 Tensor = torch.Tensor
 
 MAX_GROUPS = 1024
+MAX_PARTS = 1024
+"""Programs of a launch that has nothing to do for most rows, unless there are more rows."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +127,16 @@ def sample_tokens(
     w, tile = workspace, workspace.tile
     chunk = w.group * tile.groups
     all_chunks = triton.next_power_of_2(w.num_chunks)
-    grid = num_rows, w.num_chunks
-    sampling_scan_kernel[grid](
+    parts = num_rows, num_parts(num_rows, w.num_chunks)
+    sampling_adjust_kernel[parts](
         logits, w.work, rows, positions, tokens, state.floats, state.ints, state.bias_ids, state.bias_values,
-        w.group_max, w.chunk_max, w.chunk_token, w.chunk_raw_max,
-        logits.stride(0), w.work.stride(0), tokens.stride(0), state.max_bias, vocab_size, w.num_groups,
-        GROUP=w.group, GROUPS=tile.groups, HISTORY=tile.history, num_warps=4, enable_fp_fusion=False,
+        logits.stride(0), w.work.stride(0), tokens.stride(0), state.max_bias, vocab_size, w.num_chunks,
+        CHUNK=chunk, HISTORY=tile.history, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    sampling_scan_kernel[(num_rows, w.num_chunks)](
+        logits, w.work, rows, state.floats, state.ints, w.group_max, w.chunk_max, w.chunk_token, w.chunk_raw_max,
+        logits.stride(0), w.work.stride(0), vocab_size, w.num_groups,
+        GROUP=w.group, GROUPS=tile.groups, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     sampling_select_kernel[(num_rows,)](
         logits, w.work, rows, positions, state.floats, state.ints, w.group_max, w.chunk_max,
@@ -138,15 +146,20 @@ def sample_tokens(
         LIST=tile.listed, CAP=tile.cap, TILE=max(tile.tile, w.group), PAIR_TILE=tile.pair_tile,
         num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip
-    sampling_draw_kernel[grid](
+    sampling_draw_kernel[parts](
         logits, w.work, rows, positions, state.floats, state.ints, w.decisions, w.chunk_max, w.chunk_token,
-        logits.stride(0), w.work.stride(0), vocab_size, CHUNK=chunk, num_warps=4, enable_fp_fusion=False,
+        logits.stride(0), w.work.stride(0), vocab_size, w.num_chunks, CHUNK=chunk, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     sampling_finish_kernel[(num_rows,)](
         rows, positions, tokens, w.decisions, w.chunk_max, w.chunk_token, w.chunk_raw_max, token_ids,
         tokens.stride(0), tokens.shape[1], w.num_chunks,
         ALL_CHUNKS=all_chunks, ADVANCE=advance, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
+
+
+def num_parts(num_rows: int, num_chunks: int) -> int:
+    """Programs that share the chunks of a row in such a launch."""
+    return max(1, min(num_chunks, MAX_PARTS // num_rows))
 
 
 def _check(

@@ -47,40 +47,42 @@ def sampling_draw_kernel(
     logits_stride,
     work_stride,
     vocab_size,
+    num_chunks,
     CHUNK: tl.constexpr,
 ):
-    item, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    item = tl.program_id(0).to(tl.int64)
     row = tl.load(rows_ptr + item).to(tl.int64)
     if row < 0:
         return
     decision = decisions_ptr + item * NUM_DECISIONS
-    if tl.load(decision + STATUS) != DRAW:
-        return
-    token = chunk * CHUNK + tl.arange(0, CHUNK)
-    adjusted = is_adjusted(ints_ptr, row)
-    x = load_logits(
-        logits_ptr + item * logits_stride, work_ptr + item * work_stride, adjusted, token, token < vocab_size
-    )
-    s = scaled(x, _float(decision, LARGEST), tl.load(floats_ptr + row * NUM_FLOATS + TEMPERATURE))
-    cuts = (
-        _float(decision, MEAN),
-        tl.load(decision + CUT_KEYS),
-        tl.load(decision + CUT_TOKENS),
-        tl.load(decision + CUT_KEYS + 1),
-        tl.load(decision + CUT_TOKENS + 1),
-        tl.load(decision + CUT_KEYS + 2),
-        tl.load(decision + CUT_TOKENS + 2),
-    )
-    alive, _, _ = stays(s, token, cuts)
-    index = tl.load(positions_ptr + item).to(tl.int64) + 1 - tl.load(ints_ptr + row * NUM_INTS + ORIGIN)
-    key0, key1 = noise_keys(tl.load(ints_ptr + row * NUM_INTS + SEED), index)
-    alive &= s >= _float(decision, FLOOR)
-    score = tl.where(alive, perturbed(s, token, key0, key1), float("-inf"))
-    best = tl.max(score, axis=0)
-    best_token = tl.min(tl.where(alive & (score == best), token, 0x7FFFFFFF), axis=0)
-    place = item * tl.num_programs(1) + chunk
-    tl.store(chunk_max_ptr + place, best)
-    tl.store(chunk_token_ptr + place, best_token)
+    if tl.load(decision + STATUS) == DRAW:
+        adjusted = is_adjusted(ints_ptr, row)
+        largest = _float(decision, LARGEST)
+        floor = _float(decision, FLOOR)
+        temperature = tl.load(floats_ptr + row * NUM_FLOATS + TEMPERATURE)
+        cuts = (
+            _float(decision, MEAN),
+            tl.load(decision + CUT_KEYS),
+            tl.load(decision + CUT_TOKENS),
+            tl.load(decision + CUT_KEYS + 1),
+            tl.load(decision + CUT_TOKENS + 1),
+            tl.load(decision + CUT_KEYS + 2),
+            tl.load(decision + CUT_TOKENS + 2),
+        )
+        index = tl.load(positions_ptr + item).to(tl.int64) + 1 - tl.load(ints_ptr + row * NUM_INTS + ORIGIN)
+        key0, key1 = noise_keys(tl.load(ints_ptr + row * NUM_INTS + SEED), index)
+        logits_row, work_row = logits_ptr + item * logits_stride, work_ptr + item * work_stride
+        for chunk in range(tl.program_id(1), num_chunks, tl.num_programs(1)):
+            token = chunk * CHUNK + tl.arange(0, CHUNK)
+            s = scaled(load_logits(logits_row, work_row, adjusted, token, token < vocab_size), largest, temperature)
+            alive, _, _ = stays(s, token, cuts)
+            alive &= s >= floor
+            score = tl.where(alive, perturbed(s, token, key0, key1), float("-inf"))
+            best = tl.max(score, axis=0)
+            best_token = tl.min(tl.where(alive & (score == best), token, 0x7FFFFFFF), axis=0)
+            place = item * num_chunks + chunk
+            tl.store(chunk_max_ptr + place, best)
+            tl.store(chunk_token_ptr + place, best_token)
 
 
 @triton.jit(do_not_specialize=["rows_ptr", "positions_ptr", "token_ids_ptr"])

@@ -1,9 +1,10 @@
-"""First pass of sampling over the logits: bias and penalties, and the maxima that the passes after it need.
+"""First passes of sampling over the logits: bias and penalties where asked, then maxima that the passes after need.
 
-Grid (rows, chunks of the vocabulary). A row with biases or penalties gets its adjusted logits written to `work`; the
-logits themselves stay as they are, because log-probabilities are of the raw ones. Any other greedy row costs one pass
-over its logits, and leaves two numbers a chunk. Occurrences in the history are
-counted by a histogram over the chunk's own tokens, so no table of counts needs to be kept or cleared.
+Rows with biases or penalties get their adjusted logits written to `work`; the logits themselves stay as they are,
+because log-probabilities are of the raw ones. Occurrences in the history are counted by a histogram over a chunk's own
+tokens, so no table of counts needs to be kept or cleared. That takes many registers, so it is a kernel of its own,
+with few programs: for other rows they return at once. A greedy row then costs one pass over its logits, and leaves
+three numbers a chunk.
 
 Order and rounding are those of the twin: bias; then a positive logit divided by the repeat penalty, another multiplied;
 then occurrences times the frequency penalty, then the presence penalty. Compiled without fused multiply-add.
@@ -44,7 +45,7 @@ def load_logits(logits_ptr, work_ptr, adjusted, offset, mask):
 
 
 @triton.jit(do_not_specialize=["rows_ptr", "positions_ptr"])
-def sampling_scan_kernel(
+def sampling_adjust_kernel(
     logits_ptr,  # float [num_rows, vocab_size]
     work_ptr,  # float32 [num_rows, vocab_size], written for rows that are adjusted
     rows_ptr,  # int32 [num_rows], the state row of each row of logits; negative: padding
@@ -54,67 +55,91 @@ def sampling_scan_kernel(
     ints_ptr,  # int64 [max_rows, NUM_INTS]
     bias_ids_ptr,  # int32 [max_rows, max_bias]
     bias_values_ptr,  # float32 [max_rows, max_bias]
+    logits_stride,
+    work_stride,
+    tokens_stride,
+    max_bias,
+    vocab_size,
+    num_chunks,
+    CHUNK: tl.constexpr,  # tokens
+    HISTORY: tl.constexpr,  # tokens of the history that are counted at once
+):
+    item = tl.program_id(0).to(tl.int64)
+    row = tl.load(rows_ptr + item).to(tl.int64)
+    if row < 0:
+        return
+    if is_adjusted(ints_ptr, row):
+        num_bias = tl.load(ints_ptr + row * NUM_INTS + NUM_BIAS)
+        last_n = tl.load(ints_ptr + row * NUM_INTS + LAST_N)
+        position = tl.load(positions_ptr + item).to(tl.int64) + 1
+        repeat = tl.load(floats_ptr + row * NUM_FLOATS + REPEAT_PENALTY)
+        presence = tl.load(floats_ptr + row * NUM_FLOATS + PRESENCE_PENALTY)
+        frequency = tl.load(floats_ptr + row * NUM_FLOATS + FREQUENCY_PENALTY)
+        for chunk in range(tl.program_id(1), num_chunks, tl.num_programs(1)):
+            first = chunk * CHUNK
+            token = first + tl.arange(0, CHUNK)
+            is_valid = token < vocab_size
+            x = tl.load(logits_ptr + item * logits_stride + token, mask=is_valid, other=float("-inf")).to(tl.float32)
+            for bias in range(num_bias):
+                bias_token = tl.load(bias_ids_ptr + row * max_bias + bias)
+                if (bias_token >= first) & (bias_token < first + CHUNK):
+                    value = tl.load(bias_values_ptr + row * max_bias + bias)
+                    x = tl.where(token == bias_token, x + value, x)
+            if last_n > 0:
+                counts = tl.zeros([CHUNK], dtype=tl.int32)
+                for begin in range(tl.maximum(position - last_n, 0), position, HISTORY):
+                    where = begin + tl.arange(0, HISTORY)
+                    seen = tl.load(tokens_ptr + row * tokens_stride + where, mask=where < position, other=-1) - first
+                    is_here = (seen >= 0) & (seen < CHUNK)
+                    counts += tl.histogram(tl.where(is_here, seen, 0), CHUNK, mask=is_here)
+                penalized = tl.where(x > 0, tl.div_rn(x, repeat), x * repeat)
+                penalized = penalized - counts.to(tl.float32) * frequency - presence
+                x = tl.where(counts > 0, penalized, x)
+            # A NaN stays out of comparisons, and a tiny repeat penalty may have made an inf, from which no distance is
+            # finite: the raw logits tell what is broken.
+            x = tl.where(x == x, tl.minimum(x, 3.0e38), 3.0e38)
+            tl.store(work_ptr + item * work_stride + token, x, mask=is_valid)
+
+
+@triton.jit(do_not_specialize=["rows_ptr"])
+def sampling_scan_kernel(
+    logits_ptr,  # float [num_rows, vocab_size]
+    work_ptr,  # float32 [num_rows, vocab_size]
+    rows_ptr,  # int32 [num_rows]
+    floats_ptr,  # float32 [max_rows, NUM_FLOATS]
+    ints_ptr,  # int64 [max_rows, NUM_INTS]
     group_max_ptr,  # float32 [num_rows, num_groups], of the adjusted logits; written for rows that are not greedy
     chunk_max_ptr,  # float32 [num_rows, num_chunks], of the adjusted logits
     chunk_token_ptr,  # int32 [num_rows, num_chunks], the first that has it
     chunk_raw_max_ptr,  # float32 [num_rows, num_chunks], of the raw logits, a NaN counting as inf
     logits_stride,
     work_stride,
-    tokens_stride,
-    max_bias,
     vocab_size,
     num_groups,
     GROUP: tl.constexpr,  # tokens a group
     GROUPS: tl.constexpr,  # groups a chunk
-    HISTORY: tl.constexpr,  # tokens of the history that are counted at once
 ):
     CHUNK: tl.constexpr = GROUP * GROUPS
     item, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    token = chunk * CHUNK + tl.arange(0, CHUNK)
+    is_valid = token < vocab_size
+    # Before it is known whether the row is padding: what it asks for is on its way meanwhile.
+    x = tl.load(logits_ptr + item * logits_stride + token, mask=is_valid, other=float("-inf")).to(tl.float32)
     row = tl.load(rows_ptr + item).to(tl.int64)
     if row < 0:
         return
-    first = chunk * CHUNK
-    offset = tl.arange(0, CHUNK)
-    token = first + offset
-    is_valid = token < vocab_size
-    x = tl.load(logits_ptr + item * logits_stride + token, mask=is_valid, other=float("-inf")).to(tl.float32)
     x = tl.where(x == x, x, float("inf"))  # a NaN would lose comparisons; as infinity it shows
     raw_max = tl.max(x, axis=0)
     chunk_max = raw_max
-
     if is_adjusted(ints_ptr, row):
-        for bias in range(tl.load(ints_ptr + row * NUM_INTS + NUM_BIAS)):
-            bias_token = tl.load(bias_ids_ptr + row * max_bias + bias)
-            if (bias_token >= first) & (bias_token < first + CHUNK):
-                value = tl.load(bias_values_ptr + row * max_bias + bias)
-                x = tl.where(token == bias_token, x + value, x)
-        last_n = tl.load(ints_ptr + row * NUM_INTS + LAST_N)
-        if last_n > 0:
-            position = tl.load(positions_ptr + item).to(tl.int64) + 1
-            counts = tl.zeros([CHUNK], dtype=tl.int32)
-            for begin in range(tl.maximum(position - last_n, 0), position, HISTORY):
-                where = begin + tl.arange(0, HISTORY)
-                seen = (
-                    tl.load(tokens_ptr + row * tokens_stride + where, mask=where < position, other=-1) - first
-                )  # in the chunk
-                is_here = (seen >= 0) & (seen < CHUNK)
-                counts += tl.histogram(tl.where(is_here, seen, 0), CHUNK, mask=is_here)
-            repeat = tl.load(floats_ptr + row * NUM_FLOATS + REPEAT_PENALTY)
-            presence = tl.load(floats_ptr + row * NUM_FLOATS + PRESENCE_PENALTY)
-            frequency = tl.load(floats_ptr + row * NUM_FLOATS + FREQUENCY_PENALTY)
-            penalized = tl.where(x > 0, tl.div_rn(x, repeat), x * repeat)
-            penalized = penalized - counts.to(tl.float32) * frequency - presence
-            x = tl.where(counts > 0, penalized, x)
-        x = tl.minimum(x, 3.0e38)  # a tiny repeat penalty may have made an inf, from which no distance is finite
-        tl.store(work_ptr + item * work_stride + token, x, mask=is_valid)
+        x = tl.load(work_ptr + item * work_stride + token, mask=is_valid, other=float("-inf"))
         chunk_max = tl.max(x, axis=0)
-
     if tl.load(floats_ptr + row * NUM_FLOATS + TEMPERATURE) != 0.0:
         group = chunk * GROUPS + tl.arange(0, GROUPS)
         group_max = tl.max(tl.reshape(x, [GROUPS, GROUP]), axis=1)
         tl.store(group_max_ptr + item * num_groups + group, group_max, mask=group < num_groups)
-    num_chunks = tl.num_programs(1)
     best = tl.min(tl.where(x == chunk_max, token, 0x7FFFFFFF), axis=0)
-    tl.store(chunk_max_ptr + item * num_chunks + chunk, chunk_max)
-    tl.store(chunk_token_ptr + item * num_chunks + chunk, best)
-    tl.store(chunk_raw_max_ptr + item * num_chunks + chunk, raw_max)
+    place = item * tl.num_programs(1) + chunk
+    tl.store(chunk_max_ptr + place, chunk_max)
+    tl.store(chunk_token_ptr + place, best)
+    tl.store(chunk_raw_max_ptr + place, raw_max)

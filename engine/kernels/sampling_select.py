@@ -285,6 +285,7 @@ def sampling_select_kernel(
         is_adjusted(ints_ptr, row),
         largest,
         temperature,
+        vocab_size,
     )
     has_top_k = (top_k > 0) & (top_k < vocab_size)
     is_list = tl.full([], 0, dtype=tl.int1)

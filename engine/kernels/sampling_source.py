@@ -1,8 +1,8 @@
 """Where the search among a row's candidates reads them: the row itself, or a short list of its likeliest.
 
 A source is a tuple of pointers at the row and what turns a logit x into s = (x - largest) / temperature:
-(list_s, list_token, logits, work, adjusted, largest, temperature). Called by `sampling_select`, and by `logprobs` with
-raw logits, a largest of 0 and a temperature of 1.
+(list_s, list_token, logits, work, adjusted, largest, temperature, vocab_size). Called by `sampling_select`, and by
+`logprobs` with raw logits, a largest of 0 and a temperature of 1.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ def scaled(x, largest, temperature):
 
 @triton.jit
 def read_candidates(index, count, source, SOURCE_IS_LIST):
-    """Candidates `index` of the source: s, token."""
-    mask = index < count
+    """Candidates `index` of the source, which are `count`: s, token."""
     if SOURCE_IS_LIST:
+        mask = index < count
         s = tl.load(source[0] + index, mask=mask, other=float("-inf"))
         token = tl.load(source[1] + index, mask=mask, other=0)
     else:
-        x = load_logits(source[2], source[3], source[4], index, mask)
+        # A row has vocab_size candidates; being a multiple of 16, mostly, it lets several be loaded at once.
+        x = load_logits(source[2], source[3], source[4], index, index < source[7])
         s = scaled(x, source[5], source[6])
         token = index
     return s, token

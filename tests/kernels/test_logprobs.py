@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.kernels import sampling
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
 from engine.kernels.sampling_state import SamplingState
 from engine.sampling_params import SamplingParams
@@ -67,6 +68,15 @@ def test_the_default_sizes(device: torch.device) -> None:
     check(torch.randn(3, 5000) * 3, [20, 1, -1], device, **sizes)
     if device.type == "cuda":
         check(torch.randn(9, 152_064) * 3, [20, 1, -1, 0, 5, 20, 20, 20, 7], device, **sizes)
+
+
+@pytest.mark.parametrize("max_parts", [1, 6])
+def test_a_program_may_take_several_chunks(
+    max_parts: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "MAX_PARTS", max_parts)
+    torch.manual_seed(0)
+    check(torch.randn(3, 97) * 4, [20, -1, 2], device)
 
 
 def test_equal_logits_come_by_id(device: torch.device) -> None:

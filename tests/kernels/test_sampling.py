@@ -12,6 +12,7 @@ import torch
 
 from engine.execution.sampler import SamplingRow, sample
 from engine.kernels import reference_sampling as twin
+from engine.kernels import sampling
 from engine.kernels.launch import INTERPRETED
 from engine.kernels.sampling import SamplingTile, SamplingWorkspace, sample_tokens
 from engine.kernels.sampling_select import CHOSEN, CUT_KEYS, CUT_TOKENS, DRAW, FLOOR, LIKELIEST, MEAN
@@ -360,6 +361,20 @@ def test_the_last_column_and_beyond(device: torch.device) -> None:
     assert positions.tolist() == [LENGTH + 19, LENGTH + 20]
     assert (tokens != -7).nonzero().tolist() == [[int(batch.rows[0]), LENGTH + 19]]
     assert tokens[batch.rows[0], -1] == token_ids[0]
+
+
+@pytest.mark.parametrize("max_parts", [1, 8, 20])
+def test_a_program_may_take_several_chunks(
+    max_parts: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "MAX_PARTS", max_parts)
+    assert sampling.num_parts(4, 7) == max(1, max_parts // 4)
+    torch.manual_seed(0)
+    options: list[dict[str, Any]] = [
+        {"temperature": 0.0}, {"seed": 3}, {"seed": 4, "top_p": 0.7, "presence_penalty": 0.5},
+        {"temperature": 0.0, "repeat_penalty": 1.3, "logit_bias": {90: 2.0}},
+    ]  # fmt: skip
+    assert Batch(torch.randn(4, 97), [SamplingParams(**one) for one in options], device).check()[1] == 0
 
 
 def test_greedy_rows_leave_no_scratch(device: torch.device) -> None:
