@@ -37,7 +37,7 @@ class DeviceRows:
         shapes = [(max_rows, 2 * NUM_INTS.value), (max_rows, NUM_FLOATS.value)]
         shapes += [(max_rows, MAX_LOGIT_BIAS)] * 2
         shapes += [(max_rows, max_tokens + 1)] + [(max_rows, max_blocks)] * num_groups
-        starts = [0, *np.cumsum([rows * columns for rows, columns in shapes]).tolist()]
+        starts: list[int] = [0, *np.cumsum([rows * columns for rows, columns in shapes]).tolist()]
         self._arena = torch.zeros(starts[-1], dtype=torch.int32, device=device)
         views = [
             self._arena[start : start + rows * columns].view(rows, columns)
@@ -51,7 +51,8 @@ class DeviceRows:
         )
         self.tokens = views[4]
         self.block_tables = views[5:]
-        self._starts, self._widths = starts, [columns for _, columns in shapes]
+        self._starts: list[int] = starts
+        self._widths = [columns for _, columns in shapes]
         self._ring = PinnedRing(2 * PATCH_LENGTH, device)
         self._staged = torch.empty(2, PATCH_LENGTH, dtype=torch.int32, device=device)
 
@@ -93,7 +94,7 @@ class DeviceRows:
             values += change
 
     def _offset(self, part: int, row: int) -> int:
-        return self._starts[part] + row * self._widths[part]
+        return int(self._starts[part] + row * self._widths[part])
 
     def _send(self, offsets: list[int], values: list[int]) -> None:
         num_pairs = len(offsets)

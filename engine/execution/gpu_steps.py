@@ -19,13 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.execution.device_rows import DeviceRows
 from engine.execution.kv_cache import KVCache
 from engine.execution.pinned import PinnedRing
 from engine.execution.step_results import DeviceHandle, StepOutputs
-from engine.kernels.decode_attention import num_processors
+from engine.kernels.launch import num_processors
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
 from engine.kernels.sampling import SamplingWorkspace, sample_tokens
 from engine.kernels.step_end import step_end
@@ -79,7 +80,7 @@ class _Inputs:
         ) = (self.buffer[part] for part in self.parts)  # fmt: skip
         self._ring = PinnedRing(starts[-1], device)
 
-    def send(self, parts: Sequence[Sequence[int]]) -> None:
+    def send(self, parts: Sequence[Sequence[int] | npt.NDArray[np.int64]]) -> None:
         """Writes the beginnings of the first parts of the buffer."""
         with self._ring.slot() as host:
             array = host.numpy()
@@ -325,7 +326,7 @@ class GpuSteps:
         """Runs a step of padding only, which leaves the rows as they are."""
         num_tokens, num_samples = shape.num_decodes + shape.num_tokens, shape.num_decodes + shape.num_rows
         nobody, zeros = [-1] * num_tokens, [0] * num_tokens
-        parts: list[Sequence[int]] = [nobody, zeros]
+        parts: list[Sequence[int] | npt.NDArray[np.int64]] = [nobody, zeros]
         if shape.num_rows:
             empty = [0] * (shape.num_rows + 1)
             parts += [[-1] * shape.num_rows, empty, empty[1:]]
@@ -363,7 +364,7 @@ class GpuSteps:
         is_decode = prefill is None
 
         def compute() -> None:
-            if shape.is_greedy and self._model.is_fused(shape.num_decodes, shape.num_tokens):
+            if shape.is_greedy and self._model.finds_candidates(shape.num_decodes, shape.num_tokens):
                 values, candidates = self._model.candidates(step)
                 step_end(
                     values, candidates, sample_rows, positions, self.rows.tokens,

@@ -202,7 +202,13 @@ CASES: tuple[Case, ...] = (
     Case("decode_attention, Qwen2.5-7B", lambda: decode(28, 4, 128)),
     Case("decode_attention, Gemma 2 9B, window", lambda: decode(16, 8, 256, window=4096, softcap=50.0), MAIN),
     Case("rope_decode_attention, Qwen2.5-7B", lambda: rope_decode(28, 4, 128)),
-    Case("rope_decode_attention, Qwen2.5-7B, 256 sequences", lambda: rope_decode(28, 4, 128, num_tokens=256), MAIN),
+    # Fewer registers than it would like, and some of them on the stack: more programs at once are faster for all that.
+    Case(
+        "rope_decode_attention, Qwen2.5-7B, 256 sequences",
+        lambda: rope_decode(28, 4, 128, num_tokens=256),
+        (90,),
+        max_stack_bytes=160,
+    ),
     Case("rope_decode_attention, Qwen3 8B", lambda: rope_decode(32, 8, 128, block_size=64, has_norm=True), MAIN),
     Case("rope_decode_attention, Gemma 2 9B", lambda: rope_decode(16, 8, 256, window=4096, softcap=50.0), MAIN),
     Case("rope_decode_attention, Llama 3.2 1B", lambda: rope_decode(32, 8, 64, block_size=32), MAIN),

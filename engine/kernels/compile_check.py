@@ -39,7 +39,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from engine.kernels.compile_cases import CASES, Case
-from engine.kernels.launch import INTERPRETED
+from engine.kernels.launch import INTERPRETED, forget_devices
 
 SHARED_BYTES = MappingProxyType({80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10})
 """Most shared memory that one block may have, by compute capability (CUDA C++ programming guide, table of technical
@@ -121,6 +121,8 @@ def record(run: Callable[[], object], architecture: int) -> list[Launch]:
         stack.enter_context(_replaced(torch.cuda, "get_device_properties", lambda device=None: properties))
         stack.enter_context(_replaced(JITFunction, "run", note))
         stack.enter_context(FakeTensorMode())
+        forget_devices()
+        stack.callback(forget_devices)
         run()
     return launches
 

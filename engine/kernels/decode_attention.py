@@ -23,7 +23,7 @@ import triton.language as tl
 
 from engine.kernels.attention_splits import LOWEST, MAX_SPLITS, merge_splits, merged_splits, share_of_split
 from engine.kernels.gemv_epilogue import tanh
-from engine.kernels.launch import capability, dot_operand, launch_options, wait_for_predecessor
+from engine.kernels.launch import capability, dot_operand, launch_options, num_processors, wait_for_predecessor
 from engine.kernels.tiles import AttentionTile, attention_tile, fair_splits, num_splits
 
 Tensor = torch.Tensor
@@ -349,11 +349,6 @@ def plan_splits(
             f"splits need {num_tokens * num_heads * splits * head_dim} and {num_tokens * num_kv_heads}"
         )
     return SplitPlan(tile, splits, fair, workspace)
-
-
-def num_processors(device: torch.device) -> int:
-    """Streaming multiprocessors; 1 for the interpreter."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def _check(q: Tensor, k_cache: Tensor) -> None:

@@ -230,7 +230,8 @@ def _launch(
     _check(x, weight, bias, norm, is_fused=norm is not None or what_follows in ("residual", "argmax"))
     num_tokens, width = x.shape
     num_outputs = weight.shape[0] // 2 if what_follows == "gated" else weight.shape[0]
-    tile = tile or _tile(x, weight, what_follows, num_outputs)
+    is_normed = what_follows == "plain" and norm is not None
+    tile = tile or _tile(x, weight, "normed" if is_normed else what_follows, num_outputs)
     num_programs = triton.cdiv(num_outputs, tile.rows)
     has_partials = what_follows in ("residual", "argmax")
     partials = torch.empty(num_tokens, num_programs if has_partials else 0, device=x.device)

@@ -11,6 +11,8 @@ integers, so there a `tl.dot` takes float32 operands.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -42,10 +44,29 @@ def dot_operand(x):
 
 def capability(device: torch.device) -> int:
     """Compute capability as one number: 89 for 8.9; 0 for a CPU."""
-    if device.type != "cuda":
-        return 0
+    return _capability(device) if device.type == "cuda" else 0
+
+
+@cache
+def _capability(device: torch.device) -> int:
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor
+
+
+def num_processors(device: torch.device) -> int:
+    """Streaming multiprocessors; 1 for the interpreter."""
+    return _num_processors(device) if device.type == "cuda" else 1
+
+
+@cache
+def _num_processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def forget_devices() -> None:
+    """What was asked of devices is asked again: for who pretends to have another one."""
+    _capability.cache_clear()
+    _num_processors.cache_clear()
 
 
 def launch_options(num_warps: int, pdl: bool, device: torch.device) -> dict[str, int | bool]:

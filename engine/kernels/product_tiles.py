@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Literal
 
-WhatFollows = Literal["plain", "residual", "gated", "argmax"]
-"""What a product goes into: nothing, the residual stream, the gated unit, the search for the largest."""
+WhatFollows = Literal["plain", "normed", "residual", "gated", "argmax"]
+"""What a product goes into: nothing, nothing after a deferred norm, the residual stream, the gated unit, the search for
+the largest."""
 MatrixKind = Literal[
-    "plain", "plain_square", "plain_long", "plain_tall", "residual", "residual_long", "gated", "argmax"
+    "plain", "normed", "plain_square", "plain_long", "plain_tall", "residual", "residual_long", "gated", "argmax"
 ]
 """What follows the product, and the shape: "long" rows are more than twice as long as there are of them (down), a
 "tall" matrix has sixteen times as many rows as columns or more (the head), a "square" one no more (attention's
@@ -67,7 +69,8 @@ Steps = tuple[tuple[int, Tile], ...]
 _HEAD_1, _HEAD_2 = FmaTile(8, 4, 2, 4), FmaTile(4, 4, 2, 4)
 _90: Mapping[MatrixKind, Steps] = MappingProxyType(
     {
-        "plain": ((1, FmaTile(4, 4, 4, 2)), (2, FmaTile(4, 4, 2, 4)), (16, DotTile(64, 128, 4, 4))),
+        "plain": ((1, FmaTile(4, 4, 4, 2)), (2, FmaTile(4, 4, 2, 4))),
+        "normed": ((1, FmaTile(4, 4, 4, 2)), (2, FmaTile(4, 4, 2, 4)), (16, DotTile(64, 128, 4, 4))),
         "plain_square": (
             (1, FmaTile(4, 4, 2, 4)),
             (2, FmaTile(8, 4, 2, 8)),
@@ -91,7 +94,12 @@ _90: Mapping[MatrixKind, Steps] = MappingProxyType(
             (16, DotTile(32, 512, 4, 3)),
         ),
         "residual_long": ((2, FmaTile(4, 4, 4, 4)), (3, FmaTile(4, 4, 3, 4)), (16, DotTile(32, 512, 4, 3))),
-        "gated": ((1, FmaTile(2, 4, 3, 2)), (32, DotTile(64, 128, 4, 4)), (64, DotTile(64, 64, 4, 3))),
+        "gated": (
+            (1, FmaTile(2, 4, 3, 2)),
+            (16, DotTile(32, 128, 2, 4)),
+            (32, DotTile(64, 128, 4, 4)),
+            (64, DotTile(64, 64, 4, 3)),
+        ),
         "argmax": ((1, _HEAD_1), (2, _HEAD_2), (16, DotTile(64, 128, 4, 4))),
     }
 )
@@ -99,6 +107,7 @@ _90: Mapping[MatrixKind, Steps] = MappingProxyType(
 _80: Mapping[MatrixKind, Steps] = MappingProxyType(
     {
         "plain": ((4, FmaTile(4, 4, 2, 4)), (16, DotTile(16, 256, 4, 4)), (32, DotTile(32, 128, 4, 4))),
+        "normed": ((4, FmaTile(4, 4, 2, 4)), (16, DotTile(16, 256, 4, 4))),
         "plain_square": ((4, FmaTile(4, 4, 2, 4)), (16, DotTile(16, 256, 4, 4)), (32, DotTile(32, 128, 4, 4))),
         "plain_long": ((4, FmaTile(4, 4, 4, 4)), (16, DotTile(16, 256, 4, 4)), (64, DotTile(64, 128, 4, 3, splits=4))),
         "plain_tall": ((4, FmaTile(8, 8, 2, 4)), (16, DotTile(64, 128, 4, 4)), (64, DotTile(128, 64, 4, 4))),
@@ -112,6 +121,7 @@ _80: Mapping[MatrixKind, Steps] = MappingProxyType(
 _SMALL: Mapping[MatrixKind, Steps] = MappingProxyType(
     {
         "plain": ((4, FmaTile(4, 4, 2, 4)), (16, DotTile(16, 256, 4, 3)), (32, DotTile(32, 128, 4, 3))),
+        "normed": ((4, FmaTile(4, 4, 2, 4)), (16, DotTile(16, 256, 4, 3))),
         "plain_square": ((4, FmaTile(4, 4, 2, 4)), (16, DotTile(16, 256, 4, 3)), (32, DotTile(32, 128, 4, 3))),
         "plain_long": ((4, FmaTile(4, 4, 2, 4)), (16, DotTile(16, 256, 4, 3)), (32, DotTile(32, 128, 4, 3, splits=2))),
         "plain_tall": ((4, FmaTile(8, 4, 2, 8)), (16, DotTile(64, 128, 4, 3)), (64, DotTile(64, 64, 4, 3))),
@@ -137,6 +147,7 @@ def matrix_kind(what_follows: WhatFollows, num_rows: int, width: int) -> MatrixK
     return what_follows
 
 
+@cache
 def product_tile(architecture: int, kind: MatrixKind, width: int, itemsize: int, num_tokens: int) -> Tile | None:
     """The tile for a product, or None where the library's is faster.
 

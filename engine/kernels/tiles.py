@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -86,6 +87,7 @@ PREFILL_TILES: Mapping[int, Mapping[int, PrefillTile]] = MappingProxyType(
 )
 
 
+@cache
 def attention_tile(architecture: int, head_dim: int, itemsize: int, num_rows: int = 1) -> AttentionTile:
     """The tile for heads of `head_dim` elements of `itemsize` bytes: as many bytes as those the table was made for.
 
@@ -101,6 +103,7 @@ def attention_tile(architecture: int, head_dim: int, itemsize: int, num_rows: in
     return replace(tile, tokens=tokens, max_registers=max_registers)
 
 
+@cache
 def prefill_tile(architecture: int, head_dim: int, itemsize: int) -> PrefillTile:
     """The tile for heads of `head_dim` elements of `itemsize` bytes; heads wider than those listed get fewer keys."""
     tiles = _nearest(PREFILL_TILES, architecture)
@@ -112,6 +115,7 @@ def prefill_tile(architecture: int, head_dim: int, itemsize: int) -> PrefillTile
     return tile
 
 
+@cache
 def num_splits(
     num_processors: int, num_rows: int, num_kv_heads: int, max_splits: int, *, has_long_row: bool = False
 ) -> int:
@@ -131,6 +135,7 @@ def num_splits(
     return min(max_splits, splits * LONG_FACTOR if has_long_row else splits)
 
 
+@cache
 def fair_splits(num_processors: int, num_rows: int, num_kv_heads: int) -> int:
     """Of the programs that run at once, two a processor: how many each KV head of a sequence may have, at least 1."""
     return max(1, 2 * num_processors // (num_rows * num_kv_heads))

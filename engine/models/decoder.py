@@ -82,9 +82,9 @@ class Decoder:
         self.rotaries = [Rotary(rope, config.max_position_embeddings, device) for rope in ropes]
         self.rotary_of_layer = [int(config.rope_of(layer) is not config.rope) for layer in range(config.num_layers)]
         self.group_of_layer = [0] * config.num_layers
-        for group, layers in enumerate(config.kv_groups):
-            for layer in layers.layers:
-                self.group_of_layer[layer] = group
+        for number, group in enumerate(config.kv_groups):
+            for layer in group.layers:
+                self.group_of_layer[layer] = number
 
     def forward(self, context: ForwardContext) -> Tensor:
         """Hidden states before the final norm: [num_tokens, hidden_size]."""

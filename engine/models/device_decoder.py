@@ -25,6 +25,7 @@ from engine.config import ModelConfig
 from engine.kernels.decode_attention import Workspace, decode_attention
 from engine.kernels.gemv import DeferredNorm, gemv, gemv_argmax, gemv_gated, gemv_residual
 from engine.kernels.prefill_attention import prefill_attention
+from engine.kernels.product_tiles import MAX_FUSED_TOKENS
 from engine.kernels.products import linear, linear_gated
 from engine.kernels.rms_norm import add_rms_norm, rms_norm
 from engine.kernels.rope_decode_attention import is_fusable, rope_decode_attention
@@ -37,8 +38,9 @@ from engine.quantization.base import Dense
 Tensor = torch.Tensor
 Angles = tuple[Tensor, Tensor]
 
-FUSED_TOKENS = 16
-"""Tokens up to which a product is a GEMV that takes its neighbours along."""
+FUSED_TOKENS = 2
+"""Tokens up to which a product is a GEMV that takes its neighbours along; with more, tensor cores and the library are
+faster although the norms cost launches of their own (H200, 2026-11-22)."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class DeviceDecoder:
         self._attends_at_once = all(is_fusable(config.head_dim, rope.rotary_dim, False) for rope in ropes)
         layers_of_group = config.kv_groups
         self._windows = [layers_of_group[group].window for group in decoder.group_of_layer]
+        self._head = _dense(weights.head)
         embedding = _dense(weights.embedding)
         assert embedding is not None, "embeddings are kept dense"
         self._embedding = embedding
@@ -119,33 +122,36 @@ class DeviceDecoder:
         self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=embedding.dtype))
         self._following_norms = [layer.attention_norm for layer in weights.layers[1:]] + [weights.final_norm]
 
-    def is_fused(self, num_decodes: int, num_others: int) -> bool:
-        """Whether a step of so many tokens takes the form with five launches a layer."""
-        return self._can_fuse and num_others == 0 and num_decodes <= FUSED_TOKENS
+    def finds_candidates(self, num_decodes: int, num_others: int) -> bool:
+        """Whether a step of so many tokens can do without logits, if all its rows are greedy."""
+        return self._head is not None and num_others == 0 and num_decodes <= MAX_FUSED_TOKENS
 
     def candidates(self, step: DeviceStep) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens of a fused step: values and ids, one for each program of the head's product."""
-        hidden, norm = self._fused(step)
-        head = _dense(self.decoder.weights.head)
-        assert head is not None
-        return gemv_argmax(
-            hidden, head[: self.config.vocab_size], self.decoder.weights.head.bias, norm=norm, pdl=self._pdl
-        )
+        """The likeliest tokens of a step: values and ids, one for each program of the head's product."""
+        assert self._head is not None
+        hidden, norm = self._hidden(step)
+        head = self._head[: self.config.vocab_size]
+        return gemv_argmax(hidden, head, self.decoder.weights.head.bias, norm=norm, pdl=self._pdl)
 
     def logits(self, step: DeviceStep) -> Tensor:
-        """[num_samples, vocab_size]; of the computing type, float32 where the model caps them."""
+        """[num_samples, vocab_size]; of the computing type, float32 where it costs nothing or the model caps them."""
         head = self.decoder.weights.head
-        if self.is_fused(step.num_decodes, len(step.rows) - step.num_decodes) and step.selection is None:
-            hidden, norm = self._fused(step)
-            weight = _dense(head)
-            assert weight is not None
-            logits = gemv(hidden, weight, head.bias, norm=norm, out_dtype=torch.float32, pdl=self._pdl)
+        hidden, norm = self._hidden(step)
+        if norm is None:
+            logits = self._product(hidden, head)
         else:
-            logits = self._product(self._general(step), head)
+            assert self._head is not None
+            logits = gemv(hidden, self._head, head.bias, norm=norm, out_dtype=torch.float32, pdl=self._pdl)
         logits = logits[:, : self.config.vocab_size]
         if self.config.final_softcap is not None:
             logits = torch.tanh(logits.float() / self.config.final_softcap) * self.config.final_softcap
         return logits
+
+    def _hidden(self, step: DeviceStep) -> tuple[Tensor, DeferredNorm | None]:
+        """What the head reads, and what completes its norm where that is not done."""
+        if self._can_fuse and step.prefill is None and step.num_decodes <= FUSED_TOKENS:
+            return self._fused(step)
+        return self._general(step), None
 
     def _begin(self, step: DeviceStep) -> tuple[Tensor, Tensor, list[Angles]]:
         """The residual stream, the first layer's normed input, and the angles of each kind of layer."""
