@@ -174,7 +174,7 @@ SIZES = {
 
 
 SIGMA = 0.8
-"""Of the lengths' logarithm. How the lengths of vLLM's figure were drawn is not known; with this, and lengths of at most
+"""Of the lengths' logarithm. How the lengths of vLLM's figure were drawn is not known; with this, and lengths of up to
 1,024 tokens, its step times by batch size add up to that figure."""
 
 
