@@ -129,6 +129,7 @@ class Session:
         # As the worker does: the model is no garbage, and looking at it would take milliseconds.
         gc.collect()
         gc.freeze()
+        gc.disable()
 
     def prompt(self, length: int) -> list[int]:
         """Random ids; no two prompts share a block. The last ids, which are special tokens, stay out."""

@@ -4,28 +4,27 @@
                     replay a graph, or launch the kernels;  tokens -> pinned memory, behind an event
     result():       wait for the event
 
-A step is two segments: rows that bring one token and sample (padded to a size that has a graph), and all others. Steps
-of the first kind alone, and short prompts alone, are graphs; what mixes the two is launched kernel by kernel, because
-there the device has enough to do while the host does it. The first step of a size runs kernel by kernel, which compiles
-what must be compiled; its graph is captured while the device still computes.
+A step is two segments: rows that bring one token and sample, and all others; `step_shapes` rounds both up to sizes that
+come again. The first step of a size runs kernel by kernel, which compiles what must be compiled; its graph is captured
+while the device still computes, or, of a step that keeps the device busy anyway, when it comes again. While nobody
+waits, `prepare` captures what will be asked for.
 
-A graph reads its inputs at fixed places of one buffer. In a step of one-token rows the kernel that writes the tokens
-also moves the positions on, so while the same rows decode, nothing is sent to the device at all.
+A graph reads its inputs at fixed places of one buffer (`step_inputs`). In a step of one-token rows the kernel that
+writes the tokens also moves the positions on, so while the same rows decode, nothing is sent to the device at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from engine.execution.device_rows import DeviceRows
 from engine.execution.kv_cache import KVCache
-from engine.execution.pinned import PinnedRing
+from engine.execution.step_inputs import StepInputs
 from engine.execution.step_results import DeviceHandle, StepOutputs
+from engine.execution.step_shapes import StepShape, StepSizes
 from engine.kernels.launch import num_processors
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
 from engine.kernels.sampling import SamplingWorkspace, sample_tokens
@@ -33,66 +32,17 @@ from engine.kernels.step_end import step_end
 from engine.kernels.tiles import has_long_row
 from engine.messages import Load
 from engine.models.decoder import Decoder
-from engine.models.device_decoder import DeviceDecoder, DeviceState, DeviceStep, PrefillRows, attention_workspace
+from engine.models.device_decoder import DeviceDecoder, DeviceState, attention_workspace
 from engine.scheduling.batch import RowStep, ScheduledBatch
 
 Tensor = torch.Tensor
 
-DECODE_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
-"""Rows of decode graphs; beyond, multiples of 64."""
-PREFILL_SIZES = (16, 32, 64, 96, 128, 192, 256, 384, 512)
-"""Tokens of prefill graphs."""
-GRAPH_PREFILL_ROWS = 4
-"""Rows of prompts that a graph has room for."""
 LOADED_SIZES = (1, 2, 4)
-"""Decode graphs that are captured before the first request."""
-SAMPLED_ROWS = 256
+"""Rows of the decode graphs that are captured before the first request."""
+MAX_LARGE_GRAPHS = 96
+"""Graphs of steps that keep the device busy for long; their launches can be hidden, so not all sizes need one."""
+SAMPLED_ROWS = 320
 """Rows of logits that are sampled at once: bounds the scratch memory."""
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What tells one graph from another."""
-
-    num_decodes: int
-    num_tokens: int
-    """Of the rows that bring more than one."""
-    num_rows: int
-    """That bring more than one token."""
-    is_greedy: bool
-    """No row needs more of the logits than their maximum."""
-    has_long_row: bool = False
-    """A row that decodes is much longer than most."""
-
-
-class _Inputs:
-    """Where the inputs of a step lie in one int32 buffer. Decode rows use the first two parts only."""
-
-    def __init__(self, max_tokens: int, max_rows: int, device: torch.device) -> None:
-        widths = [max_tokens, max_tokens, max_rows, max_rows + 1, max_rows, max_rows, max_rows, max_rows]
-        # Each part begins at a multiple of 16 bytes: Triton compiles a kernel anew for addresses that do not.
-        starts = np.cumsum([0, *(-(-width // 4) * 4 for width in widths)]).tolist()
-        self.buffer = torch.full((starts[-1],), -1, dtype=torch.int32, device=device)
-        self.parts = [slice(start, start + width) for start, width in zip(starts, widths, strict=False)]
-        (
-            self.rows, self.positions, self.prefill_rows, self.cu_seqlens, self.starts,
-            self.selection, self.sample_rows, self.sample_positions,
-        ) = (self.buffer[part] for part in self.parts)  # fmt: skip
-        self._ring = PinnedRing(starts[-1], device)
-
-    def send(self, parts: Sequence[Sequence[int] | npt.NDArray[np.int64]]) -> None:
-        """Writes the beginnings of the first parts of the buffer."""
-        with self._ring.slot() as host:
-            array = host.numpy()
-            for part, values in zip(self.parts, parts, strict=False):
-                array[part.start : part.start + len(values)] = values
-            if len(parts) == 2:  # of a decode step: two short copies instead of a long one
-                for part, values in zip(self.parts, parts, strict=False):
-                    there = slice(part.start, part.start + len(values))
-                    self.buffer[there].copy_(host[there], non_blocking=True)
-            else:
-                stop = self.parts[len(parts) - 1].stop
-                self.buffer[:stop].copy_(host[:stop], non_blocking=True)
 
 
 class GpuSteps:
@@ -108,8 +58,10 @@ class GpuSteps:
     ) -> None:
         config = decoder.config
         self._device = device
-        self._max_rows = load.max_num_seqs
-        self._uses_graphs = load.use_graphs and device.type == "cuda"
+        self._sizes = StepSizes(
+            load.max_num_seqs, max(load.max_num_batched_tokens, load.max_num_seqs), pads=load.use_graphs
+        )
+        self._captures = load.use_graphs and device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.rows = DeviceRows(load.max_num_seqs, max_context, len(config.kv_groups), kv_cache.block_size, device)
         state = DeviceState(
@@ -120,22 +72,22 @@ class GpuSteps:
         )
         self._pdl = load.use_pdl
         self._model = DeviceDecoder(decoder, state, pdl=load.use_pdl)
-        self._max_tokens = max(load.max_num_batched_tokens, load.max_num_seqs)
-        # A prompt's tokens are rounded up, by at most 128.
-        self._inputs = _Inputs(self._max_tokens + 128, load.max_num_seqs, device)
-        sampled = min(SAMPLED_ROWS, load.max_num_seqs)
+        self._inputs = StepInputs(self._sizes, device)
+        sampled = min(SAMPLED_ROWS, load.max_num_seqs + self._sizes.max_padding_rows)
         self._sampling = SamplingWorkspace(sampled, config.vocab_size, device)
         self._logprobs = LogprobWorkspace(sampled, config.vocab_size, device)
         self._outputs = StepOutputs(load.max_num_seqs, load.run_ahead + 2, device)
         self._num_logprobs: list[int | None] = [None] * load.max_num_seqs  # by row, as the next
         self._needs_logits = [False] * load.max_num_seqs
-        self._graphs: dict[_Shape, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self._uses_graphs else None
-        self._expected = self._expected_shapes()
+        self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
+        self._num_large_graphs = 0
+        self._seen: set[StepShape] = set()
+        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
+        self._expected = self._sizes.expected()
         self._num_processors, self._num_kv_heads = num_processors(device), config.num_kv_heads
         self._longest = 0  # length of the longest row that decodes
         self._last_rows: list[int] = []  # of the step before, where that was of one-token rows only
-        self._last_shape: _Shape | None = None
+        self._last_shape: StepShape | None = None
 
     # ---- a step
 
@@ -171,79 +123,35 @@ class GpuSteps:
         places = [*range(len(decodes)), *range(shape.num_decodes, shape.num_decodes + len(prompts))]
         return self._run(shape, decodes + prompts, places)
 
-    def _prepare_decode(self, batch: ScheduledBatch, steps: Sequence[RowStep]) -> _Shape:
+    def _prepare_decode(self, batch: ScheduledBatch, steps: Sequence[RowStep]) -> StepShape:
         """Inputs of a step in which each row brings one token."""
         rows = [step.row for step in steps]
-        size = self._decode_size(len(rows))
         is_greedy = not any(self._needs_logits[row] for row in rows)
         self._longest = max(step.start for step in steps) + 1
-        shape = _Shape(size, 0, 0, is_greedy, self._has_long_row(len(rows)))
+        shape = self._sizes.decode(len(rows), is_greedy=is_greedy, has_long_row=self._has_long_row(len(rows)))
         if batch.admitted or rows != self._last_rows or shape != self._last_shape:
-            padding = [-1] * (size - len(rows))
-            self._inputs.send([rows + padding, [step.start for step in steps] + padding])
+            self._inputs.write_decodes(shape, steps)
         self._last_rows, self._last_shape = rows, shape
         return shape
 
-    def _prepare_mixed(self, decodes: Sequence[RowStep], others: Sequence[RowStep]) -> _Shape:
-        """Inputs of any other step: the decodes first, behind them the tokens of the others, row by row."""
+    def _prepare_mixed(self, decodes: Sequence[RowStep], others: Sequence[RowStep]) -> StepShape:
+        """Inputs of any other step."""
         self._last_rows, self._last_shape = [], None
-        counts = np.array([step.num_tokens for step in others])
-        starts = np.array([step.start for step in others])
-        num_tokens, num_rows = int(counts.sum()), len(others)
-        if self._uses_graphs and not decodes and num_tokens <= PREFILL_SIZES[-1] and num_rows <= GRAPH_PREFILL_ROWS:
-            padded_tokens = next(size for size in PREFILL_SIZES if size >= num_tokens)
-            padded_rows = min(GRAPH_PREFILL_ROWS, self._max_rows)
-        else:
-            padded_tokens, padded_rows = num_tokens, num_rows
-        num_decodes = len(decodes)
-        ends = counts.cumsum()
-        rows = np.full(num_decodes + padded_tokens, -1)
-        positions = np.zeros(num_decodes + padded_tokens, dtype=np.int64)
-        rows[:num_decodes] = [step.row for step in decodes]
-        positions[:num_decodes] = [step.start for step in decodes]
-        row_ids = np.array([step.row for step in others])
-        rows[num_decodes : num_decodes + num_tokens] = np.repeat(row_ids, counts)
-        within = np.arange(num_tokens) - np.repeat(ends - counts, counts)
-        positions[num_decodes : num_decodes + num_tokens] = within + np.repeat(starts, counts)
-        cu_seqlens = np.full(padded_rows + 1, num_tokens)
-        cu_seqlens[0] = 0
-        cu_seqlens[1 : num_rows + 1] = ends
-        # Every decode is sampled, and of the others as many as there are rows; those that do not sample are padding.
-        samples = np.array([step.samples for step in others])
-        num_samples = num_decodes + padded_rows
-        selection = np.zeros(num_samples, dtype=np.int64)
-        sample_rows = np.full(num_samples, -1)
-        sample_positions = np.zeros(num_samples, dtype=np.int64)
-        selection[:num_decodes] = np.arange(num_decodes)
-        sample_rows[:num_decodes] = rows[:num_decodes]
-        sample_positions[:num_decodes] = positions[:num_decodes]
-        chosen = slice(num_decodes, num_decodes + int(samples.sum()))
-        selection[chosen] = num_decodes + ends[samples] - 1
-        sample_rows[chosen] = row_ids[samples]
-        sample_positions[chosen] = (starts + counts - 1)[samples]
-        prefill_rows = np.full(padded_rows, -1)
-        prefill_rows[:num_rows] = row_ids
-        prefill_starts = np.zeros(padded_rows, dtype=np.int64)
-        prefill_starts[:num_rows] = starts
-        self._inputs.send(
-            [rows, positions, prefill_rows, cu_seqlens, prefill_starts, selection, sample_rows, sample_positions]
-        )
-        is_greedy = not any(self._needs_logits[row] for row in sample_rows.tolist() if row >= 0)
+        num_tokens = sum(step.num_tokens for step in others)
+        sampling = [*decodes, *(step for step in others if step.samples)]
+        is_greedy = not any(self._needs_logits[step.row] for step in sampling)
         self._longest = max((step.start for step in decodes), default=0) + 1
-        return _Shape(num_decodes, padded_tokens, padded_rows, is_greedy, self._has_long_row(num_decodes))
+        has_long_row = self._has_long_row(len(decodes))
+        shape = self._sizes.mixed(len(decodes), num_tokens, len(others), is_greedy=is_greedy, has_long_row=has_long_row)
+        self._inputs.write_mixed(shape, decodes, others)
+        return shape
 
     def _has_long_row(self, num_rows: int) -> bool:
         return num_rows > 0 and has_long_row(self._num_processors, num_rows, self._num_kv_heads, self._longest)
 
-    def _decode_size(self, num_rows: int) -> int:
-        if not self._uses_graphs:
-            return num_rows
-        size = next((size for size in DECODE_SIZES if size >= num_rows), -(-num_rows // 64) * 64)
-        return min(size, self._max_rows)
-
     # ---- running it
 
-    def _run(self, shape: _Shape, sampling: Sequence[RowStep], places: Sequence[int] | None) -> DeviceHandle:
+    def _run(self, shape: StepShape, sampling: Sequence[RowStep], places: Sequence[int] | None) -> DeviceHandle:
         """Queues a step and the copy of its results; captures its graph where there should be one.
 
         Args:
@@ -262,21 +170,22 @@ class GpuSteps:
         if not shape.is_greedy:
             num_logprobs = [self._num_logprobs[step.row] for step in sampling]
         handle = self._outputs.take(sampling, places, num_logprobs)
-        if compute is not None and self._is_graph(shape):
+        if compute is not None and self._deserves_graph(shape):
             self._capture(shape, compute)
         return handle
 
-    def _is_graph(self, shape: _Shape) -> bool:
-        """Whether steps of this shape are worth a graph: those whose sizes were rounded up to one."""
-        if not self._uses_graphs:
+    def _deserves_graph(self, shape: StepShape) -> bool:
+        """Whether to capture a step that has just run without a graph: a large one only if it came before."""
+        if not self._captures or not shape.is_rounded:
             return False
-        return shape.num_tokens == 0 or (
-            shape.num_decodes == 0
-            and shape.num_tokens in PREFILL_SIZES
-            and shape.num_rows == min(GRAPH_PREFILL_ROWS, self._max_rows)
-        )
+        if shape.is_small:
+            return True
+        if shape in self._seen:
+            return self._num_large_graphs < MAX_LARGE_GRAPHS
+        self._seen.add(shape)
+        return False
 
-    def _capture(self, shape: _Shape, compute: Callable[[], None]) -> None:
+    def _capture(self, shape: StepShape, compute: Callable[[], None]) -> None:
         """Captures what has just run. Not by `torch.cuda.graph`, which waits for the device and collects garbage."""
         graph = torch.cuda.CUDAGraph()
         with torch.inference_mode():
@@ -286,14 +195,15 @@ class GpuSteps:
             finally:
                 graph.capture_end()
         self._graphs[shape] = graph
+        self._num_large_graphs += not shape.is_small
 
     # ---- ahead of requests
 
     def warm_up(self) -> None:
         """Compiles what the first requests need and captures the smallest decode graphs."""
         for size in LOADED_SIZES:
-            if size <= self._max_rows:
-                self._rehearse(_Shape(size, 0, 0, is_greedy=True))
+            if size <= self._sizes.max_rows:
+                self._rehearse(self._sizes.decode(size, is_greedy=True, has_long_row=False))
 
     def prepare(self) -> bool:
         """Captures the next graph that is missing, and compiles what it needs; no step may be in flight.
@@ -301,90 +211,50 @@ class GpuSteps:
         Returns:
             Whether there was one.
         """
+        if not self._captures:
+            return False
         shape = next((shape for shape in self._expected if shape not in self._graphs), None)
         if shape is None:
             return False
+        self._seen.add(shape)
         self._rehearse(shape)
-        if not self._is_graph(shape):
-            self._expected.remove(shape)
         return True
 
-    def _expected_shapes(self) -> list[_Shape]:
-        """What requests will ask for, the likeliest first; one is no graph, but has kernels of its own to compile."""
-        if not self._uses_graphs:
-            return []
-        sizes = [*(size for size in DECODE_SIZES if size < self._max_rows), self._decode_size(self._max_rows)]
-        rows = min(GRAPH_PREFILL_ROWS, self._max_rows)
-        prompts = [size for size in PREFILL_SIZES if size <= self._max_tokens]
-        shapes = [_Shape(size, 0, 0, is_greedy) for size in sizes[:4] for is_greedy in (False, True)]
-        shapes += [_Shape(0, size, rows, is_greedy) for size in prompts for is_greedy in (False, True)]
-        if self._max_rows > 1:
-            shapes.append(_Shape(1, 17, 1, is_greedy=False))
-        return shapes + [_Shape(size, 0, 0, is_greedy) for is_greedy in (False, True) for size in sizes[4:]]
-
-    def _rehearse(self, shape: _Shape) -> None:
+    def _rehearse(self, shape: StepShape) -> None:
         """Runs a step of padding only, which leaves the rows as they are."""
-        num_tokens, num_samples = shape.num_decodes + shape.num_tokens, shape.num_decodes + shape.num_rows
-        nobody, zeros = [-1] * num_tokens, [0] * num_tokens
-        parts: list[Sequence[int] | npt.NDArray[np.int64]] = [nobody, zeros]
-        if shape.num_rows:
-            empty = [0] * (shape.num_rows + 1)
-            parts += [[-1] * shape.num_rows, empty, empty[1:]]
-            parts += [[0] * num_samples, [-1] * num_samples, [0] * num_samples]
         with torch.cuda.stream(self._stream):
-            self._inputs.send(parts)
+            self._inputs.write_padding(shape)
             self._run(shape, (), None)
         self._last_rows, self._last_shape = [], None
 
     # ---- the kernels of a step
 
-    def _computation(self, shape: _Shape) -> Callable[[], None]:
+    def _computation(self, shape: StepShape) -> Callable[[], None]:
         """Launches every kernel of a step of this shape; inputs, state and outputs are at fixed places."""
-        inputs, outputs = self._inputs, self._outputs
-        num_tokens = shape.num_decodes + shape.num_tokens
-        prefill, selection = None, None
-        sample_rows, positions = inputs.rows[: shape.num_decodes], inputs.positions[: shape.num_decodes]
-        if shape.num_tokens > 0:
-            num_samples = shape.num_decodes + shape.num_rows
-            prefill = PrefillRows(
-                inputs.prefill_rows[: shape.num_rows],
-                inputs.cu_seqlens[: shape.num_rows + 1],
-                inputs.starts[: shape.num_rows],
-            )
-            selection = inputs.selection[:num_samples]
-            sample_rows, positions = inputs.sample_rows[:num_samples], inputs.sample_positions[:num_samples]
-        step = DeviceStep(
-            inputs.rows[:num_tokens],
-            inputs.positions[:num_tokens],
-            shape.num_decodes,
-            prefill,
-            selection,
-            shape.has_long_row,
-        )
-        is_decode = prefill is None
+        outputs, model = self._outputs, self._model
+        step = self._inputs.step(shape)
+        rows, positions = self._inputs.sampled(shape)
 
         def compute() -> None:
-            if shape.is_greedy and self._model.finds_candidates(shape.num_decodes, shape.num_tokens):
-                values, candidates = self._model.candidates(step)
-                step_end(
-                    values, candidates, sample_rows, positions, self.rows.tokens,
-                    outputs.token_ids[: shape.num_decodes], pdl=self._pdl,
-                )  # fmt: skip
-                return
-            self._sample(self._model.logits(step), sample_rows, positions, shape.is_greedy, is_decode)
+            if shape.is_greedy and model.finds_candidates(shape.num_decodes, shape.num_tokens):
+                values, candidates = model.candidates(step)
+                token_ids = outputs.token_ids[: shape.num_decodes]
+                step_end(values, candidates, rows, positions, self.rows.tokens, token_ids, pdl=self._pdl)
+            else:
+                self._sample(model.logits(step), rows, positions, shape)
 
         return compute
 
-    def _sample(self, logits: Tensor, rows: Tensor, positions: Tensor, is_greedy: bool, is_decode: bool) -> None:
+    def _sample(self, logits: Tensor, rows: Tensor, positions: Tensor, shape: StepShape) -> None:
         """Chooses the tokens, some rows at a time."""
         outputs = self._outputs
         for first in range(0, len(rows), self._sampling.max_rows):
             part = slice(first, min(first + self._sampling.max_rows, len(rows)))
             sample_tokens(
                 logits[part], rows[part], positions[part], self.rows.tokens, self.rows.sampling, self._sampling,
-                outputs.token_ids[part], advance=is_decode,
+                outputs.token_ids[part], advance=shape.is_decode,
             )  # fmt: skip
-            if not is_greedy:
+            if not shape.is_greedy:
                 logprobs(
                     logits[part], rows[part], self.rows.sampling, outputs.token_ids[part], self._logprobs,
                     outputs.chosen[part], outputs.top[part], outputs.top_ids[part],
