@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from gpu_log import RunLog
 from gpu_plan import BY_NAME, Sizes
+from random_model import Shape
 from report import Report
 
 RESTART = 75
@@ -132,6 +134,25 @@ def measure_matmul(bench: Bench) -> None:
     b = torch.randn(size, size, device=bench.device).to(torch.bfloat16)
     times = [_seconds(lambda: a @ b, bench.device) for _ in range(21)][1:]
     bench.case("ceiling/matmul", 2 * size**3 / median(times) / 1e12, size=size, repeats=20)
+
+
+def measure_products(bench: Bench, shape: Shape, num_tokens: int) -> None:
+    """What the library's products of all layers take for a prompt: the least that a first token can come after."""
+    kv_size, q_size = shape.num_kv_heads * shape.head_dim, shape.num_heads * shape.head_dim
+    hidden, intermediate = shape.hidden_size, shape.intermediate_size
+    total, parts = 0.0, {}
+    for name, rows, columns in (
+        ("qkv_us", q_size + 2 * kv_size, hidden),
+        ("output_us", hidden, q_size),
+        ("gate_up_us", 2 * intermediate, hidden),
+        ("down_us", hidden, intermediate),
+    ):
+        x = torch.randn(num_tokens, columns, device=bench.device).to(torch.bfloat16)
+        weight = torch.randn(rows, columns, device=bench.device).to(torch.bfloat16)
+        times = [_seconds(partial(torch.nn.functional.linear, x, weight), bench.device) for _ in range(21)][1:]
+        total += median(times)
+        parts[name] = round(1e6 * median(times), 1)
+    bench.case("ceiling/products", 1e3 * total * shape.num_layers, tokens=num_tokens, repeats=20, **parts)
 
 
 def _seconds(run: Callable[[], object], device: str) -> float:

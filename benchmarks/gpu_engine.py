@@ -12,9 +12,10 @@ from collections.abc import Callable
 from functools import partial
 from statistics import mean, median
 
-from gpu_bench import Bench, MissingCase, measure_copy, measure_matmul, warm_up
+from gpu_bench import Bench, MissingCase, measure_copy, measure_matmul, measure_products, warm_up
 from gpu_plan import SIGMA, lengths
 from gpu_session import GREEDY, SAMPLED, Limits, Session, Trace
+from random_model import SHAPES
 
 from engine.sampling_params import SamplingParams
 
@@ -44,6 +45,9 @@ class EngineCases:
         table: dict[str, Callable[[], None]] = {
             "ceiling/copy": partial(measure_copy, self._bench),
             "ceiling/matmul": partial(measure_matmul, self._bench),
+            "ceiling/products": partial(
+                measure_products, self._bench, SHAPES[self._bench.shape], max(16, 2048 // self._sizes.ttft_scale)
+            ),
             "decode/bf16/b1": partial(middle, "decode/bf16/b1"),
             "decode/bf16/b1/ctx4096": partial(
                 self.decode, "decode/bf16/b1/ctx4096", batch=1, center=self._sizes.long_context

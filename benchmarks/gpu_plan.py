@@ -54,6 +54,7 @@ def _time(
 CASES: tuple[Case, ...] = (
     Case("ceiling/copy", "engine", "TB/s"),
     Case("ceiling/matmul", "engine", "TFLOP/s"),
+    _time("ceiling/products", "engine", "ms"),
     _decode(1, 209, "llama.cpp F16 198, Transformers 9", 275),
     Case("decode/bf16/b1/ctx4096", "engine", "tok/s", target=255),
     Case("decode/bf16/b1/sampled", "engine", "tok/s"),
