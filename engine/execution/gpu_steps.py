@@ -88,6 +88,8 @@ class GpuSteps:
         self._longest = 0  # length of the longest row that decodes
         self._last_rows: list[int] = []  # of the step before, where that was of one-token rows only
         self._last_shape: StepShape | None = None
+        if self._stream is not None:  # what was zeroed above, and the weights, belong to another stream until now
+            self._stream.wait_stream(torch.cuda.current_stream(device))
 
     # ---- a step
 
@@ -95,7 +97,7 @@ class GpuSteps:
         """Queues a step on the device.
 
         Returns:
-                A handle; results are taken in order, and at most `Load.run_ahead` + 1 steps are in flight.
+            A handle; results are taken in order, and at most `Load.run_ahead` + 1 steps are in flight.
         """
         with torch.cuda.stream(self._stream):
             return self._launch(batch)
