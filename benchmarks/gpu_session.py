@@ -208,7 +208,7 @@ class Session:
         self.engine.drain()
         self.runner.free_kv()
         self.runner.allocate_kv(num_blocks=num_blocks)
-        self.engine.scheduler.resize(self.runner.ready.num_blocks)
+        self.engine.scheduler.resize(self.runner.ready.num_blocks, self.runner.ready.max_context)
 
     def close(self) -> None:
         """Gives the device's memory back."""

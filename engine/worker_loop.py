@@ -70,6 +70,9 @@ Classify = Callable[[Exception], Fault]
 IDLE_COLLECTION_STEPS = 2_000
 """A worker that becomes idle collects garbage if it has made so many steps since the last time."""
 
+PAUSE_S = 0.05
+"""Silence after which a worker takes itself to be idle. A piece of work ahead may take seconds, uninterrupted."""
+
 BUSY_COLLECTION_STEPS = 200_000
 """A worker that is never idle collects garbage after so many steps all the same."""
 
@@ -113,9 +116,7 @@ class WorkerLoop:
         while self._exit_status is None:
             if not self._can_step:
                 self._collect_garbage(IDLE_COLLECTION_STEPS)
-                while self._inbox.empty() and self._prepare():
-                    pass
-                self._handle(self._inbox.get())  # idle: no CPU until a message comes
+                self._handle(self._next_message())
             # Only what is there now: messages that keep coming must not keep the device waiting.
             for _ in range(self._inbox.qsize()):
                 self._handle(self._inbox.get())
@@ -128,6 +129,16 @@ class WorkerLoop:
     @property
     def _can_step(self) -> bool:
         return self._engine is not None and self._engine.has_work and not self._is_sleeping
+
+    def _next_message(self) -> ToWorker | InvalidMessage:
+        """Waits for a message. Where none comes for a while, works ahead first, then waits without using the CPU."""
+        while self._exit_status is None:
+            try:
+                return self._inbox.get(timeout=PAUSE_S)
+            except queue.Empty:
+                if not self._prepare():
+                    break
+        return self._inbox.get()
 
     def _prepare(self) -> bool:
         """Does a piece of work ahead of requests; False when there is none."""
@@ -255,9 +266,10 @@ class WorkerLoop:
         runner.allocate_kv(num_blocks=num_blocks, budget_bytes=budget_bytes)
         self._kv_size = (num_blocks, budget_bytes)
         self._is_sleeping = False
-        self._send_rows(engine.scheduler.resize(runner.ready.num_blocks))
+        ready = runner.ready
+        self._send_rows(engine.scheduler.resize(ready.num_blocks, ready.max_context))
         self._num_uncollected_steps = BUSY_COLLECTION_STEPS  # the old pools are one great cycle
-        return runner.ready
+        return ready
 
     def _stats(self) -> Stats:
         if self._engine is None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from engine.execution.errors import ExecutionError, Unsupported
 from engine.execution.pinned import PinnedRing
 from engine.kernels.patch import apply_patch
 from engine.kernels.sampling_state import MAX_BIAS, NUM_FLOATS, NUM_INTS, SamplingState
@@ -38,6 +39,11 @@ class DeviceRows:
         shapes += [(max_rows, MAX_LOGIT_BIAS)] * 2
         shapes += [(max_rows, max_tokens + 1)] + [(max_rows, max_blocks)] * num_groups
         starts: list[int] = [0, *np.cumsum([rows * columns for rows, columns in shapes]).tolist()]
+        if starts[-1] >= 1 << 31:  # offsets are sent as int32
+            raise Unsupported(
+                f"the state of {max_rows} rows of {max_tokens} tokens has {starts[-1]} entries, but at most "
+                f"{(1 << 31) - 1} can be addressed; load the model with a smaller max_num_seqs"
+            )
         self._arena = torch.zeros(starts[-1], dtype=torch.int32, device=device)
         views = [
             self._arena[start : start + rows * columns].view(rows, columns)
@@ -89,6 +95,10 @@ class DeviceRows:
             changes += [(), ()]
         changes.append(admission.token_ids)
         for part, change in enumerate(changes):
+            if len(change) > self._widths[part]:  # it would go into the next row
+                raise ExecutionError(
+                    f"row {row} was given {len(change)} entries, but has room for {self._widths[part]}"
+                )
             start = self._offset(part, row)
             offsets += range(start, start + len(change))
             values += change

@@ -15,8 +15,10 @@ writes the tokens also moves the positions on, so while the same rows decode, no
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 
@@ -62,7 +64,7 @@ class GpuSteps:
             load.max_num_seqs, max(load.max_num_batched_tokens, load.max_num_seqs), pads=load.use_graphs
         )
         self._captures = load.use_graphs and device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = _stream(device) if device.type == "cuda" else None
         self.rows = DeviceRows(load.max_num_seqs, max_context, len(config.kv_groups), kv_cache.block_size, device)
         state = DeviceState(
             self.rows.tokens,
@@ -188,14 +190,22 @@ class GpuSteps:
         return False
 
     def _capture(self, shape: StepShape, compute: Callable[[], None]) -> None:
-        """Captures what has just run. Not by `torch.cuda.graph`, which waits for the device and collects garbage."""
+        """Captures what has just run. Not by `torch.cuda.graph`, which waits for the device and collects garbage.
+
+        A capture needs memory of its own. Where there is none, the steps go on without any more graphs.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode():
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                compute()
-            finally:
-                graph.capture_end()
+        try:
+            with torch.inference_mode():
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    compute()
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:
+            self._captures = False
+            sys.stderr.write(f"engine: no more CUDA graphs are captured, steps are slower without: {error}\n")
+            return
         self._graphs[shape] = graph
         self._num_large_graphs += not shape.is_small
 
@@ -224,10 +234,10 @@ class GpuSteps:
 
     def _rehearse(self, shape: StepShape) -> None:
         """Runs a step of padding only, which leaves the rows as they are."""
+        self._last_rows, self._last_shape = [], None
         with torch.cuda.stream(self._stream):
             self._inputs.write_padding(shape)
             self._run(shape, (), None)
-        self._last_rows, self._last_shape = [], None
 
     # ---- the kernels of a step
 
@@ -261,3 +271,9 @@ class GpuSteps:
                     logits[part], rows[part], self.rows.sampling, outputs.token_ids[part], self._logprobs,
                     outputs.chosen[part], outputs.top[part], outputs.top_ids[part],
                 )  # fmt: skip
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all steps of this process: the library keeps memory for each stream that it has ever seen."""
+    return torch.cuda.Stream(device)

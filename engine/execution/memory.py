@@ -41,6 +41,8 @@ NUM_SLOTS = 2
 """Places on the device that layers of the host are copied to in turn."""
 SPLITS_A_ROW = 16
 """Splits of decode attention whose results are kept for each row."""
+LIBRARY_BYTES = 64 << 20
+"""What the library of matrix products and the graphs themselves take."""
 STAGED_BYTES = 256 << 20
 """What weights are expanded through while they are loaded, before there is a KV cache."""
 
@@ -114,11 +116,13 @@ def layer_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
 
 def graph_bytes(config: ModelConfig, request: MemoryRequest, num_tokens: int) -> int:
     """What steps on a GPU hold beside activations: the rows' tokens and block tables, the results of attention's
-    splits, and what a graph of one token a row computes with, since graphs keep their memory between steps."""
+    splits, and the activations of the largest graph, since graphs keep theirs."""
     rows, context = request.max_num_seqs, min(config.max_position_embeddings, num_tokens)
     state = rows * (context + len(config.kv_groups) * -(-context // request.block_size)) * 4
     splits = rows * SPLITS_A_ROW * config.num_heads * (config.head_dim + 2) * 4
-    return state + splits + activation_bytes(config, rows, rows, request.dtype.itemsize)
+    # Logits and the memory of sampling are counted with the activations.
+    largest = activation_bytes(config, max(rows, request.max_num_batched_tokens), 0, request.dtype.itemsize)
+    return state + splits + largest + LIBRARY_BYTES
 
 
 class _Planner:

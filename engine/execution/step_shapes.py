@@ -111,10 +111,10 @@ class StepSizes:
         for size in sizes[4:]:
             yield from _both(size, 0, 0)
         # While rows decode, the scheduler gives prompts half of a step.
-        half = [size for size in prompts if size <= self.max_tokens // 2]
+        half = max((size for size in prompts if size <= self.max_tokens // 2), default=0)
         if half:
-            for size in sorted({self._mixed_decodes(n) for n in self._row_counts()}):
-                yield from _both(size, half[-1], self.max_padding_rows)
+            for size in sorted({self._mixed_decodes(n) for n in self._row_counts() if n + half <= self.max_tokens}):
+                yield from _both(size, half, self.max_padding_rows)
 
     def _row_counts(self) -> range:
         return range(1, self.max_rows + 1)

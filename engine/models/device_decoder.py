@@ -108,7 +108,7 @@ class DeviceDecoder:
             all(_dense(matrix) is not None for matrix in matrices)
             and not config.post_norms
             # The stream is multiplied by a norm's weight before it is divided: float16 could overflow.
-            and weights.final_norm.dtype != torch.float16
+            and _dtype(weights.embedding) != torch.float16
         )
         ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None]
         self._attends_at_once = all(is_fusable(config.head_dim, rope.rotary_dim, False) for rope in ropes)
@@ -144,7 +144,8 @@ class DeviceDecoder:
             logits = gemv(hidden, self._head, head.bias, norm=norm, out_dtype=torch.float32, pdl=self._pdl)
         logits = logits[:, : self.config.vocab_size]
         if self.config.final_softcap is not None:
-            logits = torch.tanh(logits.float() / self.config.final_softcap) * self.config.final_softcap
+            # In place but for the type: a large vocabulary makes this the widest moment of a step.
+            logits = logits.float().div_(self.config.final_softcap).tanh_().mul_(self.config.final_softcap)
         return logits
 
     def _hidden(self, step: DeviceStep) -> tuple[Tensor, DeferredNorm | None]:
@@ -261,6 +262,11 @@ def _dense(matrix: Linear) -> Tensor | None:
     """The weight of a matrix that is kept as it is, in one piece; else None."""
     first = matrix.segments[0]
     return first.weight if len(matrix.segments) == 1 and isinstance(first, Dense) else None
+
+
+def _dtype(matrix: Linear) -> torch.dtype | None:
+    weight = _dense(matrix)
+    return None if weight is None else weight.dtype
 
 
 def _matrix(matrix: Linear) -> Tensor:

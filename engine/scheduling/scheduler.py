@@ -221,13 +221,18 @@ class Scheduler:
             self._preempt(self._running[-1])
         self._blocks.cache.clear()
 
-    def resize(self, num_blocks: int) -> list[TokenRow]:
+    def resize(self, num_blocks: int, max_context: int | None = None) -> list[TokenRow]:
         """Goes on with pools of another size. No step may be in flight.
+
+        Args:
+            max_context: the limit on one sequence, where that changes, too.
 
         Returns:
             The ends of sequences that do not fit any more.
         """
         self.preempt_all()
+        if max_context is not None:
+            self._config = msgspec.structs.replace(self._config, max_context=max_context)
         self._blocks = self._new_block_manager(num_blocks)
         rows = []
         for seq in list(self._waiting):

@@ -56,7 +56,7 @@ def plan(memory: DeviceMemory, config: ModelConfig = QWEN_7B, **options: Any) ->
 
 @pytest.mark.parametrize(
     ("card", "num_offloaded", "num_tokens"),
-    [(140, 0, 256 * 4096), (80, 0, 256 * 4096), (24, 0, 114_480), (16, 6, 9_184), (12, 14, 4_544), (6, 28, 5_984)],
+    [(140, 0, 256 * 4096), (80, 0, 256 * 4096), (24, 0, 116_784), (16, 6, 11_488), (12, 14, 6_848), (6, 28, 8_288)],
 )
 def test_seven_billion_parameters_on_a_card_of(card: float, num_offloaded: int, num_tokens: int) -> None:
     planned = plan(gpu(card))
@@ -135,11 +135,11 @@ def sentence(memory: DeviceMemory, **options: Any) -> str:
 def test_too_large_says_what_would_fit() -> None:
     text = sentence(gpu(4))
     assert text.startswith("the model (14.2 GiB of weights in bfloat16) with a context of 4096 tokens (225 MiB) needs ")
-    assert "but 2560 MiB are free; stop other models, or choose a smaller one (about 0.5 billion" in text
+    assert "but 2560 MiB are free; stop other models, or choose a smaller one (about 0.6 billion" in text
     assert text.endswith("1024 MiB more are free and left to other programs, model_memory takes them")
     assert "put 14 layers on the device (num_gpu)" in sentence(gpu(12), num_gpu_layers=28)
     assert "choose dtype bfloat16 (14.2 GiB of weights)" in sentence(gpu(24), dtype=torch.float32, num_gpu_layers=28)
-    assert "a context of 2128 tokens (num_blocks 133)" in sentence(gpu(24, free=17.5), num_gpu_layers=28)
+    assert "a context of 2560 tokens (num_blocks 160)" in sentence(gpu(24, free=17.4), num_gpu_layers=28)
 
 
 def test_a_host_without_room_is_told() -> None:

@@ -71,4 +71,6 @@ def test_what_is_expected_is_what_steps_are_rounded_to() -> None:
             )
         assert again == shape
     assert list(StepSizes(256, 2048, pads=False).expected()) == []
+    narrow = StepSizes(256, 256, pads=True)
+    assert all(shape.num_decodes + shape.num_tokens <= narrow.max_padded_tokens for shape in narrow.expected())
     assert {shape.num_decodes for shape in StepSizes(3, 8, pads=True).expected()} == {1, 2, 3}

@@ -325,6 +325,17 @@ def test_who_was_refused_for_the_margin_is_admitted_after_the_pool_shrank() -> N
     assert work(driver.step()[0]) == [(3, 0, 43)]
 
 
+def test_the_limit_on_a_sequence_can_shrink_with_the_pools() -> None:
+    """With windows only, blocks come back and a sequence may be longer than the pool: not longer than the rows."""
+    driver = Driver(num_blocks=64, windows=(8,))
+    driver.scheduler.resize(16, max_context=40)
+    assert driver.scheduler.max_context == 40
+    with pytest.raises(SchedulerError, match="leaves no room in a context of 40 tokens"):
+        driver.add(1, 40, max_tokens=1)
+    driver.add(2, 30, max_tokens=1)
+    driver.run()
+
+
 def test_a_sequence_in_the_pool_alone_goes_to_its_very_end() -> None:
     driver = Driver(num_blocks=3)
     driver.add(1, 5)
