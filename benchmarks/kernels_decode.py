@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 from types import SimpleNamespace
 
 import torch
+from gpu_timing import Run, copy_bandwidth, replayed_us, warm_up
 from report import Report
 
 from engine.kernels.decode_attention import Workspace, decode_attention
@@ -32,8 +31,6 @@ from engine.kernels.step_begin import step_begin
 from engine.kernels.step_end import step_end
 
 Tensor = torch.Tensor
-Run = Callable[[int], object]
-"""Launches the kernel on copy number i."""
 
 HIDDEN, INTERMEDIATE, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 3584, 18944, 152064, 28, 4, 128
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
@@ -41,54 +38,8 @@ BLOCK_SIZE = 32
 EPS = 1e-6
 DTYPE = torch.bfloat16
 ROTATED_BYTES = 1 << 30
-REPLAYS = 21
-WARM_UP_S = 0.5
 ATTENTION_CASES = ((1, 512), (1, 513), (1, 4096), (1, 32768), (8, 512), (16, 2048))
 """(sequences, tokens each); 513 because a tile more must not cost a second round."""
-
-
-def replayed_us(run: Run, num_copies: int) -> tuple[float, float]:
-    """Median and spread (interquartile) of the microseconds of one launch."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run(0)  # compiles outside the capture
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for copy in range(num_copies):
-            run(copy)
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPLAYS)]
-    graph.replay()
-    for begin, end in events:
-        begin.record()
-        graph.replay()
-        end.record()
-    torch.cuda.synchronize()
-    times = sorted(begin.elapsed_time(end) * 1e3 / num_copies for begin, end in events)
-    return median(times), times[3 * REPLAYS // 4] - times[REPLAYS // 4]
-
-
-def warm_up() -> None:
-    """Clocks rise under load, within about this time."""
-    matrix = random(4096, 4096)
-    end = time.perf_counter() + WARM_UP_S
-    while time.perf_counter() < end:
-        for _ in range(20):
-            matrix @ matrix
-        torch.cuda.synchronize()
-
-
-def copy_bandwidth() -> float:
-    """Terabytes a second that a copy of a gibibyte moves, read plus written.
-
-    By a kernel: a graph runs `copy_` on the copy engine, which is slower.
-    """
-    source = torch.randn(ROTATED_BYTES // 4, device="cuda")
-    target = torch.empty_like(source)
-    us, _ = replayed_us(lambda _: torch.neg(source, out=target), 4)
-    return 2 * source.nbytes / us / 1e6
 
 
 def random(*shape: int) -> Tensor:

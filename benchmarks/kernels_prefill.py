@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from kernels_decode import copy_bandwidth, random, replayed_us, warm_up
+from gpu_timing import copy_bandwidth, replayed_us, warm_up
+from kernels_decode import random
 from report import Report
 
 from engine.kernels.logprobs import LogprobWorkspace, logprobs

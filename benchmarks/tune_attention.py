@@ -18,13 +18,12 @@ import argparse
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import median
 
 import torch
+from gpu_timing import replayed_us
 
 from engine.kernels import reference_decode
 from engine.kernels.decode_attention import Workspace, decode_attention
@@ -144,25 +143,6 @@ def checked(variants: list[Variant]) -> Iterator[Variant]:
                 yield variant
 
 
-def replayed_us(run: Callable[[int], object], num_copies: int) -> float:
-    """Microseconds of one launch: the median replay of a graph that has one for each copy."""
-    run(0)  # loads the kernel outside the capture
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for copy in range(num_copies):
-            run(copy)
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]
-    graph.replay()
-    events[0].record()
-    for event in events[1:]:
-        graph.replay()
-        event.record()
-    torch.cuda.synchronize()
-    times = [begin.elapsed_time(end) for begin, end in pairwise(events)]
-    return median(times) * 1e3 / num_copies
-
-
 def measure(num_rows: int, length: int, variants: list[Variant], is_verbose: bool) -> None:
     """Prints a case: the table's own tile and rule, the two kernels, the best of all, and the best of each split."""
     default = attention_tile(capability(torch.device("cuda")), HEAD_DIM, DTYPE.itemsize, num_rows)
@@ -177,8 +157,8 @@ def measure(num_rows: int, length: int, variants: list[Variant], is_verbose: boo
             for splits in (None,) if variant.shape is None else (None, *SPLITS[num_rows]):
                 balance = default.balance if splits is None else 0.0
                 try:
-                    times[variant, splits] = replayed_us(
-                        lambda copy, a=step, b=variant, c=splits, d=balance: a.run(b, copy, c, d), num_copies
+                    times[variant, splits], _ = replayed_us(
+                        lambda copy, a=step, b=variant, c=splits, d=balance: a.run(b, copy, c, d), num_copies, REPLAYS
                     )
                 except Exception as error:  # as in `check`
                     sys.stdout.write(f"failed: {variant}, {splits} splits: {first_line(error)}\n")

@@ -26,12 +26,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from gpu_timing import Run, copy_bandwidth, replayed_us, warm_up
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine.kernels import reference_step
@@ -47,8 +46,6 @@ from engine.kernels.tiles import PrefillTile, prefill_tile
 from engine.sampling_params import SamplingParams
 
 Tensor = torch.Tensor
-Run = Callable[[int], object]
-"""Launches the kernel on copy number i."""
 Row = tuple[int, int]
 """(tokens computed before, tokens of this step)"""
 
@@ -85,7 +82,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "top-k 40, top-p 0.9": {"temperature": 0.8, "top_k": 40, "top_p": 0.9},
     "top-p 0.9": {"top_p": 0.9},
 }
-LAUNCHES, REPLAYS, WARM_UP_S = 8, 9, 0.5
+LAUNCHES, REPLAYS = 8, 9
 ROTATED_BYTES, MAX_COPIES = 256 << 20, 64
 
 
@@ -265,42 +262,10 @@ def working_tiles(pool: ProcessPoolExecutor) -> Iterator[PrefillTile]:
     yield from (tile for tile in TILES if tile in working)
 
 
-def warm_up() -> None:
-    """Clocks rise under load, within about this time."""
-    matrix = torch.randn(4096, 4096, device="cuda", dtype=DTYPE)
-    end = time.perf_counter() + WARM_UP_S
-    while time.perf_counter() < end:
-        for _ in range(20):
-            matrix @ matrix
-        torch.cuda.synchronize()
-
-
-def replayed_us(run: Run, num_launches: int) -> float:
-    """Microseconds of one launch: the median replay of a graph of several."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run(0)  # loads the kernel outside the capture
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for copy in range(num_launches):
-            run(copy)
-    graph.replay()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]
-    events[0].record()
-    for event in events[1:]:
-        graph.replay()
-        event.record()
-    torch.cuda.synchronize()
-    return median(begin.elapsed_time(end) for begin, end in pairwise(events)) * 1e3 / num_launches
-
-
 def timed(name: str, run: Run, num_launches: int = LAUNCHES) -> float:
     """As `replayed_us`; infinite, and told, where it fails."""
     try:
-        return replayed_us(run, num_launches)
+        return replayed_us(run, num_launches, REPLAYS)[0]
     except Exception as error:  # as in `attempt`
         sys.stdout.write(f"failed: {name}: {told(error)}\n")
         return float("inf")
@@ -349,13 +314,6 @@ def measure_attention(tiles: list[PrefillTile]) -> None:
             parts.append(f"torch {backend.name.split('_')[0].lower()} {us:.1f} us, {work / us:.0f}")
         sys.stdout.write(f"  {name:<12} {'; '.join(parts)}\n")
         sys.stdout.flush()
-
-
-def copy_bandwidth() -> float:
-    """Terabytes a second, read plus written. By a kernel: a graph runs `copy_` on the copy engine, which is slower."""
-    source = torch.randn(1 << 28, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / replayed_us(lambda _: torch.neg(source, out=target), 4) / 1e6
 
 
 def measure_small() -> None:

@@ -21,15 +21,15 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
+from gpu_timing import Run, copy_bandwidth, replayed_us, warm_up
 
 from engine.kernels.gated import gated
 from engine.kernels.gemv import MIN_DOT_TOKENS, DeferredNorm, gemv, gemv_argmax, gemv_gated, gemv_residual
@@ -51,7 +51,6 @@ NUM_PARTIALS = 448
 """Partial sums of squares that a norm is finished from: as many as attention's output projection leaves."""
 ROTATED_BYTES = 1 << 30
 REPLAYS = 15
-WARM_UP_S = 0.5
 COMPILED_ROWS = 512
 """Rows that are enough to compile for: any number that all tiles divide gives the same code."""
 MAX_ERROR = 0.02
@@ -198,6 +197,9 @@ class Product:
         bias = None if self.bias is None else self.bias[: weight.shape[0]]
         return gemv(x, weight, bias, norm=norm, tile=tile, pdl=pdl)
 
+    def launcher(self, weights: list[Tensor], tile: Tile) -> Run:
+        return lambda copy: self.launch(weights[copy], tile)
+
     def library(self, weight: Tensor) -> Tensor:
         y = F.linear(self.x, weight, self.bias)
         return gated(y, "silu", pdl=self.pdl) if self.what_follows == "gated" else y
@@ -269,45 +271,6 @@ def job_key(matrix: Matrix, num_tokens: int, tile: Tile) -> tuple[str, int, Tile
     return matrix.name, dot_tokens(num_tokens), tile
 
 
-def replayed_us(run: Callable[[int], object], num_copies: int) -> float:
-    """Median microseconds of one launch in a chain over all copies."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run(0)
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for copy in range(num_copies):
-            run(copy)
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPLAYS)]
-    graph.replay()
-    for begin, end in events:
-        begin.record()
-        graph.replay()
-        end.record()
-    torch.cuda.synchronize()
-    return float(median(begin.elapsed_time(end) * 1e3 / num_copies for begin, end in events))
-
-
-def warm_up() -> None:
-    """Work enough that the clocks rise."""
-    x = random(4096, 4096)
-    end = time.perf_counter() + WARM_UP_S
-    while time.perf_counter() < end:
-        for _ in range(20):
-            x @ x
-        torch.cuda.synchronize()
-
-
-def copy_rate() -> float:
-    """Terabytes a second that a copy of a gibibyte moves, read plus written."""
-    source = torch.ones(ROTATED_BYTES // 4, device=DEVICE)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / replayed_us(lambda _: target.copy_(source), 4) / 1e6
-
-
 def tune(matrix: Matrix, num_tokens: int, tiles: list[Tile], weights: list[Tensor], pdl: bool) -> dict[str, Any]:
     """Times the library and the tiles."""
     product = Product(matrix, num_tokens, pdl)
@@ -319,10 +282,10 @@ def tune(matrix: Matrix, num_tokens: int, tiles: list[Tile], weights: list[Tenso
             if not error <= MAX_ERROR:
                 say(f"left out: {matrix.name}, {num_tokens} tokens, {tile}: wrong by {error:.3g}")
                 continue
-            times[tile] = replayed_us(lambda i, tile=tile: product.launch(weights[i], tile), len(weights))  # type: ignore[misc] # a default that binds
+            times[tile], _ = replayed_us(product.launcher(weights, tile), len(weights), REPLAYS)
         except (RuntimeError, ValueError, triton.TritonError) as error:
             say(f"left out: {matrix.name}, {num_tokens} tokens, {tile}: {first_line(error)}")
-    library_us = replayed_us(lambda i: product.library(weights[i]), len(weights))
+    library_us, _ = replayed_us(lambda i: product.library(weights[i]), len(weights), REPLAYS)
     best = min(times, key=lambda tile: times[tile], default=None)
     what_follows = matrix.what_follows(num_tokens)
     num_outputs = matrix.num_rows // 2 if what_follows == "gated" else matrix.num_rows
@@ -370,7 +333,7 @@ def main() -> None:
     found = []
     with torch.inference_mode():
         warm_up()
-        ceiling = copy_rate()
+        ceiling = copy_bandwidth()
         say(f"{torch.cuda.get_device_name()}: copy {ceiling:.2f} TB/s, overlap {'on' if pdl else 'off'}")
         say(f"{'matrix':8} tokens  library us  best us  TB/s  share  best")
         for matrix in matrices:

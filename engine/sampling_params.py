@@ -12,6 +12,8 @@ import msgspec
 MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 """Entries of a request's logit_bias; what a row of the device's state has room for."""
+MAX_BIAS = 1e30
+"""Logit biases are cut to this, so that a float32 sum stays finite."""
 MAX_SEED = 2**63 - 1
 
 

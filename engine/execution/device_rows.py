@@ -62,10 +62,6 @@ class DeviceRows:
         self._ring = PinnedRing(2 * PATCH_LENGTH, device)
         self._staged = torch.empty(2, PATCH_LENGTH, dtype=torch.int32, device=device)
 
-    @property
-    def num_bytes(self) -> int:
-        return self._arena.nbytes
-
     def apply(self, admitted: Sequence[Admission], appended: Sequence[BlockAppend]) -> None:
         """Takes the differences of a step, admissions first, on the current stream."""
         if not admitted and not appended:

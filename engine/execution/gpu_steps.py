@@ -27,6 +27,7 @@ from engine.execution.kv_cache import KVCache
 from engine.execution.step_inputs import StepInputs
 from engine.execution.step_results import DeviceHandle, StepOutputs
 from engine.execution.step_shapes import StepShape, StepSizes
+from engine.kernels.decode_attention import Workspace
 from engine.kernels.launch import num_processors
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
 from engine.kernels.sampling import SamplingWorkspace, sample_tokens
@@ -34,7 +35,7 @@ from engine.kernels.step_end import step_end
 from engine.kernels.tiles import has_long_row
 from engine.messages import Load
 from engine.models.decoder import Decoder
-from engine.models.device_decoder import DeviceDecoder, DeviceState, attention_workspace
+from engine.models.device_decoder import DeviceDecoder, DeviceState
 from engine.scheduling.batch import RowStep, ScheduledBatch
 
 Tensor = torch.Tensor
@@ -59,7 +60,6 @@ class GpuSteps:
         device: torch.device,
     ) -> None:
         config = decoder.config
-        self._device = device
         self._sizes = StepSizes(
             load.max_num_seqs, max(load.max_num_batched_tokens, load.max_num_seqs), pads=load.use_graphs
         )
@@ -70,7 +70,7 @@ class GpuSteps:
             self.rows.tokens,
             self.rows.block_tables,
             kv_cache.layers,
-            attention_workspace(config, load.max_num_seqs, device),
+            Workspace.for_steps(load.max_num_seqs, config.num_heads, config.num_kv_heads, config.head_dim, device),
         )
         self._pdl = load.use_pdl
         self._model = DeviceDecoder(decoder, state, pdl=load.use_pdl)

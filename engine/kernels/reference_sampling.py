@@ -1,4 +1,4 @@
-"""Sampling arithmetic in plain torch: noise that is a pure function, filters, penalties. Twins of kernels to come.
+"""Sampling in plain torch: noise that is a pure function, filters, penalties. The twin of the sampling kernels.
 
 **The noise.** A draw of token t as generation number g with seed s needs a uniform number that depends on (s, g, t)
 and on nothing else, so that neither neighbours in the batch, nor the row, nor chunking or preemption change a

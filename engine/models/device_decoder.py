@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.config import ModelConfig
 from engine.kernels.decode_attention import Workspace, decode_attention
 from engine.kernels.gemv import DeferredNorm, gemv, gemv_argmax, gemv_gated, gemv_residual
 from engine.kernels.prefill_attention import prefill_attention
@@ -251,11 +250,6 @@ class DeviceDecoder:
 
     def _gated(self, x: Tensor, matrix: Linear) -> Tensor:
         return linear_gated(x, _matrix(matrix), self.config.activation, matrix.bias, pdl=self._pdl)
-
-
-def attention_workspace(config: ModelConfig, max_rows: int, device: torch.device) -> Workspace:
-    """Memory for the splits of any step of up to `max_rows` rows."""
-    return Workspace.for_steps(max_rows, config.num_heads, config.num_kv_heads, config.head_dim, device)
 
 
 def _dense(matrix: Linear) -> Tensor | None:
