@@ -14,6 +14,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 SMALL_WEIGHTS_BYTES = 2 << 30
 """On a CPU, models of up to this size in float32 are computed in float32."""
+MAX_NUM_SEQS, LARGE_MAX_NUM_SEQS = 256, 512
+LARGE_BYTES = 40 << 30
+"""Memory from which a GPU runs the latter at once."""
 CGROUP = Path("/sys/fs/cgroup")
 NO_LIMIT = 1 << 62
 
@@ -63,6 +66,18 @@ def choose_kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
         Unsupported: no such type.
     """
     return dtype if name == "auto" else _named(name, KV_DTYPES, "KV cache type")
+
+
+def choose_max_num_seqs(wanted: int, memory: DeviceMemory) -> int:
+    """How many sequences run at once.
+
+    A step of 512 takes half as long again as one of 256, so that many requests together end sooner; but what steps hold
+    for each row is a good part of a small GPU.
+
+    Args:
+        wanted: 0 leaves it to the memory.
+    """
+    return wanted or (LARGE_MAX_NUM_SEQS if memory.is_gpu and memory.total_bytes >= LARGE_BYTES else MAX_NUM_SEQS)
 
 
 def has_fast_bfloat16() -> bool:

@@ -16,10 +16,17 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from msgspec import structs
 
 from engine.config import ModelConfig
 from engine.execution.cpu_steps import CpuSteps
-from engine.execution.device import choose_device, choose_dtype, choose_kv_dtype, device_memory
+from engine.execution.device import (
+    choose_device,
+    choose_dtype,
+    choose_kv_dtype,
+    choose_max_num_seqs,
+    device_memory,
+)
 from engine.execution.errors import ExecutionError, Unsupported
 from engine.execution.kv_cache import KVCache
 from engine.execution.memory import MemoryPlan, MemoryRequest, plan_memory, replan_memory
@@ -87,7 +94,9 @@ class ModelRunner:
         device = choose_device(load.device)
         dtype = choose_dtype(load.dtype, device, config.num_parameters)
         kv_dtype = choose_kv_dtype(load.kv_cache_type, dtype)
-        plan = plan_memory(config, _memory_request(load, dtype, kv_dtype), device_memory(device))
+        memory = device_memory(device)
+        load = structs.replace(load, max_num_seqs=choose_max_num_seqs(load.max_num_seqs, memory))
+        plan = plan_memory(config, _memory_request(load, dtype, kv_dtype), memory)
         num_resident = config.num_layers - plan.num_offloaded_layers
         offloaded = offloaded_layers(config.num_layers, num_resident)
         with torch.inference_mode(), Checkpoint.open(source, config, on_progress) as checkpoint:
@@ -172,6 +181,7 @@ class ModelRunner:
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
             load_s=self.load_s,
+            max_num_seqs=self.load_options.max_num_seqs,
             notes=list(self._plan.notes),
         )
 
