@@ -30,8 +30,9 @@ from engine.models.tensor_plan import (
     qkv_roles,
     type_name,
 )
-from engine.quantization.base import QuantMethod, segments_from_checkpoint
+from engine.quantization.base import QuantMethod
 from engine.quantization.checkpoint import CheckpointTensor, Destination
+from engine.quantization.selection import segments_from_checkpoint
 from modelfiles.gguf import GGMLType, GGUFModel
 from modelfiles.safetensors import SafetensorsModel
 from modelfiles.source import ModelSource
