@@ -107,9 +107,8 @@ class _Packed(QuantMethod):
         return self.packed.nbytes + self.scales_zeros.nbytes
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        rows = x.reshape(-1, self.num_columns)
-        product = self._product if len(rows) <= MAX_TOKENS else self._expanded_product
-        y = product(rows.contiguous())
+        rows = x.contiguous().view(-1, self.num_columns)
+        y = self._product(rows) if rows.shape[0] <= MAX_TOKENS else self._expanded_product(rows)
         if bias is not None:
             y += bias
         return y.view(*x.shape[:-1], self.num_rows)
@@ -140,7 +139,7 @@ class _Packed(QuantMethod):
 
     def _product(self, x: Tensor) -> Tensor:
         y = int4_op.product(self.spread(x), self.packed, self.scales_zeros)
-        return y[:, : self.num_rows].contiguous()
+        return y if y.shape[1] == self.num_rows else y[:, : self.num_rows].contiguous()
 
     def _expanded_product(self, x: Tensor) -> Tensor:
         y = x.new_empty(len(x), self.num_rows)
