@@ -89,8 +89,8 @@ def rope_store(
 
 
 def _normalised(x: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x ** 2) + eps), a new tensor. torch computes in float32 and rounds; without a weight, since it would
-    round after that only."""
+    """x / sqrt(mean(x ** 2) + eps), a new tensor, computed in float32. Given the weight, too, torch would round only
+    after that."""
     return F.rms_norm(x, x.shape[-1:], None, eps)
 
 

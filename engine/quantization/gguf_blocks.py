@@ -41,7 +41,6 @@ class Parts(NamedTuple):
         return (grouped if self.offsets is None else grouped.add_(self.offsets[:, :, None])).flatten(1)
 
 
-
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 

@@ -6,7 +6,8 @@ zero) or two (Int8Packed, 10 bits): torch's own 8-bit product has one scale a ro
 without rounding it anew, and is no faster than two 4-bit ones on the processors measured.
 
 Up to MAX_TOKENS rows take that product; more take pieces of the matrix expanded to bfloat16, a few MB at a time, which
-the library then multiplies. Chosen by `selection`; formats without groups of 16 or 32 codes of at most 8 bits stay Dense.
+the library then multiplies, in float32 where the processor is not made for bfloat16. Chosen by `selection`; what is no
+code of at most 8 bits times a scale stays Dense.
 """
 
 from __future__ import annotations
@@ -66,9 +67,7 @@ class _Packed(QuantMethod):
 
     codes_a_weight: ClassVar[int]
 
-    def __init__(
-        self, layout: Layout, packed: Tensor, scales_zeros: Tensor, num_rows: int, num_columns: int
-    ) -> None:
+    def __init__(self, layout: Layout, packed: Tensor, scales_zeros: Tensor, num_rows: int, num_columns: int) -> None:
         self.layout = layout
         self.packed = packed  # uint8 [runs of rows, codes_a_weight * num_columns, bytes a column]
         self.scales_zeros = scales_zeros  # bfloat16 [codes_a_weight * num_columns / GROUP, padded rows, 2]
@@ -144,10 +143,13 @@ class _Packed(QuantMethod):
     def _expanded_product(self, x: Tensor) -> Tensor:
         y = x.new_empty(len(x), self.num_rows)
         width = self.layout.width
+        # Without hardware for it, the library's product of bfloat16 is up to a hundred times slower.
+        dtype = torch.bfloat16 if int4_op.has_fast_bfloat16() else torch.float32
+        x = x.to(dtype)
         runs_a_piece = max(1, PIECE_ELEMENTS // (width * self.num_columns))
         for first in range(0, len(self.packed), runs_a_piece):
             weight = self.expanded(first, first + runs_a_piece)[:, : self.num_rows - first * width]
-            y[:, first * width : first * width + weight.shape[1]] = x @ weight
+            y[:, first * width : first * width + weight.shape[1]] = x @ weight.to(dtype)
         return y
 
     def _run_scales(self, first_run: int, last_run: int) -> tuple[Tensor, Tensor]:
@@ -235,13 +237,13 @@ def _padded(num_rows: int) -> int:
 
 def _row_pieces(tensors: Sequence[CheckpointTensor], rows_a_piece: int) -> Iterator[tuple[int, Tensor]]:
     """(first row, uint8 [rows, bytes a row]) of the tensors below each other, then of rows of zero bytes."""
-    ends = list(accumulate(tensor.num_rows for tensor in tensors))
-    for start in range(0, ends[-1], rows_a_piece):
-        stop = min(start + rows_a_piece, ends[-1])
+    firsts = list(accumulate((tensor.num_rows for tensor in tensors), initial=0))
+    for start in range(0, firsts[-1], rows_a_piece):
+        stop = min(start + rows_a_piece, firsts[-1])
         pieces = [
-            tensor.raw_rows(max(start - (end - tensor.num_rows), 0), min(stop - (end - tensor.num_rows), tensor.num_rows))
-            for tensor, end in zip(tensors, ends, strict=True)
-            if end > start and end - tensor.num_rows < stop
+            tensor.raw_rows(max(start - first, 0), min(stop - first, tensor.num_rows))
+            for tensor, first in zip(tensors, firsts, strict=False)
+            if first < stop and start < first + tensor.num_rows
         ]
         missing = _padded(stop) - stop  # blocks of zero bytes have a scale of zero
         yield start, torch.cat([*pieces, pieces[0].new_zeros(missing, pieces[0].shape[1])])

@@ -96,3 +96,8 @@ def product(x: Tensor, packed: Tensor, scales_zeros: Tensor) -> Tensor:
     weight = packed.view(scales_zeros.shape[1], -1)
     result: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, GROUP, scales_zeros)
     return result
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; without, the library's products are slower than in float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

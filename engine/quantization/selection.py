@@ -75,9 +75,7 @@ def _cpu_method(matrix: StoredMatrix, destination: Destination) -> type[QuantMet
     return Int8Packed if matrix.type in BYTE_TYPES else Dense
 
 
-def _runs(
-    matrices: Sequence[StoredMatrix], destination: Destination
-) -> Iterator[tuple[type[QuantMethod], int, int]]:
+def _runs(matrices: Sequence[StoredMatrix], destination: Destination) -> Iterator[tuple[type[QuantMethod], int, int]]:
     """(method, start, stop) of consecutive matrices that lie in one segment."""
     methods = [method_of(matrix, destination) for matrix in matrices]
     start = 0
