@@ -7,7 +7,7 @@ at before the first byte of one is read (`models.tensor_plan`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -30,8 +30,9 @@ from engine.models.tensor_plan import (
     qkv_roles,
     type_name,
 )
-from engine.quantization.base import QuantMethod, segments_from_checkpoint
+from engine.quantization.base import QuantMethod
 from engine.quantization.checkpoint import CheckpointTensor, Destination
+from engine.quantization.selection import Matrix, segments_from_checkpoint
 from modelfiles.gguf import GGMLType, GGUFModel
 from modelfiles.safetensors import SafetensorsModel
 from modelfiles.source import ModelSource
@@ -94,6 +95,12 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
             name, tuple(tensor.shape), GGMLType[type_name(tensor)], self._file.data(name), row_order
         )
 
+    def matrix(self, role: str, layer: int | None = None) -> Matrix:
+        """What the table says of a matrix that `check` has seen."""
+        tensor = self.tensors[self.names.name(role, layer)]
+        num_rows, num_columns = tensor.shape
+        return Matrix(GGMLType[type_name(tensor)], num_rows, num_columns)
+
     def report_progress(self) -> None:
         """What was taken has been read."""
         if self._on_progress is not None:
@@ -132,9 +139,9 @@ def load_weights(
     )
 
 
-def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """What `load_weights` will hold, while every type is expanded."""
-    return config.num_parameters * dtype.itemsize
+def layer_roles(names: TensorNames, present: Container[str], layer: int) -> tuple[tuple[str, ...], ...]:
+    """Roles of the matrices of each Linear of a layer: qkv, attention_output, gate_up and down."""
+    return qkv_roles(names, present, layer), ("attention_output",), gate_up_roles(names, present, layer), ("down",)
 
 
 def half_split_order(num_heads: int, head_dim: int, rotary_dim: int) -> tuple[int, ...]:
@@ -164,17 +171,17 @@ class _Loader:
 
     def layer(self, number: int) -> DecoderLayer:
         config, names, present = self.config, self.checkpoint.names, self.checkpoint.tensors
-        qkv, gate_up = qkv_roles(names, present, number), gate_up_roles(names, present, number)
+        qkv, attention_output, gate_up, down = layer_roles(names, present, number)
         return DecoderLayer(
             attention_norm=self.norm("attention_norm", number),
             qkv=self.linear(qkv, number, bias=config.qkv_bias),
             q_norm=self.norm("q_norm", number) if config.qk_norm else None,
             k_norm=self.norm("k_norm", number) if config.qk_norm else None,
-            attention_output=self.linear(["attention_output"], number, bias=config.output_bias),
+            attention_output=self.linear(attention_output, number, bias=config.output_bias),
             post_attention_norm=self.norm("post_attention_norm", number) if config.post_norms else None,
             mlp_norm=self.norm("mlp_norm", number),
             gate_up=self.linear(gate_up, number, bias=config.mlp_bias),
-            down=self.linear(["down"], number, bias=config.mlp_bias),
+            down=self.linear(down, number, bias=config.mlp_bias),
             post_mlp_norm=self.norm("post_mlp_norm", number) if config.post_norms else None,
         )
 
