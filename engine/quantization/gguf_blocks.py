@@ -144,7 +144,7 @@ def _q3_k(blocks: Tensor) -> Parts:
     return Parts(_signed(q + third, 4), half(blocks, 108) * ((low | (high << 4)).float() - 32))
 
 
-def _k_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
+def k_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
     """6-bit scales and minima of Q4_K and Q5_K: uint8 [n, 12] -> float32 [n, 8] twice.
 
     Bytes 0-3 hold scales 0-3, bytes 4-7 minima 0-3 (lower six bits each); bytes 8-11 the lower nibbles of scales 4-7
@@ -159,7 +159,7 @@ def _k_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
 def _affine_k(blocks: Tensor, q: Tensor) -> Parts:
     """Shared by Q4_K and Q5_K. `q`: uint8 [n, 256]."""
     d, dmin = half(blocks, 0, 2).chunk(2, dim=1)
-    scales, minima = _k_scales(blocks[:, 4:16])
+    scales, minima = k_scales(blocks[:, 4:16])
     return Parts(_signed(q), d * scales, -(dmin * minima))
 
 

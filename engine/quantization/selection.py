@@ -15,6 +15,7 @@ from engine.quantization import int4_op
 from engine.quantization.base import Dense, QuantMethod
 from engine.quantization.checkpoint import CheckpointTensor, Destination
 from engine.quantization.int4_cpu import BYTE_TYPES, NIBBLE_TYPES, Int4Packed, Int8Packed
+from engine.quantization.packed import Packed, is_packable
 from modelfiles.gguf import GGMLType
 
 
@@ -42,7 +43,7 @@ def method_of(matrix: StoredMatrix, destination: Destination) -> type[QuantMetho
     """The method that keeps a matrix of this type and shape there."""
     if destination.device.type == "cpu":
         return _cpu_method(matrix, destination)
-    return Dense
+    return Packed if is_packable(matrix.type, matrix.num_rows, matrix.num_columns) else Dense
 
 
 def segments_from_checkpoint(tensors: Sequence[CheckpointTensor], destination: Destination) -> tuple[QuantMethod, ...]:
