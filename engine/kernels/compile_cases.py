@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -14,6 +15,9 @@ from engine.kernels.decode_attention import Workspace, decode_attention
 from engine.kernels.gated import gated
 from engine.kernels.gemv import DeferredNorm, gemv, gemv_argmax, gemv_gated, gemv_residual
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
+from engine.kernels.packed_product import packed_product
+from engine.kernels.packed_rows import packed_rows, packed_token_rows
+from engine.kernels.packed_weight import PackedWeight
 from engine.kernels.patch import apply_patch
 from engine.kernels.prefill_attention import prefill_attention
 from engine.kernels.product_tiles import DotTile
@@ -25,6 +29,8 @@ from engine.kernels.sampling import SamplingWorkspace, sample_tokens
 from engine.kernels.sampling_state import SamplingState
 from engine.kernels.step_begin import step_begin
 from engine.kernels.step_end import step_end
+from engine.quantization.packed_format import FORMATS, empty_planes, unit_words
+from modelfiles.gguf import GGMLType
 
 Tensor = torch.Tensor
 
@@ -194,7 +200,34 @@ def log_probabilities(dtype: torch.dtype) -> None:
     )  # fmt: skip
 
 
+def packed_weight(type: GGMLType, num_rows: int = HIDDEN, num_columns: int = HIDDEN) -> PackedWeight:
+    format, device = FORMATS[type], torch.device("cuda")
+    planes = empty_planes(format, num_rows, num_columns, device).tensors
+    unit = unit_words(num_columns)
+    return PackedWeight(*planes, num_rows, num_columns, unit, format.code, format.zero, format.scale, format.group)
+
+
+def packed(type: GGMLType, num_tokens: int) -> None:
+    """Products with a matrix that stays quantised, and its rows."""
+    weight = packed_weight(type)
+    packed_product(make(num_tokens, HIDDEN), weight, make(HIDDEN), pdl=True)
+    if num_tokens == 1:
+        packed_rows(weight, torch.bfloat16, pdl=True)
+        packed_token_rows(weight, torch.bfloat16, ints(ROWS), ints(ROWS), ints(256, 4097), pdl=True)
+
+
+PACKED_CASES: tuple[Case, ...] = (
+    *(Case(f"packed, {type.name}", partial(packed, type, 1), MAIN) for type in FORMATS),
+    *(
+        Case(f"packed, {type.name}, {count} tokens", partial(packed, type, count), MAIN)
+        for type in (GGMLType.Q4_K, GGMLType.Q6_K)
+        for count in (32, 64, 128, 256)
+    ),
+    Case("packed, Q4_K, elsewhere", partial(packed, GGMLType.Q4_K, 16), (80, 86, 120)),
+)
+
 CASES: tuple[Case, ...] = (
+    *PACKED_CASES,
     Case("prefill_attention, Qwen2.5-7B", lambda: prefill(28, 4, 128)),
     Case("prefill_attention, Gemma 2 9B, window", lambda: prefill(16, 8, 256, window=4096, softcap=50.0), MAIN),
     Case("prefill_attention, Llama 3.2 1B", lambda: prefill(32, 8, 64, block_size=64), MAIN),

@@ -1,7 +1,7 @@
 """y = x @ W.T for weights that stay quantised, on tensor cores: up to some hundred tokens.
 
 A program computes a tile of W's rows for a tile of tokens, and takes a unit of W's columns, or half of one, a step of
-its loop: words and scales come through shared memory ahead of their use, are unpacked in registers in the order that the
+its loop: words and scales come through shared memory ahead of their use, are unpacked in registers in the order that
 tensor cores take them, and never go back. Where tiles of rows leave processors without work, a row is cut into pieces
 whose sums `gemv_dot.sum_splits_kernel` adds in a fixed order.
 
@@ -16,7 +16,7 @@ Source: Frantar et al. 2024, arXiv:2408.11743, has the idea; the layout is ours 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 
@@ -33,7 +33,7 @@ from engine.kernels.launch import (
     num_processors,
     wait_for_predecessor,
 )
-from engine.kernels.packed_tile import kernel_tensor, load_tile
+from engine.kernels.packed_tile import FIVE_BITS, SIX_BITS, kernel_tensor, load_tile
 from engine.kernels.packed_weight import PackedWeight
 
 Tensor = torch.Tensor
@@ -42,6 +42,7 @@ MAX_TOKENS = 256
 """Tokens up to which this is faster than expanding the matrix and leaving the product to the library."""
 MIN_SPLIT_STEPS = 4
 """Steps of the loop that a piece of a row has at least."""
+TWO_PLANES = (FIVE_BITS.value, SIX_BITS.value)
 SUM_BLOCK, SUM_WARPS = 1024, 4
 HOLDS: tl.constexpr = tl.constexpr(not INTERPRETED)
 
@@ -174,7 +175,7 @@ def packed_product(
         out = torch.empty(num_tokens, weight.num_rows, dtype=x.dtype, device=x.device)
     if num_tokens == 0:
         return out
-    tokens, table_tile = packed_tile(capability(x.device), num_tokens, x.element_size())
+    tokens, table_tile = packed_tile(capability(x.device), num_tokens, x.element_size(), weight.code)
     tile = tile or table_tile
     words = min(tile.words, weight.unit)
     row_tiles, token_tiles = triton.cdiv(weight.num_rows, tile.rows), triton.cdiv(num_tokens, tokens)
@@ -218,18 +219,21 @@ def packed_product(
 
 
 @cache
-def packed_tile(architecture: int, num_tokens: int, itemsize: int) -> tuple[int, PackedTile]:
+def packed_tile(architecture: int, num_tokens: int, itemsize: int, code: int) -> tuple[int, PackedTile]:
     """Tokens of a program, and its tile.
 
     Args:
         architecture: compute capability as one number; 0 for the interpreter.
         itemsize: bytes of an element of x.
+        code: packed_format.Code; those with a second plane need more registers.
     """
     known = [key for key in PACKED_TILES if key <= architecture]
     tiles = PACKED_TILES[max(known, default=min(PACKED_TILES))]
     if itemsize == 4:  # products of float32 are computed without tensor cores, and fill registers
         return 16, PackedTile(16, 16, 4, 2)
     tokens, tile = next((entry for entry in tiles if num_tokens <= entry[0]), tiles[-1])
+    if tokens > 16 and code in TWO_PLANES:
+        tile = replace(tile, words=min(tile.words, 32))
     return tokens, tile
 
 

@@ -144,25 +144,28 @@ def _codes(
     DTYPE: tl.constexpr,
 ):
     """Codes less their zero: four quarters [ROWS, WORDS], of DTYPE, exact."""
-    B: tl.constexpr = tl.bfloat16
     if PAIRS and tl.bfloat16 == DTYPE:
         if CODE == BYTE:
-            q0, q1 = tl.inline_asm_elementwise(_BYTES, "=&r,=&r,r", [words], dtype=(B, B), is_pure=True, pack=2)
-            q2, q3 = tl.inline_asm_elementwise(_BYTES, "=&r,=&r,r", [words_above], dtype=(B, B), is_pure=True, pack=2)
+            q0, q1 = tl.inline_asm_elementwise(
+                _BYTES, "=&r,=&r,r", [words], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2
+            )
+            q2, q3 = tl.inline_asm_elementwise(
+                _BYTES, "=&r,=&r,r", [words_above], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2
+            )
         elif CODE == NIBBLE:
             q0, q1, q2, q3 = tl.inline_asm_elementwise(
                 _NIBBLES, "=&r,=&r,=&r,=&r,r,r", [words, _minus(words, 128 + ZERO)],
-                dtype=(B, B, B, B), is_pure=True, pack=2,
+                dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
             )  # fmt: skip
         elif CODE == FIVE_BITS:
             q0, q1, q2, q3 = tl.inline_asm_elementwise(
                 _FIVE_BITS, "=&r,=&r,=&r,=&r,r,r,r", [words, extra, _minus(words, 128 + ZERO)],
-                dtype=(B, B, B, B), is_pure=True, pack=2,
+                dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
             )  # fmt: skip
         else:
             q0, q1, q2, q3 = tl.inline_asm_elementwise(
                 _SIX_BITS, "=&r,=&r,=&r,=&r,r,r,r", [words, extra, _minus(words, 128 + ZERO)],
-                dtype=(B, B, B, B), is_pure=True, pack=2,
+                dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
             )  # fmt: skip
     else:
         q0 = _quarter(words, extra, 0, CODE, ZERO).to(DTYPE)
@@ -221,14 +224,17 @@ def _scaled(
         scale = _low_half(packed)
         offset = _high_half(packed)
     if PAIRS and codes.dtype == tl.bfloat16:
-        scale = _spread(scale.to(tl.bfloat16), ROWS, GROUPS, WORDS)
+        wide = _spread(scale.to(tl.bfloat16), ROWS, GROUPS, WORDS)
         if HAS_OFFSET:
-            return _fma(codes, scale, _spread(offset.to(tl.bfloat16), ROWS, GROUPS, WORDS))
-        return _fma(codes, scale, tl.full((ROWS, WORDS), -0.0, tl.bfloat16))
-    weights = codes.to(tl.float32) * _spread(scale, ROWS, GROUPS, WORDS)
-    if HAS_OFFSET:
-        weights += _spread(offset, ROWS, GROUPS, WORDS)
-    return weights.to(codes.dtype)
+            weights = _fma(codes, wide, _spread(offset.to(tl.bfloat16), ROWS, GROUPS, WORDS))
+        else:
+            weights = _fma(codes, wide, tl.full((ROWS, WORDS), -0.0, tl.bfloat16))
+    else:
+        exact = codes.to(tl.float32) * _spread(scale, ROWS, GROUPS, WORDS)
+        if HAS_OFFSET:
+            exact += _spread(offset, ROWS, GROUPS, WORDS)
+        weights = exact.to(codes.dtype)
+    return weights
 
 
 @triton.jit

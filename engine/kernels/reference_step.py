@@ -33,13 +33,14 @@ def step_begin(
     residual: Tensor,
     *,
     embedding_scale: float = 1.0,
+    is_gathered: bool = False,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Each token's embedding, its norm, and its angles; zeros where there is no row."""
     factor = torch.tensor(embedding_scale, dtype=embedding.dtype)
     residual.zero_()
     for index, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
         if row >= 0:
-            residual[index] = embedding[int(tokens[row, position])] * factor
+            residual[index] = embedding[index if is_gathered else int(tokens[row, position])] * factor
     hidden = reference.rms_norm(residual, gamma, eps).to(embedding.dtype)
     angles = [positions[:, None, None].float() * rotary.inv_freq for rotary in rotaries]
     pairs = [

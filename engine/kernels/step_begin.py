@@ -87,6 +87,7 @@ def _step_begin_kernel(
     LOCAL_DIM: tl.constexpr,  # 0: there is no second rotary
     LOCAL_BLOCK: tl.constexpr,
     HIDDEN_BLOCK: tl.constexpr,  # power of two >= hidden_size
+    IS_GATHERED: tl.constexpr,  # embeddings are those of the step's tokens, in their order
     PDL: tl.constexpr,
 ):
     index = tl.program_id(0).to(tl.int64)
@@ -98,7 +99,10 @@ def _step_begin_kernel(
     row = tl.load(rows_ptr + index).to(tl.int64)
     is_used = row >= 0
     position = tl.load(positions_ptr + index)
-    token = tl.load(tokens_ptr + tl.where(is_used, row * tokens_stride + position, 0)).to(tl.int64)
+    if IS_GATHERED:
+        token = index
+    else:
+        token = tl.load(tokens_ptr + tl.where(is_used, row * tokens_stride + position, 0)).to(tl.int64)
     embedded = tl.load(embedding_ptr + token * embedding_stride + column, mask=mask, other=0.0)
     stream = (embedded.to(tl.float32) * embedding_scale).to(embedded.dtype).to(residual_ptr.dtype.element_ty)
     stream = tl.where(is_used, stream, 0.0)
@@ -131,6 +135,7 @@ def step_begin(
     residual: Tensor,
     *,
     embedding_scale: float = 1.0,
+    is_gathered: bool = False,
     pdl: bool = False,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Embeds a step's tokens, and computes what its first layer reads.
@@ -145,6 +150,7 @@ def step_begin(
         rotaries: one or two.
         residual: [num_tokens, hidden_size], written: the embeddings times the scale; zeros for padding.
         embedding_scale: Gemma's; rounded to the embedding's type, as the product is.
+        is_gathered: `embedding` is [num_tokens, hidden_size], looked up by `packed_rows.packed_token_rows`.
         pdl: overlap with the kernel before, on devices that can.
 
     Returns:
@@ -176,7 +182,7 @@ def step_begin(
         torch.tensor(embedding_scale, dtype=embedding.dtype).item(), eps,
         ROTARY_DIM=dims[0], ROTARY_BLOCK=triton.next_power_of_2(dims[0]),
         LOCAL_DIM=dims[1] if has_local else 0, LOCAL_BLOCK=triton.next_power_of_2(dims[-1]),
-        HIDDEN_BLOCK=block, **options,
+        HIDDEN_BLOCK=block, IS_GATHERED=is_gathered, **options,
     )  # fmt: skip
     return hidden, angles
 

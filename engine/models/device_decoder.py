@@ -22,17 +22,20 @@ from dataclasses import dataclass
 import torch
 
 from engine.kernels.decode_attention import Workspace, decode_attention
+from engine.kernels.gated import gated
 from engine.kernels.gemv import DeferredNorm, gemv, gemv_argmax, gemv_gated, gemv_residual
+from engine.kernels.packed_rows import packed_token_rows
 from engine.kernels.prefill_attention import prefill_attention
 from engine.kernels.product_tiles import MAX_FUSED_TOKENS
-from engine.kernels.products import linear, linear_gated
+from engine.kernels.products import linear, linear_gated, packed_linear
 from engine.kernels.rms_norm import add_rms_norm, rms_norm
 from engine.kernels.rope_decode_attention import is_fusable, rope_decode_attention
 from engine.kernels.rope_store import rope_store
 from engine.kernels.step_begin import step_begin
 from engine.models.decoder import Decoder, DecoderLayer
 from engine.models.layers import Linear
-from engine.quantization.base import Dense
+from engine.quantization.base import Dense, QuantMethod
+from engine.quantization.packed import Packed
 
 Tensor = torch.Tensor
 Angles = tuple[Tensor, Tensor]
@@ -107,18 +110,17 @@ class DeviceDecoder:
             all(_dense(matrix) is not None for matrix in matrices)
             and not config.post_norms
             # The stream is multiplied by a norm's weight before it is divided: float16 could overflow.
-            and _dtype(weights.embedding) != torch.float16
+            and weights.embedding.segments[0].dtype != torch.float16
         )
         ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None]
         self._attends_at_once = all(is_fusable(config.head_dim, rope.rotary_dim, False) for rope in ropes)
         layers_of_group = config.kv_groups
         self._windows = [layers_of_group[group].window for group in decoder.group_of_layer]
         self._head = _dense(weights.head)
-        embedding = _dense(weights.embedding)
-        assert embedding is not None, "embeddings are kept dense"
-        self._embedding = embedding
+        self._embedding = weights.embedding.segments[0]
+        self._dtype: torch.dtype = self._embedding.dtype
         # Gemma rounds the factor to the computing type; in bfloat16 that changes it by up to 0.4 %.
-        self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=embedding.dtype))
+        self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self._dtype))
         self._following_norms = [layer.attention_norm for layer in weights.layers[1:]] + [weights.final_norm]
 
     def finds_candidates(self, num_decodes: int, num_others: int) -> bool:
@@ -157,10 +159,18 @@ class DeviceDecoder:
         """The residual stream, the first layer's normed input, and the angles of each kind of layer."""
         config, weights = self.config, self.decoder.weights
         residual = torch.empty(len(step.rows), config.hidden_size, dtype=torch.float32, device=step.rows.device)
+        embedding, is_gathered = self._embedding, False
+        if isinstance(embedding, Packed):
+            tokens = self._state.tokens
+            table = packed_token_rows(embedding.weight, self._dtype, step.rows, step.positions, tokens, pdl=self._pdl)
+            is_gathered = True
+        else:
+            assert isinstance(embedding, Dense)
+            table = embedding.weight
         hidden, angles = step_begin(
-            step.rows, step.positions, self._state.tokens, self._embedding, weights.layers[0].attention_norm,
+            step.rows, step.positions, self._state.tokens, table, weights.layers[0].attention_norm,
             config.rms_norm_eps, self.decoder.rotaries, residual,
-            embedding_scale=self._embedding_scale, pdl=self._pdl,
+            embedding_scale=self._embedding_scale, is_gathered=is_gathered, pdl=self._pdl,
         )  # fmt: skip
         return residual, hidden, angles
 
@@ -217,7 +227,7 @@ class DeviceDecoder:
         k_cache, v_cache = state.kv_cache[number]
         table = state.block_tables[self.decoder.group_of_layer[number]]
         scale, window, softcap = config.attention_scale, self._windows[number], config.attention_softcap
-        dtype = self._embedding.dtype
+        dtype = self._dtype
         if step.prefill is None and self._attends_at_once:
             return rope_decode_attention(
                 qkv, cos, sin, k_cache, v_cache, table, step.rows, step.positions, config.num_heads, scale,
@@ -245,11 +255,30 @@ class DeviceDecoder:
         return attended
 
     def _product(self, x: Tensor, matrix: Linear) -> Tensor:
-        weight = _dense(matrix)
-        return matrix(x) if weight is None else linear(x, weight, matrix.bias, pdl=self._pdl)
+        if len(matrix.segments) == 1:
+            return self._segment_product(x, matrix.segments[0], matrix.bias, None)
+        y = torch.empty(len(x), sum(segment.num_rows for segment in matrix.segments), dtype=x.dtype, device=x.device)
+        start = 0
+        for segment in matrix.segments:
+            part = slice(start, start + segment.num_rows)
+            bias = None if matrix.bias is None else matrix.bias[part]
+            self._segment_product(x, segment, bias, y[:, part])
+            start += segment.num_rows
+        return y
+
+    def _segment_product(self, x: Tensor, segment: QuantMethod, bias: Tensor | None, out: Tensor | None) -> Tensor:
+        """Writes into `out` where it is given."""
+        if isinstance(segment, Packed):
+            return packed_linear(x, segment.weight, bias, out=out, pdl=self._pdl)
+        assert isinstance(segment, Dense)
+        y = linear(x, segment.weight, bias, pdl=self._pdl)
+        return y if out is None else out.copy_(y)
 
     def _gated(self, x: Tensor, matrix: Linear) -> Tensor:
-        return linear_gated(x, _matrix(matrix), self.config.activation, matrix.bias, pdl=self._pdl)
+        weight = _dense(matrix)
+        if weight is None:
+            return gated(self._product(x, matrix), self.config.activation, pdl=self._pdl)
+        return linear_gated(x, weight, self.config.activation, matrix.bias, pdl=self._pdl)
 
 
 def _dense(matrix: Linear) -> Tensor | None:
@@ -258,12 +287,7 @@ def _dense(matrix: Linear) -> Tensor | None:
     return first.weight if len(matrix.segments) == 1 and isinstance(first, Dense) else None
 
 
-def _dtype(matrix: Linear) -> torch.dtype | None:
-    weight = _dense(matrix)
-    return None if weight is None else weight.dtype
-
-
 def _matrix(matrix: Linear) -> Tensor:
     weight = _dense(matrix)
-    assert weight is not None, "quantised matrices have a path of their own"
+    assert weight is not None, "only dense matrices are fused"
     return weight

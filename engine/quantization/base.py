@@ -28,6 +28,8 @@ class QuantMethod(ABC):
 
     num_rows: int
     num_columns: int
+    dtype: torch.dtype
+    """What products with it are computed in."""
 
     @classmethod
     @abstractmethod
@@ -73,6 +75,7 @@ class Dense(QuantMethod):
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight  # [num_rows, num_columns]
         self.num_rows, self.num_columns = weight.shape
+        self.dtype = weight.dtype
 
     @classmethod
     def from_checkpoint(cls, tensors: Sequence[CheckpointTensor], destination: Destination) -> Dense:

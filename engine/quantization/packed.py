@@ -36,7 +36,6 @@ class Packed(QuantMethod):
     def __init__(self, weight: PackedWeight, dtype: torch.dtype) -> None:
         self.weight = weight
         self.dtype = dtype
-        """What its products are computed in."""
         self.num_rows, self.num_columns = weight.num_rows, weight.num_columns
 
     @classmethod

@@ -51,9 +51,8 @@ def with_kernels(runner: ModelRunner) -> ModelRunner:
 
 def row_by_row(matrix: Linear) -> Linear:
     """The matrix as it lies on a GPU; on a CPU, float32 lies column by column."""
-    (segment,) = matrix.segments
-    assert isinstance(segment, Dense)
-    return Linear((Dense(segment.weight.contiguous()),), matrix.bias)
+    segments = (Dense(s.weight.contiguous()) if isinstance(s, Dense) else s for s in matrix.segments)
+    return Linear(tuple(segments), matrix.bias)
 
 
 def prompt(number: int, length: int) -> list[int]:
