@@ -1,12 +1,14 @@
-"""Weights that stay packed on a CPU: codes of the file, products near those of the float32 weights, sizes as planned."""
+"""Weights that stay packed on a CPU: codes of the file, products near those of float32 weights, sizes as planned."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.quantization import int4_cpu, int4_op
 from engine.quantization.base import Dense, QuantMethod
@@ -126,6 +128,36 @@ def test_long_prompts_without_hardware_for_bfloat16(monkeypatch: pytest.MonkeyPa
     x = torch.randn(100, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
     monkeypatch.setattr(int4_op, "has_fast_bfloat16", lambda: False)
     assert error(segment.linear(x, None), x.float() @ exact(tensors).t()) < 0.006
+
+
+class Allocations(TorchDispatchMode):
+    """Notes the size of whatever operators make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.sizes.append(tensor.untyped_storage().nbytes())
+        return result
+
+
+@needs_operator
+@pytest.mark.parametrize("type", [GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q5_0], ids=lambda type: type.name)
+def test_loading_takes_bounded_pieces(type: GGMLType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4_cpu, "PIECE_ELEMENTS", 1 << 15)
+    tensors = [matrix(type, 500, 1024), matrix(type, 524, 1024, seed=1)]
+    with Allocations() as allocations:
+        segment = packed(tensors)
+    assert isinstance(segment, Int4Packed | Int8Packed)
+    kept = segment.packed.nbytes, segment.scales_zeros.nbytes
+    others = [size for size in allocations.sizes if size not in kept]
+    # The least that is taken at once is 64 rows; of an element, at most the float32 scale of each group is made.
+    assert max(others) <= 64 * 1024 * 2
+    assert min(kept) > 64 * 1024 * 2 - 1
 
 
 @needs_operator
