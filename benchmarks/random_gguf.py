@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from random_model import SPECIAL_TOKENS, STANDARD_DEVIATION, tokenizer
 
-from modelfiles.gguf import BLOCK_LAYOUT, GGMLType, GGUFValue, NewTensor, write_gguf
+from modelfiles.gguf import BLOCK_LAYOUT, GGMLType, GGUFType, GGUFValue, NewTensor, write_gguf
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -164,7 +164,8 @@ def write_model(path: Path, shape: Shape, mix: str, seed: int = 0) -> None:
         num_blocks = math.prod(size) // BLOCK_LAYOUT[type][0]
         draw = partial(_bytes_of, DRAW[type], [seed, number], num_blocks)
         tensors.append(NewTensor(f"{name}.weight", size, type, draw))
-    write_gguf(part, shape.metadata() | vocabulary(shape.vocab_size), tensors)
+    types = {"tokenizer.ggml.token_type": GGUFType.INT32}  # llama.cpp reads no other
+    write_gguf(part, shape.metadata() | vocabulary(shape.vocab_size), tensors, types=types)
     part.rename(path)
 
 
