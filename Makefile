@@ -10,5 +10,5 @@ test: ; $(PYTHON) -m pytest
 test-gpu: ; $(PYTHON) tools/test_gpu.py
 sanitize: ; $(PYTHON) tools/sanitize.py
 build: ; $(PYTHON) -m hatchling build -t wheel
-bench: ; for file in $(filter-out benchmarks/report.py benchmarks/random_model.py benchmarks/gpu%,$(wildcard benchmarks/*.py)); do $(PYTHON) $$file || exit 1; done
+bench: ; for file in $(filter-out benchmarks/report.py benchmarks/random_model.py benchmarks/random_gguf.py benchmarks/gpu%,$(wildcard benchmarks/*.py)); do $(PYTHON) $$file || exit 1; done
 bench-gpu: ; $(PYTHON) benchmarks/gpu.py --out benchmarks/results/gpu.jsonl $(ARGS)

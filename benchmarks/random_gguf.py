@@ -9,17 +9,19 @@ vocabulary is that of `random_model`. The same file runs in llama.cpp.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 from random_model import SPECIAL_TOKENS, STANDARD_DEVIATION, tokenizer
 
+from modelfiles.gguf import BLOCK_LAYOUT, GGMLType, GGUFType, GGUFValue, NewTensor, write_gguf
+
 Bytes = npt.NDArray[np.uint8]
-Type = gguf.GGMLQuantizationType
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,32 @@ class Shape:
             }
         return matrices
 
+    def norms(self) -> dict[str, int]:
+        """Widths."""
+        norms = {"output_norm": self.hidden_size}
+        for layer in range(self.num_layers):
+            norms |= {f"blk.{layer}.{name}": self.hidden_size for name in ("attn_norm", "ffn_norm")}
+            norms |= {f"blk.{layer}.{name}": self.head_dim for name in ("attn_q_norm", "attn_k_norm")}
+        return norms
+
+    def metadata(self) -> dict[str, GGUFValue]:
+        return {
+            "general.architecture": "qwen3",
+            "qwen3.context_length": 4096,
+            "qwen3.embedding_length": self.hidden_size,
+            "qwen3.block_count": self.num_layers,
+            "qwen3.feed_forward_length": self.intermediate_size,
+            "qwen3.attention.head_count": self.num_heads,
+            "qwen3.attention.head_count_kv": self.num_kv_heads,
+            "qwen3.attention.key_length": self.head_dim,
+            "qwen3.attention.value_length": self.head_dim,
+            "qwen3.attention.layer_norm_rms_epsilon": 1e-6,
+            "qwen3.rope.freq_base": 1e6,
+        }
+
     @property
     def num_parameters(self) -> int:
-        return sum(rows * columns for rows, columns in self.matrices().values())
+        return sum(math.prod(size) for size in self.matrices().values()) + sum(self.norms().values())
 
 
 SHAPES = {
@@ -97,12 +122,12 @@ def _put(blocks: Bytes, start: int, value: float) -> None:
     blocks[:, start : start + 2] = np.frombuffer(np.float16(value).tobytes(), dtype=np.uint8)
 
 
-DRAW: dict[Type, Callable[[np.random.Generator, int], Bytes]] = {
-    Type.Q4_0: _q4_0,
-    Type.Q8_0: _q8_0,
-    Type.Q4_K: _q4_k,
-    Type.Q6_K: _q6_k,
-    Type.BF16: _bf16,
+DRAW: dict[GGMLType, Callable[[np.random.Generator, int], Bytes]] = {
+    GGMLType.Q4_0: _q4_0,
+    GGMLType.Q8_0: _q8_0,
+    GGMLType.Q4_K: _q4_k,
+    GGMLType.Q6_K: _q6_k,
+    GGMLType.BF16: _bf16,
 }
 
 
@@ -116,61 +141,50 @@ def _has_more_bits(name: str, num_layers: int) -> bool:
     return role in ("attn_v", "ffn_down") and is_chosen
 
 
-def _type_of(mix: str, name: str, num_layers: int) -> Type:
+def type_of(mix: str, name: str, num_layers: int) -> GGMLType:
     if mix == "q4_k_m":
-        return Type.Q6_K if _has_more_bits(name, num_layers) else Type.Q4_K
+        return GGMLType.Q6_K if _has_more_bits(name, num_layers) else GGMLType.Q4_K
     if mix == "q4_0":
-        return Type.Q6_K if name == "token_embd" else Type.Q4_0
-    return {"q8_0": Type.Q8_0, "bf16": Type.BF16}[mix]
+        return GGMLType.Q6_K if name == "token_embd" else GGMLType.Q4_0
+    return {"q8_0": GGMLType.Q8_0, "bf16": GGMLType.BF16}[mix]
 
 
 MIXES = ("q4_k_m", "q4_0", "q8_0", "bf16")
 
 
-def write_gguf(path: Path, shape: Shape, mix: str, seed: int = 0) -> None:
+def write_model(path: Path, shape: Shape, mix: str, seed: int = 0) -> None:
     """Writes the file under another name first, so that what is there is whole."""
     part = path.with_suffix(".part")
-    writer = gguf.GGUFWriter(part, "qwen3", use_temp_file=False)
-    writer.add_context_length(4096)
-    writer.add_embedding_length(shape.hidden_size)
-    writer.add_block_count(shape.num_layers)
-    writer.add_feed_forward_length(shape.intermediate_size)
-    writer.add_head_count(shape.num_heads)
-    writer.add_head_count_kv(shape.num_kv_heads)
-    writer.add_key_length(shape.head_dim)
-    writer.add_value_length(shape.head_dim)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(1e6)
-    _add_vocabulary(writer, shape.vocab_size)
-    rng = np.random.default_rng(seed)
-    norms = {"output_norm": shape.hidden_size}
-    for layer in range(shape.num_layers):
-        norms |= {f"blk.{layer}.{name}": shape.hidden_size for name in ("attn_norm", "ffn_norm")}
-        norms |= {f"blk.{layer}.{name}": shape.head_dim for name in ("attn_q_norm", "attn_k_norm")}
-    for name, width in norms.items():
-        writer.add_tensor(f"{name}.weight", np.ones(width, dtype=np.float32))
-    for name, (num_rows, num_columns) in shape.matrices().items():
-        type = _type_of(mix, name, shape.num_layers)
-        elements, _ = gguf.GGML_QUANT_SIZES[type]
-        blocks = DRAW[type](rng, num_rows * num_columns // elements)
-        writer.add_tensor(f"{name}.weight", blocks.reshape(num_rows, -1), raw_dtype=type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    tensors = [
+        NewTensor(f"{name}.weight", (width,), GGMLType.F32, np.ones(width, dtype=np.float32).tobytes())
+        for name, width in shape.norms().items()
+    ]
+    for number, (name, size) in enumerate(shape.matrices().items()):
+        type = type_of(mix, name, shape.num_layers)
+        num_blocks = math.prod(size) // BLOCK_LAYOUT[type][0]
+        draw = partial(_bytes_of, DRAW[type], [seed, number], num_blocks)
+        tensors.append(NewTensor(f"{name}.weight", size, type, draw))
+    types = {"tokenizer.ggml.token_type": GGUFType.INT32}  # llama.cpp reads no other
+    write_gguf(part, shape.metadata() | vocabulary(shape.vocab_size), tensors, types=types)
     part.rename(path)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, vocab_size: int) -> None:
+def _bytes_of(draw: Callable[[np.random.Generator, int], Bytes], seed: list[int], num_blocks: int) -> memoryview:
+    return memoryview(draw(np.random.default_rng(seed), num_blocks).reshape(-1))
+
+
+def vocabulary(vocab_size: int) -> dict[str, GGUFValue]:
     model = tokenizer(vocab_size)["model"]
-    tokens = [*model["vocab"], *SPECIAL_TOKENS]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * len(model["vocab"]) + [3] * len(SPECIAL_TOKENS))
-    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
-    writer.add_eos_token_id(len(tokens) - 1)
-    writer.add_add_bos_token(False)
+    num_plain = len(model["vocab"])
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": [*model["vocab"], *SPECIAL_TOKENS],
+        "tokenizer.ggml.token_type": [1] * num_plain + [3] * len(SPECIAL_TOKENS),
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in model["merges"]],
+        "tokenizer.ggml.eos_token_id": vocab_size - 1,
+        "tokenizer.ggml.add_bos_token": False,
+    }
 
 
 def main() -> None:
@@ -179,7 +193,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="qwen3-0.6b")
     parser.add_argument("--mix", choices=MIXES, default="q4_k_m")
     args = parser.parse_args()
-    write_gguf(args.file, SHAPES[args.shape], args.mix)
+    write_model(args.file, SHAPES[args.shape], args.mix)
 
 
 if __name__ == "__main__":

@@ -108,6 +108,7 @@ class ModelRunner:
             num_resident = config.num_layers - plan.num_offloaded_layers
             offloaded = offloaded_layers(config.num_layers, num_resident)
             weights = load_weights(checkpoint, config, dtype, device, offloaded=offloaded)
+            plan = replace(plan, notes=(*plan.notes, *table.notes(device, dtype)))
         layers = LayerStream(weights.layers, num_resident, device) if offloaded else weights.layers
         decoder = Decoder(config, weights, device, layers)
         runner = cls(decoder, device=device, dtype=dtype, kv_dtype=kv_dtype, load=load, plan=plan, weights=sizes)

@@ -7,6 +7,7 @@ Asked by the runner before anything is read: for the memory plan, and for the ty
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,10 @@ from engine.architectures import BY_NAME
 from engine.config import ModelConfig
 from engine.execution.weights import Checkpoint, layer_roles
 from engine.models.tensor_plan import tensor_plan
+from engine.quantization import int4_op
 from engine.quantization.base import Dense
 from engine.quantization.checkpoint import Destination
+from engine.quantization.gguf_blocks import LINEAR_TYPES
 from engine.quantization.selection import Matrix, method_of, segments_bytes
 
 Matrices = tuple[Matrix, ...]
@@ -73,13 +76,26 @@ class WeightTable:
         vectors = self.num_norm_elements * norm_itemsize + self.num_bias_elements * dtype.itemsize
         return WeightSizes(outer + sum(layers) + vectors, layers)
 
+    def notes(self, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+        """Sentences for whoever wonders why it is slower, or larger, than expected."""
+        is_quantised = any(matrix.type in LINEAR_TYPES for matrix in self._matrices())
+        if device.type != "cpu" or not is_quantised or int4_op.layout() is not None:
+            return ()
+        return (
+            "torch has no fast product with 4-bit weights for this processor, so quantised weights are expanded to "
+            f"{str(dtype).removeprefix('torch.')}, which takes more memory and time",
+        )
+
     def packed_share(self, device: torch.device, dtype: torch.dtype) -> float:
         """Part of the matrices' elements that stays quantised there."""
         destination = Destination(device, dtype)
-        linears = [*self.outer, *(matrices for layer in self.layers for matrices in layer)]
         total = packed = 0
-        for matrix in (matrix for matrices in linears for matrix in matrices):
+        for matrix in self._matrices():
             count = matrix.num_rows * matrix.num_columns
             total += count
             packed += 0 if method_of(matrix, destination) is Dense else count
         return packed / total
+
+    def _matrices(self) -> Iterator[Matrix]:
+        for linear in (*self.outer, *(linear for layer in self.layers for linear in layer)):
+            yield from linear

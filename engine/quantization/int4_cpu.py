@@ -28,8 +28,8 @@ from modelfiles.gguf import BLOCK_LAYOUT, GGMLType
 
 Tensor = torch.Tensor
 
-MAX_TOKENS = 48
-"""Rows up to which the 4-bit product is faster than expanding the matrix, measured on a CPU with AMX."""
+MAX_TOKENS = 64
+"""Rows up to which the 4-bit product is faster than expanding the matrix, on a CPU with AMX; without, twice as many."""
 
 NIBBLE_TYPES = {
     GGMLType.Q4_0: 8,
@@ -38,24 +38,25 @@ NIBBLE_TYPES = {
     GGMLType.TQ1_0: 8,
     GGMLType.TQ2_0: 8,
 }
-"""Formats whose codes fit 4 bits, with what makes them 0 to 15; all have groups of at least GROUP."""
+"""Formats whose codes fit 4 bits, with what is added to make them 0 to 15; all have groups of at least GROUP."""
 
 BYTE_TYPES = {
     GGMLType.Q5_0: 8,
-    GGMLType.Q5_1: 8,
+    GGMLType.Q5_1: -8,
     GGMLType.Q8_0: 0,
-    GGMLType.Q2_K: 8,
+    GGMLType.Q2_K: 6,
     GGMLType.Q3_K: 8,
-    GGMLType.Q5_K: 8,
+    GGMLType.Q5_K: -8,
     GGMLType.Q6_K: 8,
     GGMLType.Q8_K: 0,
     GGMLType.IQ4_NL: 8,
     GGMLType.IQ4_XS: 8,
     GGMLType.MXFP4: 8,
 }
-"""Formats that take two 4-bit codes a weight, with what the lower of them is above the rest of the weight's code.
+"""Formats that take two 4-bit codes a weight, with what is added to a code before it is split.
 
-With 8, both are signed and a format without offsets needs no zero; codes above 119 need 0.
+With 8, a format without offsets needs no zero; codes above 119 leave room for 0 only. Codes that have offsets are
+centred, too, so that zeros and what is lost by rounding them are small.
 """
 
 PAIRED = GROUP // 2
@@ -170,9 +171,9 @@ class Int4Packed(_Packed):
 
     @classmethod
     def encode(cls, type: GGMLType, taken: Parts) -> tuple[Tensor, Tensor, Tensor]:
-        zero = NIBBLE_TYPES[type]
-        codes = (taken.codes + zero).view(torch.uint8)
-        zeros = (8 - zero) * taken.scales
+        added = NIBBLE_TYPES[type]
+        codes = (taken.codes + added).view(torch.uint8)
+        zeros = (8 - added) * taken.scales
         if taken.offsets is not None:
             zeros += taken.offsets
         repeats = codes.shape[1] // GROUP // taken.scales.shape[1]  # ternary blocks have one scale
@@ -203,10 +204,10 @@ class Int8Packed(_Packed):
 
     @classmethod
     def encode(cls, type: GGMLType, taken: Parts) -> tuple[Tensor, Tensor, Tensor]:
-        shift = BYTE_TYPES[type]
-        codes = taken.codes + shift
+        added = BYTE_TYPES[type]
+        codes = taken.codes + added
         halves = torch.stack([(codes >> 4) + 8, codes & 15]).view(torch.uint8).view(2, len(codes), -1, PAIRED)
-        zeros = (8 - shift) * taken.scales
+        zeros = (8 - added) * taken.scales
         if taken.offsets is not None:
             zeros += taken.offsets
         repeats = codes.shape[1] // PAIRED // taken.scales.shape[1]

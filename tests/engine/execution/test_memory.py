@@ -69,6 +69,9 @@ def test_types_are_chosen_by_size_and_machine(monkeypatch: pytest.MonkeyPatch) -
         large = torch.bfloat16 if has_fast else torch.float32
         assert device.choose_dtype("auto", CPU, 7_000_000_000) == large
         assert device.choose_dtype("bfloat16", CPU, 1) == torch.bfloat16
+        assert device.choose_dtype("auto", CPU, 30_000_000, is_packed=True) == torch.bfloat16, "packed, it is faster"
+        assert device.choose_dtype("auto", CPU, 3_000_000, is_packed=True) == torch.float32
+        assert device.choose_dtype("float32", CPU, 30_000_000, is_packed=True) == torch.float32
     assert device.choose_dtype("auto", torch.device("cuda"), 1) == torch.bfloat16
     assert device.choose_kv_dtype("auto", torch.float16) == torch.float16
     assert device.choose_kv_dtype("bf16", torch.float32) == torch.bfloat16

@@ -1,0 +1,73 @@
+"""The table's sizes against what is loaded: formats, fused matrices, biases, padded and tied vocabularies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config import ModelConfig
+from engine.execution.weight_table import WeightTable
+from engine.execution.weights import Checkpoint, load_weights
+from engine.models.decoder import DecoderWeights
+from engine.quantization import int4_op
+from modelfiles.source import ModelSource
+from tests.engine.execution.conftest import save_tiny
+
+CPU = torch.device("cpu")
+
+
+def loaded(path: Path, dtype: torch.dtype) -> tuple[WeightTable, DecoderWeights]:
+    source = ModelSource.from_path(path)
+    config = ModelConfig.from_source(source)
+    with torch.inference_mode(), Checkpoint.open(source, config) as checkpoint:
+        checkpoint.check(config)
+        return WeightTable.of(checkpoint, config), load_weights(checkpoint, config, dtype, CPU)
+
+
+def check_sizes(path: Path, dtype: torch.dtype) -> WeightTable:
+    table, weights = loaded(path, dtype)
+    sizes = table.sizes(CPU, dtype)
+    assert sizes.total_bytes == weights.num_bytes
+    assert len(sizes.layer_bytes) == len(weights.layers)
+    for size, layer in zip(sizes.layer_bytes, weights.layers, strict=True):
+        linears = (layer.qkv, layer.attention_output, layer.gate_up, layer.down)
+        assert size == sum(segment.num_bytes for linear in linears for segment in linear.segments)
+    return table
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("Llama", {}),
+        ("Llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+        ("Qwen3", {"head_dim": 16}),
+        ("Phi3", {"pad_token_id": 0}),
+        ("Gemma2", {"head_dim": 8, "query_pre_attn_scalar": 8, "pad_token_id": 0}),
+    ],
+)
+def test_a_plain_model(kind: str, settings: dict[str, object], dtype: torch.dtype, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "m", kind, **settings)
+    table = check_sizes(tmp_path / "m", dtype)
+    assert table.packed_share(CPU, torch.bfloat16) == 0.0
+    assert table.notes(CPU, dtype) == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["stories260K-Q4_0", "stories3M-Q4_K_M", "stories3M-pad256-Q4_K_M"])
+def test_a_quantised_model(name: str, dtype: torch.dtype, data_dir: Path) -> None:
+    path = data_dir / "models" / name.rpartition("-")[0] / "gguf" / f"{name}.gguf"
+    table = check_sizes(path, dtype)
+    assert table.packed_share(CPU, torch.float32) == 0.0
+    if int4_op.layout() is not None:
+        assert 0.5 < table.packed_share(CPU, torch.bfloat16) <= 1.0
+        assert table.notes(CPU, dtype) == ()
+
+
+def test_a_machine_without_the_product_says_so(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4_op, "layout", lambda: None)
+    table = check_sizes(data_dir / "models/stories3M/gguf/stories3M-Q4_0.gguf", torch.bfloat16)
+    (note,) = table.notes(CPU, torch.bfloat16)
+    assert "quantised weights are expanded to bfloat16" in note
