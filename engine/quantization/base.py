@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from engine.quantization.checkpoint import CheckpointTensor, Destination
+from engine.quantization.checkpoint import Destination
+from engine.quantization.quantized_tensor import CheckpointMatrix
 
 Tensor = torch.Tensor
 
@@ -26,7 +27,7 @@ class QuantMethod(ABC):
 
     @classmethod
     @abstractmethod
-    def from_checkpoint(cls, tensors: Sequence[CheckpointTensor], destination: Destination) -> QuantMethod:
+    def from_checkpoint(cls, tensors: Sequence[CheckpointMatrix], destination: Destination) -> QuantMethod:
         """The tensors' rows below each other; all have the same number of columns.
 
         With a stager, the values are there when it has finished.
@@ -62,7 +63,7 @@ class Dense(QuantMethod):
         self.num_rows, self.num_columns = weight.shape
 
     @classmethod
-    def from_checkpoint(cls, tensors: Sequence[CheckpointTensor], destination: Destination) -> Dense:
+    def from_checkpoint(cls, tensors: Sequence[CheckpointMatrix], destination: Destination) -> Dense:
         num_rows, num_columns = sum(tensor.num_rows for tensor in tensors), tensors[0].num_columns
         stager = destination.stager
         if stager is None and destination.dtype == torch.float32:
@@ -93,7 +94,7 @@ class Dense(QuantMethod):
         return self.weight[rows]
 
 
-def segments_from_checkpoint(tensors: Sequence[CheckpointTensor], destination: Destination) -> tuple[QuantMethod, ...]:
+def segments_from_checkpoint(tensors: Sequence[CheckpointMatrix], destination: Destination) -> tuple[QuantMethod, ...]:
     """One segment for each run of tensors that the same method keeps."""
     segments: list[QuantMethod] = []
     start = 0
@@ -104,6 +105,6 @@ def segments_from_checkpoint(tensors: Sequence[CheckpointTensor], destination: D
     return tuple(segments)
 
 
-def method_of(tensor: CheckpointTensor) -> type[QuantMethod]:
+def method_of(tensor: CheckpointMatrix) -> type[QuantMethod]:
     """The method that keeps a tensor of this type."""
     return Dense
