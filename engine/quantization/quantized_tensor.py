@@ -63,7 +63,7 @@ class FilePart:
 
     def tensor(self, *index: slice) -> Tensor:
         """A copy of a range."""
-        return torch.from_numpy(self.elements()[index].copy()).view(DTYPES[self.type])
+        return torch.from_numpy(np.array(self.elements()[index])).view(DTYPES[self.type])
 
 
 @dataclass(frozen=True)
