@@ -51,23 +51,30 @@ def random_codes(generator: np.random.Generator, rows: int, columns: int, low: i
 
 
 def affine(codes: list[list[int]], zeros: list[list[int]], scales: Tensor, group_of_column: list[int]) -> Tensor:
-    """(code - zero) * scale in float32."""
-    values = np.zeros((len(codes), len(codes[0])), dtype=np.float32)
-    scale = scales.float().numpy()
-    for row, of_row in enumerate(codes):
-        for column, code in enumerate(of_row):
-            group = group_of_column[column]
-            values[row, column] = np.float32(code - zeros[row][group]) * scale[row, group]
-    return torch.from_numpy(values)
+    """(code - zero) * scale in float32: Python's product of two float32 is exact and is rounded once."""
+    scale = scales.double().tolist()
+    return torch.tensor(
+        [
+            [
+                (code - zeros[row][group]) * scale[row][group]
+                for code, group in zip(of_row, group_of_column, strict=True)
+            ]
+            for row, of_row in enumerate(codes)
+        ],
+        dtype=torch.float32,
+    )
 
 
-def random_scales(generator: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(generator.uniform(0.01, 0.05, shape)).to(dtype)
+def random_scales(
+    generator: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype, levels: int = 16
+) -> Tensor:
+    """Such that weights of a tiny model are of the size of 0.1."""
+    return torch.from_numpy(generator.uniform(0.01, 0.05, shape) * 16 / levels).to(dtype)
 
 
 def awq(generator: np.random.Generator, rows: int, columns: int, group: int) -> Packed:
     groups = columns // group
-    codes, zeros = random_codes(generator, rows, columns, 0, 16), random_codes(generator, rows, groups, 0, 16)
+    codes, zeros = random_codes(generator, rows, columns, 0, 16), random_codes(generator, rows, groups, 3, 13)
     scales = random_scales(generator, (rows, groups), torch.float16)
 
     def packed(matrix: list[list[int]]) -> Tensor:
@@ -98,11 +105,10 @@ def gptq(
 ) -> Packed:
     groups, n = columns // group, 32 // bits
     codes = random_codes(generator, rows, columns, 0, 1 << bits)
-    # The first format cannot hold a zero point of 0.
-    zeros = random_codes(generator, rows, groups, offset, 1 << bits)
+    zeros = random_codes(generator, rows, groups, (offset + (1 << bits)) // 3, (1 << bits) * 2 // 3)
     if is_symmetric:
         zeros = [[1 << (bits - 1)] * groups for _ in range(rows)]
-    scales = random_scales(generator, (rows, groups), torch.float16)
+    scales = random_scales(generator, (rows, groups), torch.float16, 1 << bits)
     group_of_column = [c // group for c in range(columns)]
     if is_shuffled:
         group_of_column = [group_of_column[c] for c in generator.permutation(columns)]
@@ -140,8 +146,8 @@ def pack_quantized(
 ) -> Packed:
     groups, n, half = -(-columns // group), 32 // bits, 1 << (bits - 1)
     codes = random_codes(generator, rows, columns, -half, half)
-    zeros = [[0] * groups] * rows if is_symmetric else random_codes(generator, rows, groups, -half, half)
-    scales = random_scales(generator, (rows, groups), torch.bfloat16)
+    zeros = [[0] * groups] * rows if is_symmetric else random_codes(generator, rows, groups, -half // 2, half // 2)
+    scales = random_scales(generator, (rows, groups), torch.bfloat16, 1 << bits)
     group_of_column = [c // group for c in range(columns)]
     if is_shuffled:
         group_of_column = [group_of_column[c] for c in generator.permutation(columns)]
@@ -173,7 +179,7 @@ def int8(
 ) -> Packed:
     """`scale_shape`: (1,) for one scale, [rows, groups] else."""
     codes = random_codes(generator, rows, columns, -128, 128)
-    scales = random_scales(generator, scale_shape, torch.float32 if is_symmetric else torch.float16)
+    scales = random_scales(generator, scale_shape, torch.float32 if is_symmetric else torch.float16, 256)
     zeros = torch.from_numpy(generator.integers(-5, 6, scale_shape)).to(torch.int8)
     parts = {"weight": torch.tensor(codes, dtype=torch.int8), "weight_scale": scales}
     if not is_symmetric:
@@ -197,12 +203,14 @@ def fp8(
     """`scale_shape`: the one in the file, where that is not the blocks' own."""
     grid = (-(-rows // block[0]), -(-columns // block[1]))
     codes = torch.from_numpy(generator.standard_normal((rows, columns))).mul(50).to(torch.float8_e4m3fn)
-    scales = random_scales(generator, grid, dtype)
-    values = torch.empty(rows, columns)
-    for row in range(rows):
-        for column in range(columns):
-            values[row, column] = codes[row, column].float() * scales[row // block[0], column // block[1]].float()
-    return Packed({"weight": codes, suffix: scales if scale_shape is None else scales.reshape(scale_shape)}, values)
+    scales = random_scales(generator, grid, dtype, 256)
+    code, scale = codes.double().tolist(), scales.double().tolist()
+    values = [
+        [code[row][column] * scale[row // block[0]][column // block[1]] for column in range(columns)]
+        for row in range(rows)
+    ]
+    parts = {"weight": codes, suffix: scales if scale_shape is None else scales.reshape(scale_shape)}
+    return Packed(parts, torch.tensor(values, dtype=torch.float32))
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

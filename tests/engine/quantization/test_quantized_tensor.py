@@ -171,6 +171,24 @@ def test_one_linear_of_several_packings() -> None:
         assert_same(found, torch.cat([packed.values for _, packed in made]).to(dtype))
 
 
+@pytest.mark.parametrize(
+    ("scheme", "rows", "columns", "expected"),
+    [
+        (AWQ, 24, 72, "has 72 columns, which groups of 16 do not divide"),
+        (AWQ, 20, 80, "has 20 rows, which are no whole number of words of 8 codes"),
+        (GPTQ, 20, 80, "has 20 rows, which are no whole number of words of 8 codes"),
+        (replace(GPTQ, scale_columns=None), 24, 81, "has 81 columns, which are no whole number of words of 8 codes"),
+        (replace(GPTQ, bits=8, scale_columns=3), 22, 81, "has 22 rows, which are no whole number of words of 4 codes"),
+        (PACKED, 19, 81, "has 81 columns, which groups of 16 do not divide"),
+        (replace(PACKED, scale_columns=27), 19, 81, None),
+        (replace(INT8, scale_columns=100), 19, 50, "has 50 columns, which groups of 100 do not divide"),
+        (replace(FP8, scale_rows=8, scale_columns=16), 19, 50, None),
+    ],
+)  # fmt: skip
+def test_sizes_that_a_scheme_cannot_hold(scheme: WeightScheme, rows: int, columns: int, expected: str | None) -> None:
+    assert scheme.misfit(rows, columns) == expected
+
+
 # ---- bits
 
 
