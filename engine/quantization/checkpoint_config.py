@@ -116,7 +116,7 @@ def _gptq_exceptions(f: Fields) -> tuple[ModulePattern, ...]:
 
 def _fp8(f: Fields, method: str) -> StoredQuantization:
     _require(f, ("fmt",), ("e4m3", "float8_e4m3fn"), default="e4m3")
-    _require(f, ("scale_fmt",), ("float",), default="float")
+    _require(f, ("scale_fmt",), ("float", "ue8m0"), default="float")
     _require(f, ("activation_scheme",), ("dynamic", "static"), default="dynamic")
     rows = columns = None
     if f.has("weight_block_size"):
@@ -189,6 +189,8 @@ def _compressed_scheme(f: Fields, form: str) -> WeightScheme:
     has_zeros = not f.boolean("symmetric", default=True)
     if has_zeros and packing == "fp8":
         raise ConfigError(f"{f.name('symmetric')} is false; FP8 weights have no zero points")
+    if has_zeros and packing == "packed" and strategy == "tensor":
+        raise ConfigError(f"{f.name('symmetric')} is false; Hob reads packed zero points of rows and groups only")
     return WeightScheme(packing, bits, rows, columns, has_zeros=has_zeros, has_group_index=has_group_index)
 
 

@@ -31,6 +31,7 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I8": torch.int8,
     "I32": torch.int32,
     "I64": torch.int64,
@@ -193,7 +194,7 @@ class QuantizedTensor:
             QuantizedTensorError: a scale is NaN or infinite, a column belongs to no group, or `weight_shape` lies.
         """
         part = self._scale_part()
-        is_finite = torch.isfinite(part.tensor())
+        is_finite = torch.isfinite(part.tensor().float())
         if not bool(is_finite.all()):
             bad = is_finite.numel() - int(is_finite.sum())
             raise QuantizedTensorError(
@@ -241,7 +242,7 @@ class QuantizedTensor:
         part = self._scale_part()
         if self._layout.is_by_columns:
             return part.tensor(slice(None), slice(start, stop)).t().float().contiguous()
-        return self._rows_of_grid(part.tensor().float(), start, stop)
+        return self._rows_of_grid(part, start, stop).float()
 
     def _zeros(self, start: int, stop: int) -> Tensor | None:
         """float32 [stop - start, num_groups]"""
@@ -252,20 +253,23 @@ class QuantizedTensor:
                 return None
             middle = float(1 << (scheme.bits - 1))
             return torch.full((stop - start, scheme.num_groups(self.num_columns)), middle)
-        zeros = layout.unpack_zeros(part.tensor(), scheme.bits)
-        if layout.is_by_columns:
-            # GPTQ's first format: the sum wraps around within its bits, as in AutoGPTQ's own kernels.
-            shifted = zeros[start:stop].int() + scheme.zero_offset
-            return (shifted & ((1 << scheme.bits) - 1)).float().contiguous()
-        return self._rows_of_grid(zeros[: scheme.num_scale_rows(self.num_rows)].float(), start, stop)
+        if scheme.packing == "int8":
+            return self._rows_of_grid(part, start, stop).float()
+        first = start // scheme.codes_a_word
+        words = slice(first, -(-stop // scheme.codes_a_word))  # along the rows in all of them
+        raw = part.tensor(slice(None), words) if layout.is_by_columns else part.tensor(words)
+        zeros = layout.unpack_zeros(raw, scheme.bits)[start - first * scheme.codes_a_word :][: stop - start]
+        # GPTQ's first format: the sum wraps around within its bits, as in AutoGPTQ's own kernels.
+        return ((zeros.int() + scheme.zero_offset) & ((1 << scheme.bits) - 1)).float().contiguous()
 
-    def _rows_of_grid(self, grid: Tensor, start: int, stop: int) -> Tensor:
+    def _rows_of_grid(self, part: FilePart, start: int, stop: int) -> Tensor:
         """A tensor of scales for all, for rows or for blocks -> [stop - start, num_groups]."""
-        grid = grid.reshape(-1, self.scheme.num_groups(self.num_columns))
-        if len(grid) == self.num_rows:
-            return grid[start:stop].contiguous()
-        height = self.scheme.scale_rows or self.num_rows
-        return grid[torch.arange(start, stop) // height]
+        grid = replace(part, shape=(-1, self.scheme.num_groups(self.num_columns)))
+        is_by_row = len(grid.elements()) == self.num_rows
+        height = 1 if is_by_row else self.scheme.scale_rows or self.num_rows
+        first = start // height
+        needed = grid.tensor(slice(first, -(-stop // height)))
+        return needed if is_by_row else needed[torch.arange(start, stop) // height - first]
 
     def _group_index(self) -> Tensor | None:
         """int64 [num_columns]; None where columns are in order, whatever a file stores of that."""

@@ -150,7 +150,7 @@ def _fp8(scheme: WeightScheme, rows: int, columns: int) -> tuple[StoredPart, ...
     suffixes = ("weight_scale", "weight_scale_inv")
     return (
         StoredPart(("weight",), ((rows, columns),), ("F8_E4M3",)),
-        StoredPart(suffixes if scheme.scale_columns is None else suffixes[::-1], grids, FLOATS),
+        StoredPart(suffixes if scheme.scale_columns is None else suffixes[::-1], grids, (*FLOATS, "F8_E8M0")),
     )
 
 

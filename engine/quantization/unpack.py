@@ -12,15 +12,16 @@ import torch
 
 Tensor = torch.Tensor
 
-AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Column of eight that lies in each nibble of a word, lowest first."""
-AWQ_NIBBLES = tuple(AWQ_ORDER.index(column) for column in range(8))
-
 
 def fields(words: Tensor, bits: int) -> Tensor:
     """int32 [a, b] -> uint8 [a, b, 32 / bits], lowest bits first; bits are 4 or 8."""
-    octets = words.contiguous().view(torch.uint8).unflatten(1, (-1, 4))
-    return octets if bits == 8 else torch.stack([octets & 15, octets >> 4], dim=-1).flatten(2)
+    octets = words.contiguous().view(torch.uint8)
+    if bits == 4:
+        # A byte becomes two without a strided write: 0xHL -> 0x0H0L, whose lower byte comes first in memory.
+        spread = octets.short()
+        spread = (spread | (spread << 4)) & 0x0F0F
+        octets = spread.view(torch.uint8)
+    return octets.view(len(words), -1, 32 // bits)
 
 
 def along_second(words: Tensor, bits: int) -> Tensor:
@@ -34,8 +35,9 @@ def along_first(words: Tensor, bits: int) -> Tensor:
 
 
 def awq(words: Tensor, bits: int) -> Tensor:
-    """[columns, rows / 8] -> [rows, columns]: eight rows share a word, in AWQ's order."""
-    return fields(words, bits)[..., AWQ_NIBBLES].flatten(1).t()
+    """[columns, rows / 8] -> [rows, columns]: eight rows share a word, lowest nibble first 0, 2, 4, 6, 1, 3, 5, 7."""
+    halves = fields(words, bits).view(*words.shape, 2, 4)  # [columns, words, even or odd, which of four]
+    return halves.permute(1, 3, 2, 0).flatten(0, 2)
 
 
 def gptq(words: Tensor, bits: int) -> Tensor:

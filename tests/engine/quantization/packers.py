@@ -20,7 +20,7 @@ Tensor = torch.Tensor
 
 SAFETENSORS_NAMES = {
     torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3",
-    torch.int8: "I8", torch.int32: "I32", torch.int64: "I64",
+    torch.float8_e8m0fnu: "F8_E8M0",    torch.int8: "I8", torch.int32: "I32", torch.int64: "I64",
 }  # fmt: skip
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -204,7 +204,7 @@ def fp8(
     grid = (-(-rows // block[0]), -(-columns // block[1]))
     codes = torch.from_numpy(generator.standard_normal((rows, columns))).mul(50).to(torch.float8_e4m3fn)
     scales = random_scales(generator, grid, dtype, 256)
-    code, scale = codes.double().tolist(), scales.double().tolist()
+    code, scale = codes.double().tolist(), scales.float().double().tolist()
     values = [
         [code[row][column] * scale[row // block[0]][column // block[1]] for column in range(columns)]
         for row in range(rows)

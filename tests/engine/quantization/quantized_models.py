@@ -90,7 +90,8 @@ def compressed(form: str, weights: dict[str, Any], **settings: Any) -> dict[str,
     }
     common = {
         "quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group},
-        "ignore": ["lm_head"], "kv_cache_scheme": None, "quantization_status": "compressed", "sparsity_config": {}, "transform_config": {},
+        "ignore": ["lm_head"], "kv_cache_scheme": None, "quantization_status": "compressed", "sparsity_config": {},
+        "transform_config": {},
     }  # fmt: skip
     return common | settings
 

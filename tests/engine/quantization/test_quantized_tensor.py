@@ -59,6 +59,10 @@ CASES: dict[str, tuple[WeightScheme, Make]] = {
     "packed-act-order": (
         replace(PACKED, has_group_index=True), lambda g: packers.pack_quantized(g, 19, 80, 16, is_shuffled=True),
     ),
+    "packed-channel-asymmetric": (
+        replace(PACKED, scale_columns=None, has_zeros=True),
+        lambda g: packers.pack_quantized(g, 19, 50, 50, is_symmetric=False),
+    ),
     "packed-channel": (replace(PACKED, scale_columns=None), lambda g: packers.pack_quantized(g, 19, 50, 50)),
     "int8-channel": (INT8, lambda g: packers.int8(g, 19, 50, (19, 1))),
     "int8-tensor": (replace(INT8, scale_rows=None), lambda g: packers.int8(g, 19, 50, (1,))),
@@ -72,6 +76,10 @@ CASES: dict[str, tuple[WeightScheme, Make]] = {
     "fp8-blocks-over-the-edge": (
         replace(FP8, scale_rows=8, scale_columns=16),
         lambda g: packers.fp8(g, 19, 50, (8, 16), suffix="weight_scale_inv", dtype=torch.bfloat16),
+    ),
+    "fp8-blocks-with-powers-of-two": (
+        replace(FP8, scale_rows=8, scale_columns=16),
+        lambda g: packers.fp8(g, 24, 48, (8, 16), suffix="weight_scale_inv", dtype=torch.float8_e8m0fnu),
     ),
     "fp8-blocks": (replace(FP8, scale_rows=8, scale_columns=16), lambda g: packers.fp8(g, 24, 48, (8, 16))),
 }  # fmt: skip
@@ -274,6 +282,20 @@ def test_a_scale_of_zero_is_a_row_of_zeros() -> None:
     tensor = damaged("awq", "scales", torch.zeros(5, 24, dtype=torch.float16))
     tensor.check()
     assert not tensor.affine_rows(0, 24).values().any()
+
+
+def test_parts_may_lie_at_odd_bytes() -> None:
+    packed = packers.gptq(np.random.default_rng(0), 8, 16, 16)
+    tensor = opened(packed, GPTQ)
+    moved = {
+        suffix: replace(part, data=memoryview(b"?" + bytes(part.data))[1:]) for suffix, part in tensor.parts.items()
+    }
+    shifted = replace(tensor, parts=moved)
+    assert_same(shifted.affine_rows(0, 8).values(), packed.values)
+    out = torch.empty(8, 16)
+    with Staging(CPU, buffer_bytes=1 << 16, num_buffers=2, num_threads=1) as staging:
+        shifted.stage_into(out, staging)
+    assert_same(out, packed.values)
 
 
 def test_parts_are_read_where_they_lie() -> None:
