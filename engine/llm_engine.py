@@ -63,12 +63,13 @@ class LLMEngine:
     def for_runner(cls, runner: LoadedRunner, load: Load) -> LLMEngine:
         """The engine over a loaded model, with the limits that it was loaded with."""
         ready = runner.ready
+        max_num_seqs = load.max_num_seqs or ready.max_num_seqs
         config = SchedulerConfig(
             num_blocks=ready.num_blocks,
             block_size=ready.block_size,
             windows=runner.windows,
-            max_num_seqs=load.max_num_seqs,
-            max_num_batched_tokens=max(load.max_num_batched_tokens, load.max_num_seqs),
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max(load.max_num_batched_tokens, max_num_seqs),
             max_context=ready.max_context,
             kv_cache_type=load.kv_cache_type,
         )

@@ -39,7 +39,8 @@ class Load(Message, frozen=True):
     """Memory of a GPU to leave free, beside what the worker leaves by itself."""
     num_gpu_layers: int = -1
     """Layers on a GPU, the others stay in the host's memory; -1: all, or as many as fit. More than there are: all."""
-    max_num_seqs: int = 256
+    max_num_seqs: int = 0
+    """Sequences that run at once; 0: as many as suit the device's memory."""
     max_num_batched_tokens: int = 2048
     block_size: int = 16
     num_blocks: int = 0
@@ -126,6 +127,8 @@ class Ready(Message, frozen=True):
     device: str
     dtype: str
     load_s: float
+    max_num_seqs: int = 0
+    """Sequences that run at once, where Load left it to the worker."""
     notes: list[str] = []
     """Sentences for the log: what limits the speed."""
 

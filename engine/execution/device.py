@@ -9,11 +9,17 @@ import psutil
 import torch
 
 from engine.execution.errors import Unsupported
+from engine.quantization.int4_op import has_fast_bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 SMALL_WEIGHTS_BYTES = 2 << 30
 """On a CPU, models of up to this size in float32 are computed in float32."""
+MAX_NUM_SEQS, LARGE_MAX_NUM_SEQS = 256, 512
+LARGE_BYTES = 40 << 30
+"""Memory from which a GPU runs the latter at once."""
+SMALL_PACKED_BYTES = 64 << 20
+"""As much of quantised ones: they are faster expanded, from a cache, than packed."""
 CGROUP = Path("/sys/fs/cgroup")
 NO_LIMIT = 1 << 62
 
@@ -37,10 +43,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device, num_parameters: int) -> torch.dtype:
+def choose_dtype(name: str, device: torch.device, num_parameters: int, *, is_packed: bool = False) -> torch.dtype:
     """
     Args:
         name: "auto" or a key of DTYPES.
+        is_packed: most weights stay quantised where they meet bfloat16.
 
     Raises:
         Unsupported: no such type.
@@ -49,9 +56,10 @@ def choose_dtype(name: str, device: torch.device, num_parameters: int) -> torch.
         return _named(name, DTYPES, "dtype")
     if device.type == "cuda":
         return torch.bfloat16
-    if num_parameters * 4 <= SMALL_WEIGHTS_BYTES or not has_fast_bfloat16():
+    if not is_packed and not has_fast_bfloat16():
         return torch.float32
-    return torch.bfloat16
+    small = SMALL_PACKED_BYTES if is_packed else SMALL_WEIGHTS_BYTES
+    return torch.float32 if num_parameters * 4 <= small else torch.bfloat16
 
 
 def choose_kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -65,9 +73,16 @@ def choose_kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     return dtype if name == "auto" else _named(name, KV_DTYPES, "KV cache type")
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; without, it is slower than float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+def choose_max_num_seqs(wanted: int, memory: DeviceMemory) -> int:
+    """How many sequences run at once.
+
+    A step of 512 takes half as long again as one of 256, so that many requests together end sooner; but what steps hold
+    for each row is a good part of a small GPU.
+
+    Args:
+        wanted: 0 leaves it to the memory.
+    """
+    return wanted or (LARGE_MAX_NUM_SEQS if memory.is_gpu and memory.total_bytes >= LARGE_BYTES else MAX_NUM_SEQS)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from engine.config import ModelConfig
 from engine.execution.device import DeviceMemory
 from engine.execution.errors import ModelTooLarge, mebibytes
 from engine.execution.kv_cache import block_bytes
-from engine.execution.weights import weights_bytes
+from engine.execution.weight_table import WeightSizes
 from engine.models.decoder import activation_bytes
+from engine.models.offload import offloaded_layers
 
 LEFT_BYTES = 1 << 30
 LEFT_SHARE = 0.08
@@ -37,6 +38,8 @@ FULL_SEQUENCES = 2
 """...or this many of full context, whichever is more."""
 ENOUGH_SEQUENCES = 4096
 """With a budget: more sequences of full context can never be used."""
+QUANTISED_BITS = 4.85
+"""A weight of a model in Q4_K_M, scales and the matrices with more bits included."""
 NUM_SLOTS = 2
 """Places on the device that layers of the host are copied to in turn."""
 SPLITS_A_ROW = 16
@@ -85,15 +88,17 @@ class MemoryPlan:
     """Sentences for whoever wonders why it is slower than expected."""
 
 
-def plan_memory(config: ModelConfig, request: MemoryRequest, memory: DeviceMemory) -> MemoryPlan:
+def plan_memory(config: ModelConfig, request: MemoryRequest, memory: DeviceMemory, weights: WeightSizes) -> MemoryPlan:
     """
     Raises:
         ModelTooLarge: it does not fit; the sentence says what would.
     """
-    return _Planner(config, request, memory).plan()
+    return _Planner(config, request, memory, weights).plan()
 
 
-def replan_memory(config: ModelConfig, request: MemoryRequest, memory: DeviceMemory, loaded: MemoryPlan) -> MemoryPlan:
+def replan_memory(
+    config: ModelConfig, request: MemoryRequest, memory: DeviceMemory, weights: WeightSizes, loaded: MemoryPlan
+) -> MemoryPlan:
     """A plan for another KV cache beside weights that are on the device already. Raises as `plan_memory`."""
     resident = config.num_layers - loaded.num_offloaded_layers
     return plan_memory(
@@ -104,14 +109,8 @@ def replan_memory(config: ModelConfig, request: MemoryRequest, memory: DeviceMem
             free_bytes=memory.free_bytes + loaded.weights_bytes,
             host_bytes=memory.host_bytes + int(loaded.host_bytes / HOST_SHARE),
         ),
+        weights,
     )
-
-
-def layer_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """The matrices of a layer: what need not be on the device while others compute."""
-    hidden = config.hidden_size
-    elements = hidden * (2 * config.q_size + 2 * config.kv_size) + 3 * hidden * config.intermediate_size
-    return elements * dtype.itemsize
 
 
 def graph_bytes(config: ModelConfig, request: MemoryRequest, num_tokens: int) -> int:
@@ -128,14 +127,14 @@ def graph_bytes(config: ModelConfig, request: MemoryRequest, num_tokens: int) ->
 class _Planner:
     """One question; all numbers are bytes unless they say otherwise."""
 
-    def __init__(self, config: ModelConfig, request: MemoryRequest, memory: DeviceMemory) -> None:
+    def __init__(self, config: ModelConfig, request: MemoryRequest, memory: DeviceMemory, weights: WeightSizes) -> None:
         self.config = config
         self.request = request
         self.memory = memory
         self.is_gpu = memory.is_gpu
         self.limit = self._limit()
-        self.weights = weights_bytes(config, request.dtype)
-        self.layer = layer_bytes(config, request.dtype)
+        self.weights = weights.total_bytes
+        self.layers = weights.layer_bytes
         self.activations = activation_bytes(
             config, request.max_num_batched_tokens, request.max_num_seqs, request.dtype.itemsize
         )
@@ -157,7 +156,7 @@ class _Planner:
             kv_bytes=(num_blocks + 1) * self.block,
             num_blocks=num_blocks,
             num_offloaded_layers=num_offloaded,
-            host_bytes=num_offloaded * self.layer,
+            host_bytes=sum(self._offloaded(num_offloaded)),
             notes=self._notes(num_offloaded),
         )
 
@@ -170,8 +169,14 @@ class _Planner:
 
     # ---- weights
 
+    def _offloaded(self, num_offloaded: int) -> list[int]:
+        """Sizes of the layers that stay in the host's memory."""
+        num_layers = self.config.num_layers
+        return [self.layers[number] for number in offloaded_layers(num_layers, num_layers - num_offloaded)]
+
     def _on_device(self, num_offloaded: int) -> int:
-        return self.weights - (num_offloaded - min(num_offloaded, NUM_SLOTS)) * self.layer
+        offloaded = self._offloaded(num_offloaded)
+        return self.weights - sum(offloaded) + min(num_offloaded, NUM_SLOTS) * max(offloaded, default=0)
 
     def _needs(self, num_offloaded: int) -> int:
         """The least that must be there; while weights are loaded there is no KV cache yet."""
@@ -194,7 +199,7 @@ class _Planner:
         raise self._too_large(choices)
 
     def _check_host(self, num_offloaded: int) -> None:
-        needs, has = num_offloaded * self.layer, int(self.memory.host_bytes * HOST_SHARE)
+        needs, has = sum(self._offloaded(num_offloaded)), int(self.memory.host_bytes * HOST_SHARE)
         if needs > has:
             raise ModelTooLarge(
                 f"{num_offloaded} of {self.config.num_layers} layers do not fit on the device; to keep them in the "
@@ -229,7 +234,7 @@ class _Planner:
     def _notes(self, num_offloaded: int) -> tuple[str, ...]:
         if not num_offloaded:
             return ()
-        size = mebibytes(num_offloaded * self.layer)
+        size = mebibytes(sum(self._offloaded(num_offloaded)))
         return (
             f"{num_offloaded} of {self.config.num_layers} layers stay in the host's memory; each step copies their "
             f"{size} to the device, which limits the speed",
@@ -237,8 +242,7 @@ class _Planner:
 
     def _too_large(self, choices: list[int]) -> ModelTooLarge:
         request = self.request
-        name = str(request.dtype).removeprefix("torch.")
-        what = f"the model ({mebibytes(self.weights)} of weights in {name}"
+        what = f"the model ({mebibytes(self.weights)} of weights in {self._weights_type()}"
         if choices[-1] > 0 and request.num_gpu_layers >= 0:
             what += f", {self.config.num_layers - choices[-1]} of {self.config.num_layers} layers on the device"
         tokens = self.least_blocks * request.block_size
@@ -261,11 +265,23 @@ class _Planner:
             if fitting:
                 remedies.append(f"put {config.num_layers - fitting[0]} layers on the device (num_gpu)")
         if request.dtype.itemsize == 4:
-            remedies.append(f"choose dtype bfloat16 ({mebibytes(self.weights // 2)} of weights)")
-        largest = (self.limit - self.rest - (self.least_blocks + 1) * self.block) / request.dtype.itemsize
+            remedies.append(f"choose dtype bfloat16 (at most {mebibytes(self.weights // 2)} of weights)")
+        room = self.limit - self.rest - (self.least_blocks + 1) * self.block
+        quantised = int(config.num_parameters * QUANTISED_BITS / 8)
+        if request.dtype.itemsize == 2 and not self._is_quantised() and quantised <= room:
+            remedies.append(f"take a quantisation of it, such as q4_K_M (about {mebibytes(quantised)} of weights)")
+        largest = room * config.num_parameters / self.weights
         smaller = "choose a smaller one"
         if 1e8 <= largest < 0.95 * config.num_parameters:
             has = config.num_parameters / 1e9
             smaller += f" (about {largest / 1e9:.1f} billion parameters fit; this one has {has:.1f})"
         remedies.append(smaller)
         return ", ".join(remedies[:-1]) + f", or {remedies[-1]}"
+
+    def _is_quantised(self) -> bool:
+        """Whether most weights stay as small as their file has them."""
+        return self.weights < 0.9 * self.config.num_parameters * self.request.dtype.itemsize
+
+    def _weights_type(self) -> str:
+        quantization = self.config.quantization
+        return quantization if quantization and self._is_quantised() else str(self.request.dtype).removeprefix("torch.")

@@ -16,13 +16,21 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from msgspec import structs
 
 from engine.config import ModelConfig
 from engine.execution.cpu_steps import CpuSteps
-from engine.execution.device import choose_device, choose_dtype, choose_kv_dtype, device_memory
+from engine.execution.device import (
+    choose_device,
+    choose_dtype,
+    choose_kv_dtype,
+    choose_max_num_seqs,
+    device_memory,
+)
 from engine.execution.errors import ExecutionError, Unsupported
 from engine.execution.kv_cache import KVCache
 from engine.execution.memory import MemoryPlan, MemoryRequest, plan_memory, replan_memory
+from engine.execution.weight_table import WeightSizes, WeightTable
 from engine.execution.weights import Checkpoint, OnProgress, load_weights
 from engine.kernels.reference import plan_attention
 from engine.messages import Load, Ready
@@ -50,6 +58,7 @@ class ModelRunner:
         kv_dtype: torch.dtype,
         load: Load,
         plan: MemoryPlan,
+        weights: WeightSizes,
     ) -> None:
         """Allocates the KV cache of `plan`, and gets ready for the first step."""
         self.decoder = decoder
@@ -62,6 +71,7 @@ class ModelRunner:
         self.kv_cache: KVCache | None = None
         self._steps: CpuSteps | GpuSteps | None = None
         self._plan = plan
+        self._weights = weights
         self._allocate(plan.num_blocks)
 
     @classmethod
@@ -85,16 +95,22 @@ class ModelRunner:
         source = ModelSource({name: Path(path) for name, path in load.files.items()})
         config = ModelConfig.from_source(source)
         device = choose_device(load.device)
-        dtype = choose_dtype(load.dtype, device, config.num_parameters)
-        kv_dtype = choose_kv_dtype(load.kv_cache_type, dtype)
-        plan = plan_memory(config, _memory_request(load, dtype, kv_dtype), device_memory(device))
-        num_resident = config.num_layers - plan.num_offloaded_layers
-        offloaded = offloaded_layers(config.num_layers, num_resident)
+        memory = device_memory(device)
+        load = structs.replace(load, max_num_seqs=choose_max_num_seqs(load.max_num_seqs, memory))
         with torch.inference_mode(), Checkpoint.open(source, config, on_progress) as checkpoint:
+            checkpoint.check()
+            table = WeightTable.of(checkpoint, config)
+            is_packed = table.packed_share(device, torch.bfloat16) > 0.5
+            dtype = choose_dtype(load.dtype, device, config.num_parameters, is_packed=is_packed)
+            kv_dtype = choose_kv_dtype(load.kv_cache_type, dtype)
+            sizes = table.sizes(device, dtype)
+            plan = plan_memory(config, _memory_request(load, dtype, kv_dtype), memory, sizes)
+            num_resident = config.num_layers - plan.num_offloaded_layers
+            offloaded = offloaded_layers(config.num_layers, num_resident)
             weights = load_weights(checkpoint, config, dtype, device, offloaded=offloaded)
         layers = LayerStream(weights.layers, num_resident, device) if offloaded else weights.layers
         decoder = Decoder(config, weights, device, layers)
-        runner = cls(decoder, device=device, dtype=dtype, kv_dtype=kv_dtype, load=load, plan=plan)
+        runner = cls(decoder, device=device, dtype=dtype, kv_dtype=kv_dtype, load=load, plan=plan, weights=sizes)
         runner.load_s = time.perf_counter() - started
         return runner
 
@@ -116,7 +132,7 @@ class ModelRunner:
             num_blocks=num_blocks,
             budget_bytes=budget_bytes,
         )
-        self._plan = replan_memory(self.config, request, device_memory(self.device), self._plan)
+        self._plan = replan_memory(self.config, request, device_memory(self.device), self._weights, self._plan)
         self._allocate(self._plan.num_blocks)
 
     def _allocate(self, num_blocks: int) -> None:
@@ -172,6 +188,7 @@ class ModelRunner:
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
             load_s=self.load_s,
+            max_num_seqs=self.load_options.max_num_seqs,
             notes=list(self._plan.notes),
         )
 

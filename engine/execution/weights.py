@@ -7,7 +7,7 @@ at before the first byte of one is read (`models.tensor_plan`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -34,9 +34,10 @@ from engine.models.tensor_plan import (
     stored_scheme,
     type_name,
 )
-from engine.quantization.base import QuantMethod, segments_from_checkpoint
+from engine.quantization.base import QuantMethod
 from engine.quantization.checkpoint import CheckpointTensor, Destination
 from engine.quantization.quantized_tensor import CheckpointMatrix, FilePart, QuantizedTensor, QuantizedTensorError
+from engine.quantization.selection import Matrix, segments_from_checkpoint
 from modelfiles.gguf import GGMLType, GGUFModel
 from modelfiles.safetensors import SafetensorsModel
 from modelfiles.source import ModelSource
@@ -83,14 +84,24 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
     def check(self) -> None:
         """
         Raises:
-            WeightsError: tensors are missing, superfluous, misshapen or of an unknown type; or small ones that go with
-                quantised matrices hold impossible values.
+            WeightsError: tensors are missing, superfluous, misshapen or of an unknown type.
         """
         try:
             check_table(self.config, self.names, self.tensors)
-            if self.config.stored_quantization is not None:
-                self._check_quantized()
-        except (TensorPlanError, QuantizedTensorError) as error:
+        except TensorPlanError as error:
+            raise WeightsError(str(error)) from error
+
+    def check_values(self) -> None:
+        """Looks at the small tensors that go with quantised matrices.
+
+        Raises:
+            WeightsError: one holds what it cannot.
+        """
+        if self.config.stored_quantization is None:
+            return
+        try:
+            self._check_quantized()
+        except QuantizedTensorError as error:
             raise WeightsError(str(error)) from error
 
     def take(
@@ -108,6 +119,15 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         return CheckpointTensor(
             name, tuple(tensor.shape), GGMLType[type_name(tensor)], self._file.data(name), row_order
         )
+
+    def matrix(self, role: str, layer: int | None = None) -> Matrix:
+        """What the table says of a matrix that `check` has seen."""
+        scheme = stored_scheme(self.config, self.names, self.tensors, role, layer)
+        if scheme is not None:
+            return Matrix(scheme, *matrix_shape(self.config, role))
+        tensor = self.tensors[self.names.name(role, layer)]
+        num_rows, num_columns = tensor.shape
+        return Matrix(GGMLType[type_name(tensor)], num_rows, num_columns)
 
     def take_matrix(
         self, role: str, layer: int | None = None, *, row_order: tuple[int, ...] | None = None
@@ -184,6 +204,7 @@ def load_weights(
         WeightsError: tensors are missing, superfluous, misshapen or of an unknown type; or a file cannot be read.
     """
     checkpoint.check()
+    checkpoint.check_values()
     with ExitStack() as stack:
         staging = stack.enter_context(Staging(device)) if device.type == "cuda" else None
         loader = _Loader(checkpoint, config, Destination(device, dtype, staging), offloaded)
@@ -198,9 +219,9 @@ def load_weights(
     )
 
 
-def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """What `load_weights` will hold, while every type is expanded."""
-    return config.num_parameters * dtype.itemsize
+def layer_roles(names: TensorNames, present: Mapping[str, StoredTensor], layer: int) -> tuple[tuple[str, ...], ...]:
+    """Roles of the matrices of each Linear of a layer: qkv, attention_output, gate_up and down."""
+    return qkv_roles(names, present, layer), ("attention_output",), gate_up_roles(names, present, layer), ("down",)
 
 
 def half_split_order(num_heads: int, head_dim: int, rotary_dim: int) -> tuple[int, ...]:
@@ -230,17 +251,17 @@ class _Loader:
 
     def layer(self, number: int) -> DecoderLayer:
         config, names, present = self.config, self.checkpoint.names, self.checkpoint.tensors
-        qkv, gate_up = qkv_roles(names, present, number), gate_up_roles(names, present, number)
+        qkv, attention_output, gate_up, down = layer_roles(names, present, number)
         return DecoderLayer(
             attention_norm=self.norm("attention_norm", number),
             qkv=self.linear(qkv, number, bias=config.qkv_bias),
             q_norm=self.norm("q_norm", number) if config.qk_norm else None,
             k_norm=self.norm("k_norm", number) if config.qk_norm else None,
-            attention_output=self.linear(["attention_output"], number, bias=config.output_bias),
+            attention_output=self.linear(attention_output, number, bias=config.output_bias),
             post_attention_norm=self.norm("post_attention_norm", number) if config.post_norms else None,
             mlp_norm=self.norm("mlp_norm", number),
             gate_up=self.linear(gate_up, number, bias=config.mlp_bias),
-            down=self.linear(["down"], number, bias=config.mlp_bias),
+            down=self.linear(down, number, bias=config.mlp_bias),
             post_mlp_norm=self.norm("post_mlp_norm", number) if config.post_norms else None,
         )
 

@@ -291,6 +291,7 @@ def _launch(
             out,
             num_outputs,
             num_tokens,
+            num_outputs,
             SPLITS=tile.splits,
             BLOCK=SUM_BLOCK,
             HAS_BIAS=bias is not None,

@@ -135,6 +135,7 @@ def sum_splits_kernel(
     out_ptr,  # [num_tokens, num_outputs]
     num_outputs,
     num_tokens,
+    out_stride,  # elements from token to token
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -150,4 +151,4 @@ def sum_splits_kernel(
     wait_for_predecessor(PDL)
     for split in tl.static_range(SPLITS):
         y += tl.load(splits_ptr + (split * num_tokens + token).to(tl.int64) * num_outputs + row, mask=mask, other=0.0)
-    tl.store(out_ptr + token.to(tl.int64) * num_outputs + row, y.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + token.to(tl.int64) * out_stride + row, y.to(out_ptr.dtype.element_ty), mask=mask)

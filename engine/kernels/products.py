@@ -13,6 +13,10 @@ import torch.nn.functional as F
 from engine.kernels.gated import gated
 from engine.kernels.gemv import gemv, gemv_gated
 from engine.kernels.launch import capability
+from engine.kernels.packed_product import MAX_TOKENS as MAX_PACKED_TOKENS
+from engine.kernels.packed_product import packed_product
+from engine.kernels.packed_rows import packed_rows
+from engine.kernels.packed_weight import PackedWeight
 from engine.kernels.product_tiles import MAX_TOKENS, Tile, WhatFollows, matrix_kind, product_tile
 
 Tensor = torch.Tensor
@@ -70,3 +74,29 @@ def _tile(x: Tensor, weight: Tensor, what_follows: WhatFollows, num_outputs: int
         return None
     kind = matrix_kind(what_follows, num_outputs, width)
     return product_tile(capability(x.device), kind, width, weight.element_size(), num_tokens)
+
+
+def packed_linear(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, out: Tensor | None = None, pdl: bool = False
+) -> Tensor:
+    """x @ weight.T + bias for a matrix that stays quantised.
+
+    Beyond `packed_product.MAX_TOKENS` tokens it is expanded, all of it, for this product.
+
+    Args:
+        x: as for `linear`.
+        weight: the matrix.
+        bias: as for `linear`.
+        out: [num_tokens, num_rows], typed like `x`, elements of a row together; made where it is not given.
+        pdl: as for `linear`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if x.shape[0] <= MAX_PACKED_TOKENS:
+        return packed_product(x, weight, bias, out=out, pdl=pdl)
+    y = F.linear(x, packed_rows(weight, x.dtype, pdl=pdl), bias)
+    return y if out is None else out.copy_(y)

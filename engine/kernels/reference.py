@@ -38,11 +38,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tens
         weight: [width], of the type of `x`; or float32, which then takes part before the result is rounded (Gemma).
         offset: 1.0 for Gemma weights that lack it.
     """
-    x32 = x.float()
-    normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
     if offset:
         weight = weight + offset
-    return normed.to(weight.dtype).mul_(weight).to(x.dtype)
+    return _normalised(x.to(weight.dtype), eps).mul_(weight).to(x.dtype)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -81,11 +79,19 @@ def rope_store(
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     qk, v = heads[:, :-num_kv_heads], heads[:, -num_kv_heads:]
     if q_norm is not None and k_norm is not None:
-        q, k = qk[:, :num_heads], qk[:, num_heads:]
-        qk = torch.cat([rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)], dim=1)
+        normed = _normalised(qk.to(q_norm.dtype), eps)
+        normed[:, :num_heads].mul_(q_norm)
+        normed[:, num_heads:].mul_(k_norm)
+        qk = normed.to(qk.dtype)
     qk = rotate(qk, cos, sin)  # Q and K in one go
     store_kv(qk[:, num_heads:], v, k_cache, v_cache, plan)
     return qk[:, :num_heads]
+
+
+def _normalised(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x ** 2) + eps), a new tensor, computed in float32. Given the weight, too, torch would round only
+    after that."""
+    return F.rms_norm(x, x.shape[-1:], None, eps)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

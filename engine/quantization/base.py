@@ -2,19 +2,20 @@
 
 A Linear is a list of row segments, each with its method, because one fused projection may come from tensors of several
 types (Q4_K_M keeps V in Q6_K beside Q and K in Q4_K). Layers see neither types nor methods. Every matrix passes through
-`from_checkpoint`; today there is one method, Dense, which expands all block formats while it loads.
+`from_checkpoint`; `selection` says which method's. Here is Dense, which takes any type and expands it while it loads.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
 from engine.quantization.checkpoint import Destination
-from engine.quantization.quantized_tensor import CheckpointMatrix
+from engine.quantization.quantized_tensor import CheckpointMatrix, StoredType
 
 Tensor = torch.Tensor
 
@@ -22,16 +23,26 @@ Tensor = torch.Tensor
 class QuantMethod(ABC):
     """A matrix [num_rows, num_columns]: `num_rows` outputs."""
 
+    mixes_types: ClassVar[bool] = False
+    """Whether tensors of several types may lie in one segment."""
+
     num_rows: int
     num_columns: int
 
     @classmethod
     @abstractmethod
-    def from_checkpoint(cls, tensors: Sequence[CheckpointMatrix], destination: Destination) -> QuantMethod:
-        """The tensors' rows below each other; all have the same number of columns.
+    def from_checkpoint(cls, tensors: Sequence[Any], destination: Destination) -> QuantMethod:
+        """The tensors' rows below each other; all have the same number of columns
+        and, unless it mixes them, the same type. They are of the class and the types for which `selection` takes the
+        method: CheckpointTensor or QuantizedTensor.
 
         With a stager, the values are there when it has finished.
         """
+
+    @classmethod
+    @abstractmethod
+    def stored_bytes(cls, type: Any, num_rows: int, num_columns: int, destination: Destination) -> int:
+        """`num_bytes` of what `from_checkpoint` will make, so that memory is planned before anything is read."""
 
     @abstractmethod
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> QuantMethod:
@@ -58,6 +69,8 @@ class Dense(QuantMethod):
     with more tokens no slower. bfloat16 goes through other kernels, for which the opposite holds.
     """
 
+    mixes_types = True
+
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight  # [num_rows, num_columns]
         self.num_rows, self.num_columns = weight.shape
@@ -80,6 +93,10 @@ class Dense(QuantMethod):
             start += tensor.num_rows
         return cls(weight)
 
+    @classmethod
+    def stored_bytes(cls, type: StoredType, num_rows: int, num_columns: int, destination: Destination) -> int:
+        return num_rows * num_columns * destination.dtype.itemsize
+
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Dense:
         return Dense(change(self.weight))
 
@@ -92,19 +109,3 @@ class Dense(QuantMethod):
 
     def embed(self, rows: Tensor) -> Tensor:
         return self.weight[rows]
-
-
-def segments_from_checkpoint(tensors: Sequence[CheckpointMatrix], destination: Destination) -> tuple[QuantMethod, ...]:
-    """One segment for each run of tensors that the same method keeps."""
-    segments: list[QuantMethod] = []
-    start = 0
-    for stop in range(1, len(tensors) + 1):
-        if stop == len(tensors) or method_of(tensors[stop]) is not method_of(tensors[start]):
-            segments.append(method_of(tensors[start]).from_checkpoint(tensors[start:stop], destination))
-            start = stop
-    return tuple(segments)
-
-
-def method_of(tensor: CheckpointMatrix) -> type[QuantMethod]:
-    """The method that keeps a tensor of this type."""
-    return Dense

@@ -89,6 +89,20 @@ class CheckpointTensor:
             return torch.from_numpy(rows[list(self.row_order[start:stop])])
         return torch.from_numpy(rows[start:stop].copy())
 
+    def raw_pieces(self, num_elements: int, multiple: int) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
+        """(start, stop, uint8 [bytes of these rows]) for consecutive rows.
+
+        Args:
+            num_elements: of a piece, about.
+            multiple: pieces but the last have a multiple of so many rows.
+        """
+        rows = self._file_rows()
+        step = max(1, num_elements // self.num_columns // multiple) * multiple
+        for start in range(0, self.num_rows, step):
+            stop = min(start + step, self.num_rows)
+            piece = rows[start:stop] if self.row_order is None else rows[list(self.row_order[start:stop])]
+            yield start, stop, piece.reshape(-1)
+
     def pieces(self) -> Iterator[tuple[int, int, Tensor]]:
         """(start, stop, float32 [stop - start, num_columns]) for consecutive rows, a bounded number at a time."""
         for start, stop in self._row_ranges(PIECE_ELEMENTS):

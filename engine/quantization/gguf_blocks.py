@@ -1,7 +1,9 @@
 """Block formats of GGUF tensors, expanded to float32: one vectorised function a format, looked up in `DECODERS`.
 
 A row of a tensor is a run of blocks; each decoder takes blocks as uint8 [num_blocks, bytes_per_block] and returns
-float32 [num_blocks, elements_per_block]. Results equal ggml's own scalar code bit for bit, so the order of the
+float32 [num_blocks, elements_per_block]. Most formats are integer codes with a scale, and perhaps an offset, for each
+group of elements; they are taken apart into these `Parts`, which is also what a method starts from that keeps weights
+quantised (`LINEAR_TYPES` lists them). Results equal ggml's own scalar code bit for bit, so the order of the
 multiplications below matters: `(d * scale) * q - dmin * m`, never regrouped. Called by `checkpoint` while weights load;
 nothing here knows of files or of layers. IQ1, IQ2 and IQ3 lie in `gguf_iq_blocks`.
 
@@ -12,6 +14,7 @@ Microscaling Formats specification 1.0.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -20,6 +23,23 @@ from modelfiles.gguf import BLOCK_LAYOUT, GGMLType
 
 Tensor = torch.Tensor
 Decoder = Callable[[Tensor], Tensor]
+
+
+class Parts(NamedTuple):
+    """Blocks taken apart: an element is scale * code + offset of its group."""
+
+    codes: Tensor
+    """int8 [num_blocks, elements_per_block]"""
+    scales: Tensor
+    """float32 [num_blocks, groups_per_block]; groups are equally long and consecutive."""
+    offsets: Tensor | None = None
+    """Like `scales`."""
+
+    def values(self) -> Tensor:
+        """float32 [num_blocks, elements_per_block]"""
+        grouped = self.scales[:, :, None] * self.codes.float().view(*self.scales.shape, -1)
+        return (grouped if self.offsets is None else grouped.add_(self.offsets[:, :, None])).flatten(1)
+
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
@@ -81,57 +101,50 @@ def _bf16(blocks: Tensor) -> Tensor:
     return blocks.contiguous().view(torch.bfloat16).float()
 
 
-def _q4_0(blocks: Tensor) -> Tensor:
-    return half(blocks, 0) * (_nibbles(blocks, 2).float() - 8)
+def _q4_0(blocks: Tensor) -> Parts:
+    return Parts(_signed(_nibbles(blocks, 2), 8), half(blocks, 0))
 
 
-def _q4_1(blocks: Tensor) -> Tensor:
-    return half(blocks, 0) * _nibbles(blocks, 4).float() + half(blocks, 2)
+def _q4_1(blocks: Tensor) -> Parts:
+    return Parts(_signed(_nibbles(blocks, 4)), half(blocks, 0), half(blocks, 2))
 
 
-def _q5_0(blocks: Tensor) -> Tensor:
-    q = _nibbles(blocks, 6) | _fifth_bits(blocks, 2)
-    return half(blocks, 0) * (q.float() - 16)
+def _q5_0(blocks: Tensor) -> Parts:
+    return Parts(_signed(_nibbles(blocks, 6) | _fifth_bits(blocks, 2), 16), half(blocks, 0))
 
 
-def _q5_1(blocks: Tensor) -> Tensor:
-    q = _nibbles(blocks, 8) | _fifth_bits(blocks, 4)
-    return half(blocks, 0) * q.float() + half(blocks, 2)
+def _q5_1(blocks: Tensor) -> Parts:
+    return Parts(_signed(_nibbles(blocks, 8) | _fifth_bits(blocks, 4)), half(blocks, 0), half(blocks, 2))
 
 
-def _q8_0(blocks: Tensor) -> Tensor:
-    return half(blocks, 0) * blocks[:, 2:].contiguous().view(torch.int8).float()
+def _q8_0(blocks: Tensor) -> Parts:
+    return Parts(_signed(blocks[:, 2:].contiguous()), half(blocks, 0))
 
 
-def _q8_k(blocks: Tensor) -> Tensor:
+def _q8_k(blocks: Tensor) -> Parts:
     # float32 d, 256 int8, 16 int16 sums that serve integer dot products only
     d = blocks[:, :4].contiguous().view(torch.float32)
-    return d * blocks[:, 4:260].contiguous().view(torch.int8).float()
+    return Parts(_signed(blocks[:, 4:260].contiguous()), d)
 
 
-def _q2_k(blocks: Tensor) -> Tensor:
+def _q2_k(blocks: Tensor) -> Parts:
     # 16 bytes scale | min << 4, 64 bytes of 2-bit fields, d, dmin
     d, dmin = half(blocks, 80, 2).chunk(2, dim=1)
     scales = blocks[:, :16]
-    scale = d * (scales & 15).float()  # [n, 16]
-    minimum = dmin * (scales >> 4).float()
-    q = unpack(blocks[:, 16:80].reshape(-1, 2, 32), 2).reshape(-1, 16, 16).float()  # 32 bytes hold 4 x 32 elements
-    return (scale[:, :, None] * q - minimum[:, :, None]).flatten(1)
+    q = unpack(blocks[:, 16:80].reshape(-1, 2, 32), 2).flatten(1)  # 32 bytes hold 4 x 32 elements
+    return Parts(_signed(q), d * (scales & 15).float(), -(dmin * (scales >> 4).float()))
 
 
-def _q3_k(blocks: Tensor) -> Tensor:
+def _q3_k(blocks: Tensor) -> Parts:
     # 32 bytes of third bits, 64 bytes of 2-bit fields, 12 bytes of 6-bit scales, d
-    d = half(blocks, 108)
     low = unpack(blocks[:, 96:104], 4).flatten(1)  # [n, 16]: the scales' lower four bits
     high = unpack(blocks[:, 104:108], 2).flatten(1)  # [n, 16]: their upper two
-    scale = d * ((low | (high << 4)).float() - 32)
     q = unpack(blocks[:, 32:96].reshape(-1, 2, 32), 2).reshape(-1, 256)
-    third = unpack(blocks[:, :32], 1).reshape(-1, 256) << 2
-    q = (q + third).float() - 4  # a clear bit subtracts 4
-    return (scale[:, :, None] * q.reshape(-1, 16, 16)).flatten(1)
+    third = unpack(blocks[:, :32], 1).reshape(-1, 256) << 2  # a clear bit subtracts 4
+    return Parts(_signed(q + third, 4), half(blocks, 108) * ((low | (high << 4)).float() - 32))
 
 
-def _k_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
+def k_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
     """6-bit scales and minima of Q4_K and Q5_K: uint8 [n, 12] -> float32 [n, 8] twice.
 
     Bytes 0-3 hold scales 0-3, bytes 4-7 minima 0-3 (lower six bits each); bytes 8-11 the lower nibbles of scales 4-7
@@ -143,82 +156,82 @@ def _k_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
     return scales.float(), minima.float()
 
 
-def _affine_k(blocks: Tensor, q: Tensor) -> Tensor:
-    """Shared by Q4_K and Q5_K. `q`: uint8 [n, 8, 32]."""
+def _affine_k(blocks: Tensor, q: Tensor) -> Parts:
+    """Shared by Q4_K and Q5_K. `q`: uint8 [n, 256]."""
     d, dmin = half(blocks, 0, 2).chunk(2, dim=1)
-    scales, minima = _k_scales(blocks[:, 4:16])
-    return ((d * scales)[:, :, None] * q.float() - (dmin * minima)[:, :, None]).flatten(1)
+    scales, minima = k_scales(blocks[:, 4:16])
+    return Parts(_signed(q), d * scales, -(dmin * minima))
 
 
-def _q4_k(blocks: Tensor) -> Tensor:
-    return _affine_k(blocks, unpack(blocks[:, 16:144].reshape(-1, 4, 32), 4).reshape(-1, 8, 32))
+def _q4_k(blocks: Tensor) -> Parts:
+    return _affine_k(blocks, unpack(blocks[:, 16:144].reshape(-1, 4, 32), 4).reshape(-1, 256))
 
 
-def _q5_k(blocks: Tensor) -> Tensor:
+def _q5_k(blocks: Tensor) -> Parts:
     low = unpack(blocks[:, 48:176].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
     fifth = unpack(blocks[:, 16:48], 1) << 4  # [n, 8, 32]: bit j of byte i belongs to element i of sub-block j
-    return _affine_k(blocks, low | fifth)
+    return _affine_k(blocks, (low | fifth).flatten(1))
 
 
-def _q6_k(blocks: Tensor) -> Tensor:
+def _q6_k(blocks: Tensor) -> Parts:
     # 128 bytes of lower nibbles, 64 of upper 2-bit fields, 16 int8 scales, d
     low = unpack(blocks[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 256)
     high = unpack(blocks[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 256)
-    q = (low | (high << 4)).float() - 32
-    scale = half(blocks, 208) * blocks[:, 192:208].contiguous().view(torch.int8).float()
-    return (scale[:, :, None] * q.reshape(-1, 16, 16)).flatten(1)
+    scales = half(blocks, 208) * blocks[:, 192:208].contiguous().view(torch.int8).float()
+    return Parts(_signed(low | (high << 4), 32), scales)
+
+
+def _signed(codes: Tensor, zero: int = 0) -> Tensor:
+    """uint8 -> int8, less `zero`."""
+    codes = codes.view(torch.int8)
+    return codes - zero if zero else codes
 
 
 def _lookup(values: tuple[int, ...], indices: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=indices.device)[indices.int()]
+    return torch.tensor(values, dtype=torch.int8, device=indices.device)[indices.int()]
 
 
-def _iq4_nl(blocks: Tensor) -> Tensor:
-    return half(blocks, 0) * _lookup(IQ4_VALUES, _nibbles(blocks, 2))
+def _iq4_nl(blocks: Tensor) -> Parts:
+    return Parts(_lookup(IQ4_VALUES, _nibbles(blocks, 2)), half(blocks, 0))
 
 
-def _iq4_xs(blocks: Tensor) -> Tensor:
+def _iq4_xs(blocks: Tensor) -> Parts:
     # d, 16 bits of upper scale bits, 4 bytes of lower nibbles, 128 bytes of indices
     low = unpack(blocks[:, 4:8, None], 4).reshape(-1, 8)
     high = unpack(blocks[:, 2:4, None], 2).reshape(-1, 8)
-    scale = half(blocks, 0) * ((low | (high << 4)).float() - 32)  # [n, 8]
-    q = _lookup(IQ4_VALUES, unpack(blocks[:, 8:].reshape(-1, 8, 16), 4).reshape(-1, 8, 32))
-    return (scale[:, :, None] * q).flatten(1)
+    indices = unpack(blocks[:, 8:].reshape(-1, 8, 16), 4).reshape(-1, 256)
+    return Parts(_lookup(IQ4_VALUES, indices), half(blocks, 0) * ((low | (high << 4)).float() - 32))
 
 
 def _trits(packed: Tensor, digits: int) -> Tensor:
-    """Base-3 digits, most significant first: uint8 [n, width] -> float32 [n, digits * width] of -1, 0, 1.
+    """Base-3 digits, most significant first: uint8 [n, width] -> int8 [n, digits * width] of -1, 0, 1.
 
     A byte is the fraction b / 256 of a number below one: multiplying by 3**i, dropping what overflows, and taking the
     integer part of three times the rest yields digit i.
     """
     powers = torch.tensor([3**i for i in range(digits)], dtype=torch.int32, device=packed.device)
     rest = (packed.int().unsqueeze(-2) * powers[:, None]) & 255
-    return (((rest * 3) >> 8) - 1).float().flatten(1)
+    return (((rest * 3) >> 8) - 1).to(torch.int8).flatten(1)
 
 
-def _tq1_0(blocks: Tensor) -> Tensor:
+def _tq1_0(blocks: Tensor) -> Parts:
     # 32 + 16 bytes of five digits each, 4 bytes of four, d
     trits = torch.cat([_trits(blocks[:, :32], 5), _trits(blocks[:, 32:48], 5), _trits(blocks[:, 48:52], 4)], dim=1)
-    return half(blocks, 52) * trits
+    return Parts(trits, half(blocks, 52))
 
 
-def _tq2_0(blocks: Tensor) -> Tensor:
-    q = unpack(blocks[:, :64].reshape(-1, 2, 32), 2).reshape(-1, 256)
-    return half(blocks, 64) * (q.float() - 1)
+def _tq2_0(blocks: Tensor) -> Parts:
+    return Parts(_signed(unpack(blocks[:, :64].reshape(-1, 2, 32), 2).reshape(-1, 256), 1), half(blocks, 64))
 
 
-def _mxfp4(blocks: Tensor) -> Tensor:
+def _mxfp4(blocks: Tensor) -> Parts:
     exponent = blocks[:, :1].int()
     # The values are doubled, so the scale is 2 ** (exponent - 128); as bits, because exponents 0 and 1 are subnormal.
     bits = torch.where(exponent < 2, 0x00200000 << exponent.clamp(max=1), (exponent - 1) << 23)
-    return bits.view(torch.float32) * _lookup(E2M1_DOUBLED, _nibbles(blocks, 1))
+    return Parts(_lookup(E2M1_DOUBLED, _nibbles(blocks, 1)), bits.view(torch.float32))
 
 
-DECODERS: dict[GGMLType, Decoder] = {
-    GGMLType.F32: _f32,
-    GGMLType.F16: _f16,
-    GGMLType.BF16: _bf16,
+_PARTS: dict[GGMLType, Callable[[Tensor], Parts]] = {
     GGMLType.Q4_0: _q4_0,
     GGMLType.Q4_1: _q4_1,
     GGMLType.Q5_0: _q5_0,
@@ -230,6 +243,30 @@ DECODERS: dict[GGMLType, Decoder] = {
     GGMLType.Q5_K: _q5_k,
     GGMLType.Q6_K: _q6_k,
     GGMLType.Q8_K: _q8_k,
+    GGMLType.IQ4_NL: _iq4_nl,
+    GGMLType.IQ4_XS: _iq4_xs,
+    GGMLType.TQ1_0: _tq1_0,
+    GGMLType.TQ2_0: _tq2_0,
+    GGMLType.MXFP4: _mxfp4,
+}
+LINEAR_TYPES = frozenset(_PARTS)
+"""Formats that `parts` takes apart."""
+
+
+def parts(type: GGMLType, blocks: Tensor) -> Parts:
+    """Takes blocks of a format of LINEAR_TYPES apart: uint8 [num_blocks, bytes_per_block]."""
+    return _PARTS[type](blocks)
+
+
+def _values_of(take_apart: Callable[[Tensor], Parts]) -> Decoder:
+    return lambda blocks: take_apart(blocks).values()
+
+
+DECODERS: dict[GGMLType, Decoder] = {
+    GGMLType.F32: _f32,
+    GGMLType.F16: _f16,
+    GGMLType.BF16: _bf16,
+    **{type: _values_of(take_apart) for type, take_apart in _PARTS.items()},
     GGMLType.IQ1_S: gguf_iq_blocks.iq1_s,
     GGMLType.IQ1_M: gguf_iq_blocks.iq1_m,
     GGMLType.IQ2_XXS: gguf_iq_blocks.iq2_xxs,
@@ -237,9 +274,4 @@ DECODERS: dict[GGMLType, Decoder] = {
     GGMLType.IQ2_S: gguf_iq_blocks.iq2_s,
     GGMLType.IQ3_XXS: gguf_iq_blocks.iq3_xxs,
     GGMLType.IQ3_S: gguf_iq_blocks.iq3_s,
-    GGMLType.IQ4_NL: _iq4_nl,
-    GGMLType.IQ4_XS: _iq4_xs,
-    GGMLType.TQ1_0: _tq1_0,
-    GGMLType.TQ2_0: _tq2_0,
-    GGMLType.MXFP4: _mxfp4,
 }

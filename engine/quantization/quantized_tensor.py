@@ -23,6 +23,7 @@ from engine.quantization import unpack
 from engine.quantization.affine import Affine
 from engine.quantization.checkpoint import PIECE_ELEMENTS, STAGED_ELEMENTS, CheckpointTensor, Stager
 from engine.quantization.scheme import Packing, WeightScheme
+from modelfiles.gguf import GGMLType
 
 Tensor = torch.Tensor
 
@@ -114,6 +115,11 @@ class QuantizedTensor:
     num_columns: int
     parts: Mapping[str, FilePart]
     """By the last part of their names."""
+
+    @property
+    def type(self) -> WeightScheme:
+        """What `selection` chooses by."""
+        return self.scheme
 
     # ---- the whole, as CheckpointTensor has it
 
@@ -322,3 +328,5 @@ class QuantizedTensor:
 
 CheckpointMatrix = CheckpointTensor | QuantizedTensor
 """A matrix of any checkpoint."""
+StoredType = GGMLType | WeightScheme
+"""What its codes are: a type of GGUF's, or a scheme of a quantised safetensors checkpoint."""

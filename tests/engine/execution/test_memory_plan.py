@@ -12,8 +12,10 @@ from engine.config import ModelConfig
 from engine.execution import device
 from engine.execution.device import DeviceMemory
 from engine.execution.errors import ModelTooLarge
-from engine.execution.memory import MemoryPlan, MemoryRequest, layer_bytes, plan_memory, replan_memory
+from engine.execution.memory import MemoryPlan, MemoryRequest, plan_memory, replan_memory
+from engine.execution.weight_table import WeightSizes
 from engine.rope import Rope
+from tests.engine.execution.sizes import plain_sizes
 
 GIB = 1 << 30
 QWEN_7B = ModelConfig(
@@ -35,15 +37,18 @@ TINY = replace(
     head_dim=32, max_position_embeddings=256, rope=Rope(1e4, 32), attention_scale=0.0, windows=(), num_parameters=0,
 )  # fmt: skip
 REQUEST = MemoryRequest(dtype=torch.bfloat16, kv_dtype=torch.bfloat16)
-LAYER = layer_bytes(QWEN_7B, torch.bfloat16)
+LAYER = plain_sizes(QWEN_7B).layer_bytes[0]
 
 
 def gpu(total: float, free: float | None = None, host: float = 64) -> DeviceMemory:
     return DeviceMemory(True, int((total - 0.5 if free is None else free) * GIB), int(total * GIB), int(host * GIB))
 
 
-def plan(memory: DeviceMemory, config: ModelConfig = QWEN_7B, **options: Any) -> MemoryPlan:
-    planned = plan_memory(config, replace(REQUEST, **options), memory)
+def plan(
+    memory: DeviceMemory, config: ModelConfig = QWEN_7B, weights: WeightSizes | None = None, **options: Any
+) -> MemoryPlan:
+    request = replace(REQUEST, **options)
+    planned = plan_memory(config, request, memory, weights or plain_sizes(config, request.dtype))
     taken = planned.weights_bytes + planned.activation_bytes + planned.graph_bytes + planned.kv_bytes
     assert taken <= memory.free_bytes
     if options.get("budget_bytes"):
@@ -120,13 +125,13 @@ def test_a_cpu_gives_a_quarter_of_what_is_left() -> None:
     few = plan(replace(host, free_bytes=20 * GIB))
     left = 20 * GIB - few.weights_bytes - few.activation_bytes
     assert few.kv_bytes <= left / 4 < few.kv_bytes * 1.01
-    with pytest.raises(ModelTooLarge, match="stop other models, or choose a smaller one"):
+    with pytest.raises(ModelTooLarge, match=r"stop other models, take a quantisation .*, or choose a smaller one"):
         plan(replace(host, free_bytes=14 * GIB))
 
 
-def sentence(memory: DeviceMemory, **options: Any) -> str:
+def sentence(memory: DeviceMemory, config: ModelConfig = QWEN_7B, **options: Any) -> str:
     with pytest.raises(ModelTooLarge) as error:
-        plan(memory, **options)
+        plan(memory, config, **options)
     assert error.value.kind == "memory"
     assert error.value.needs_bytes > error.value.has_bytes
     return str(error.value)
@@ -138,8 +143,36 @@ def test_too_large_says_what_would_fit() -> None:
     assert "but 2560 MiB are free; stop other models, or choose a smaller one (about 0.6 billion" in text
     assert text.endswith("1024 MiB more are free and left to other programs, model_memory takes them")
     assert "put 14 layers on the device (num_gpu)" in sentence(gpu(12), num_gpu_layers=28)
-    assert "choose dtype bfloat16 (14.2 GiB of weights)" in sentence(gpu(24), dtype=torch.float32, num_gpu_layers=28)
+    wide = sentence(gpu(24), dtype=torch.float32, num_gpu_layers=28)
+    assert "choose dtype bfloat16 (at most 14.2 GiB of weights)" in wide
     assert "a context of 2560 tokens (num_blocks 160)" in sentence(gpu(24, free=17.4), num_gpu_layers=28)
+
+
+def quantised(share: float = 0.3) -> WeightSizes:
+    """As Q4_K_M is: every other layer has some matrices with more bits."""
+    plain = plain_sizes(QWEN_7B)
+    layers = tuple(int(LAYER * (share + 0.05 * (number % 2))) for number in range(28))
+    return WeightSizes(int((plain.total_bytes - sum(plain.layer_bytes)) * share) + sum(layers), layers)
+
+
+def test_quantised_weights_count_as_they_are_kept() -> None:
+    weights = quantised()
+    planned = plan(gpu(8), weights=weights)
+    assert (planned.weights_bytes, planned.num_offloaded_layers) == (weights.total_bytes, 0)
+    small = plan(gpu(6), weights=weights)
+    assert small.num_offloaded_layers >= 3
+    assert small.host_bytes < small.num_offloaded_layers * max(weights.layer_bytes)
+    slots = small.weights_bytes - (weights.total_bytes - small.host_bytes)
+    assert 0 < slots <= 2 * max(weights.layer_bytes)
+
+
+def test_a_quantisation_is_offered_for_what_has_none() -> None:
+    plain = sentence(gpu(12), num_gpu_layers=28)
+    assert "take a quantisation of it, such as q4_K_M (about 4403 MiB of weights)" in plain
+    named = replace(QWEN_7B, quantization="Q4_K_M")
+    text = sentence(gpu(4), named, weights=quantised(), num_gpu_layers=28)
+    assert text.startswith("the model (4669 MiB of weights in Q4_K_M) with")
+    assert "take a quantisation" not in text
 
 
 def test_a_host_without_room_is_told() -> None:
@@ -149,15 +182,15 @@ def test_a_host_without_room_is_told() -> None:
 
 @pytest.mark.parametrize("card", [24, 12])
 def test_another_cache_beside_the_same_weights(card: float) -> None:
-    memory = gpu(card)
+    memory, weights = gpu(card), plain_sizes(QWEN_7B)
     first = plan(memory)
     loaded = replace(
         memory,
         free_bytes=memory.free_bytes - first.weights_bytes,
         host_bytes=memory.host_bytes - first.host_bytes,
     )
-    assert replan_memory(QWEN_7B, REQUEST, loaded, first) == first
-    small = replan_memory(QWEN_7B, replace(REQUEST, num_blocks=100), loaded, first)
+    assert replan_memory(QWEN_7B, REQUEST, loaded, weights, first) == first
+    small = replan_memory(QWEN_7B, replace(REQUEST, num_blocks=100), loaded, weights, first)
     assert (small.num_blocks, small.num_offloaded_layers) == (100, first.num_offloaded_layers)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from engine.config import ModelConfig
 from engine.execution.errors import WeightsError
 from engine.execution.model_runner import ModelRunner
-from engine.execution.weights import half_split_order, weights_bytes
+from engine.execution.weights import half_split_order
 from engine.messages import Load
 from engine.models.tensor_names import TensorNames
 from modelfiles.source import ModelSource
@@ -146,7 +146,7 @@ def test_progress_ends_at_the_total(tiny_dir: Path) -> None:
     )
     assert seen == sorted(seen)
     assert seen[-1] == (runner.config.num_parameters * 4,) * 2
-    assert weights_bytes(runner.config, torch.float32) == runner.ready.weights_bytes
+    assert runner.decoder.weights.num_bytes == runner.ready.weights_bytes
 
 
 @pytest.mark.parametrize("is_missing", [True, False])

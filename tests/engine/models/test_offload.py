@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from engine.config import ModelConfig
-from engine.execution.memory import layer_bytes
 from engine.execution.weights import Checkpoint, load_weights
 from engine.models.decoder import DecoderLayer, DecoderWeights
 from engine.models.offload import LayerStream, offloaded_layers
 from modelfiles.source import ModelSource
 from tests.engine.execution.conftest import save_tiny
+from tests.engine.execution.sizes import plain_sizes
 
 NUM_LAYERS = 7
 DEVICES = [
@@ -84,7 +84,7 @@ def test_a_pass_is_the_same_whatever_is_resident(
 @pytest.mark.parametrize("device", DEVICES)
 def test_bytes_are_told(device: str, folder: Path) -> None:
     config = ModelConfig.from_source(ModelSource.from_path(folder))
-    one = layer_bytes(config, torch.bfloat16)
+    one = plain_sizes(config).layer_bytes[0]
     for num_resident in (0, 4, 6, 7):
         stream = LayerStream(load(folder, device, num_resident).layers, num_resident, torch.device(device))
         num_offloaded = NUM_LAYERS - num_resident

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from engine.execution.staging import Staging
 from engine.quantization import quantized_tensor, unpack
 from engine.quantization.affine import Affine
-from engine.quantization.base import Dense, segments_from_checkpoint
+from engine.quantization.base import Dense
 from engine.quantization.checkpoint import Destination
 from engine.quantization.fp8 import quantize_rows_fp8
 from engine.quantization.quantized_tensor import FilePart, QuantizedTensor, QuantizedTensorError
 from engine.quantization.scheme import WeightScheme, stored_parts
+from engine.quantization.selection import segments_from_checkpoint
 from tests.engine.quantization import packers
 from tests.engine.quantization.packers import Packed, opened
 

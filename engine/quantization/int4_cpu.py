@@ -1,0 +1,249 @@
+"""Int4Packed and Int8Packed: weights that stay quantised on a CPU, multiplied by torch's 4-bit product (`int4_op`).
+
+Codes are those of the file. Scales and zeros are rounded to bfloat16, as the product wants them; that costs as much as
+rounding weights to bfloat16 does. A weight takes one 4-bit code (Int4Packed, 5 bits with its share of a scale and a
+zero) or two (Int8Packed, 10 bits): torch's own 8-bit product has one scale a row, to which no format could be brought
+without rounding it anew, and is no faster than two 4-bit ones on the processors measured.
+
+Up to MAX_TOKENS rows take that product; more take pieces of the matrix expanded to bfloat16, a few MB at a time, which
+the library then multiplies, in float32 where the processor is not made for bfloat16. Chosen by `selection`; what is no
+code of at most 8 bits times a scale stays Dense.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import ClassVar, Self
+
+import torch
+
+from engine.quantization import int4_op
+from engine.quantization.base import QuantMethod
+from engine.quantization.checkpoint import PIECE_ELEMENTS, CheckpointTensor, Destination
+from engine.quantization.gguf_blocks import Parts, parts
+from engine.quantization.int4_op import GROUP, ROW_MULTIPLE, Layout
+from modelfiles.gguf import BLOCK_LAYOUT, GGMLType
+
+Tensor = torch.Tensor
+
+MAX_TOKENS = 48
+"""Rows up to which the 4-bit product is faster than expanding the matrix, measured on a CPU with AMX."""
+
+NIBBLE_TYPES = {
+    GGMLType.Q4_0: 8,
+    GGMLType.Q4_1: 0,
+    GGMLType.Q4_K: 0,
+    GGMLType.TQ1_0: 8,
+    GGMLType.TQ2_0: 8,
+}
+"""Formats whose codes fit 4 bits, with what makes them 0 to 15; all have groups of at least GROUP."""
+
+BYTE_TYPES = {
+    GGMLType.Q5_0: 8,
+    GGMLType.Q5_1: 8,
+    GGMLType.Q8_0: 0,
+    GGMLType.Q2_K: 8,
+    GGMLType.Q3_K: 8,
+    GGMLType.Q5_K: 8,
+    GGMLType.Q6_K: 8,
+    GGMLType.Q8_K: 0,
+    GGMLType.IQ4_NL: 8,
+    GGMLType.IQ4_XS: 8,
+    GGMLType.MXFP4: 8,
+}
+"""Formats that take two 4-bit codes a weight, with what the lower of them is above the rest of the weight's code.
+
+With 8, both are signed and a format without offsets needs no zero; codes above 119 need 0.
+"""
+
+PAIRED = GROUP // 2
+"""Weights whose codes make up a group: their upper halves, then their lower ones."""
+
+
+class _Packed(QuantMethod):
+    """What both have in common: tensors in the operator's layout, rows padded to ROW_MULTIPLE."""
+
+    codes_a_weight: ClassVar[int]
+
+    def __init__(self, layout: Layout, packed: Tensor, scales_zeros: Tensor, num_rows: int, num_columns: int) -> None:
+        self.layout = layout
+        self.packed = packed  # uint8 [runs of rows, codes_a_weight * num_columns, bytes a column]
+        self.scales_zeros = scales_zeros  # bfloat16 [codes_a_weight * num_columns / GROUP, padded rows, 2]
+        self.num_rows = num_rows
+        self.num_columns = num_columns
+
+    @classmethod
+    def from_checkpoint(cls, tensors: Sequence[CheckpointTensor], destination: Destination) -> Self:
+        layout = int4_op.layout()
+        assert layout is not None, "selection asks first"
+        type, num_columns = tensors[0].type, tensors[0].num_columns
+        num_rows = sum(tensor.num_rows for tensor in tensors)
+        padded, num_codes = _padded(num_rows), cls.codes_a_weight * num_columns
+        packed = torch.empty(padded // layout.width, num_codes, layout.width // 2, dtype=torch.uint8)
+        scales_zeros = torch.empty(num_codes // GROUP, padded, 2, dtype=torch.bfloat16)
+        rows_a_piece = max(1, PIECE_ELEMENTS // (num_columns * ROW_MULTIPLE)) * ROW_MULTIPLE
+        for start, raw in _row_pieces(tensors, rows_a_piece):
+            stop = start + len(raw)
+            taken = parts(type, raw.view(-1, BLOCK_LAYOUT[type][1]))
+            codes, scales, zeros = cls.encode(type, taken)
+            packed[start // layout.width : stop // layout.width] = layout.pack(codes.view(len(raw), num_codes))
+            scales_zeros[:, start:stop, 0] = scales.view(len(raw), -1).t()
+            scales_zeros[:, start:stop, 1] = zeros.view(len(raw), -1).t()
+        return cls(layout, packed, scales_zeros, num_rows, num_columns)
+
+    @classmethod
+    def stored_bytes(cls, type: GGMLType, num_rows: int, num_columns: int, destination: Destination) -> int:
+        num_codes = _padded(num_rows) * cls.codes_a_weight * num_columns
+        return num_codes // 2 + num_codes // GROUP * 4
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return self._with(change(self.packed), change(self.scales_zeros), self.num_rows)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.packed.nbytes + self.scales_zeros.nbytes
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.contiguous().view(-1, self.num_columns)
+        y = self._product(rows) if rows.shape[0] <= MAX_TOKENS else self._expanded_product(rows)
+        if bias is not None:
+            y += bias
+        return y.view(*x.shape[:-1], self.num_rows)
+
+    def embed(self, rows: Tensor) -> Tensor:
+        codes = self.layout.rows(self.packed, rows)
+        scales, zeros = self.scales_zeros[:, rows].permute(2, 1, 0).float()  # [n, groups] each
+        grouped = (codes.float() - 8).view(len(rows), -1, GROUP)
+        values = grouped.mul_(scales[:, :, None]).add_(zeros[:, :, None])
+        return self.joined(values).to(torch.bfloat16)
+
+    @classmethod
+    @abstractmethod
+    def encode(cls, type: GGMLType, taken: Parts) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes 0 to 15, and the scale and zero of each GROUP of them, all in the order of the rows' elements."""
+
+    @abstractmethod
+    def spread(self, x: Tensor) -> Tensor:
+        """[num_tokens, num_columns] -> what meets the codes, [num_tokens, codes_a_weight * num_columns]."""
+
+    @abstractmethod
+    def joined(self, values: Tensor) -> Tensor:
+        """Decoded codes [n, groups, GROUP] -> weights [n, num_columns]."""
+
+    @abstractmethod
+    def expanded(self, first_run: int, last_run: int) -> Tensor:
+        """Some runs of rows, as columns: bfloat16 [num_columns, rows]."""
+
+    def _product(self, x: Tensor) -> Tensor:
+        y = int4_op.product(self.spread(x), self.packed, self.scales_zeros)
+        return y if y.shape[1] == self.num_rows else y[:, : self.num_rows].contiguous()
+
+    def _expanded_product(self, x: Tensor) -> Tensor:
+        y = x.new_empty(len(x), self.num_rows)
+        width = self.layout.width
+        # Without hardware for it, the library's product of bfloat16 is up to a hundred times slower.
+        dtype = torch.bfloat16 if int4_op.has_fast_bfloat16() else torch.float32
+        x = x.to(dtype)
+        runs_a_piece = max(1, PIECE_ELEMENTS // (width * self.num_columns))
+        for first in range(0, len(self.packed), runs_a_piece):
+            weight = self.expanded(first, first + runs_a_piece)[:, : self.num_rows - first * width]
+            y[:, first * width : first * width + weight.shape[1]] = x @ weight.to(dtype)
+        return y
+
+    def _run_scales(self, first_run: int, last_run: int) -> tuple[Tensor, Tensor]:
+        """Scales and zeros of runs of rows: bfloat16 [runs, groups, 1, width] each."""
+        width = self.layout.width
+        piece = self.scales_zeros[:, first_run * width : last_run * width]
+        scales, zeros = piece.view(len(piece), -1, width, 2).permute(3, 1, 0, 2).unsqueeze(3).contiguous()
+        return scales, zeros
+
+    def _with(self, packed: Tensor, scales_zeros: Tensor, num_rows: int) -> Self:
+        return type(self)(self.layout, packed, scales_zeros, num_rows, self.num_columns)
+
+
+class Int4Packed(_Packed):
+    """One 4-bit code a weight: value = scale * code + offset = scale * (code - 8) + (8 * scale + offset)."""
+
+    codes_a_weight = 1
+
+    @classmethod
+    def encode(cls, type: GGMLType, taken: Parts) -> tuple[Tensor, Tensor, Tensor]:
+        zero = NIBBLE_TYPES[type]
+        codes = (taken.codes + zero).view(torch.uint8)
+        zeros = (8 - zero) * taken.scales
+        if taken.offsets is not None:
+            zeros += taken.offsets
+        repeats = codes.shape[1] // GROUP // taken.scales.shape[1]  # ternary blocks have one scale
+        return codes, taken.scales.repeat_interleave(repeats, 1), zeros.repeat_interleave(repeats, 1)
+
+    def spread(self, x: Tensor) -> Tensor:
+        return x
+
+    def joined(self, values: Tensor) -> Tensor:
+        return values.flatten(1)
+
+    def expanded(self, first_run: int, last_run: int) -> Tensor:
+        codes = self.layout.unpack(self.packed[first_run:last_run]).view(torch.int8).sub_(8)
+        scales, zeros = self._run_scales(first_run, last_run)
+        grouped = codes.to(torch.bfloat16).view(len(codes), -1, GROUP, self.layout.width)
+        weights = torch.addcmul(zeros, grouped, scales).view(len(codes), self.num_columns, -1)
+        return weights.transpose(0, 1).flatten(1)
+
+
+class Int8Packed(_Packed):
+    """Two 4-bit codes a weight: value = scale * (16 * upper + lower) + offset.
+
+    The factor of 16 is on the other side: rows of 16 * x, then of x, which bfloat16 holds exactly. A zero meets both,
+    so it is the 17th part of what is to be added.
+    """
+
+    codes_a_weight = 2
+
+    @classmethod
+    def encode(cls, type: GGMLType, taken: Parts) -> tuple[Tensor, Tensor, Tensor]:
+        shift = BYTE_TYPES[type]
+        codes = taken.codes + shift
+        halves = torch.stack([(codes >> 4) + 8, codes & 15]).view(torch.uint8).view(2, len(codes), -1, PAIRED)
+        zeros = (8 - shift) * taken.scales
+        if taken.offsets is not None:
+            zeros += taken.offsets
+        repeats = codes.shape[1] // PAIRED // taken.scales.shape[1]
+        zeros = zeros.div_(17).repeat_interleave(repeats, 1)
+        return halves.permute(1, 2, 0, 3).contiguous(), taken.scales.repeat_interleave(repeats, 1), zeros
+
+    def spread(self, x: Tensor) -> Tensor:
+        runs = x.view(len(x), -1, PAIRED)
+        return torch.stack([runs * 16, runs], dim=2).flatten(1)
+
+    def joined(self, values: Tensor) -> Tensor:
+        upper, lower = values.view(len(values), -1, 2, PAIRED).unbind(2)
+        return torch.add(lower, upper, alpha=16).flatten(1)
+
+    def expanded(self, first_run: int, last_run: int) -> Tensor:
+        codes = self.layout.unpack(self.packed[first_run:last_run])
+        upper, lower = codes.view(len(codes), -1, 2, PAIRED, self.layout.width).unbind(2)
+        # 8-bit integers are exact in bfloat16; 136 = 16 * 8 + 8 is what the codes of 0 to 15 are above signed ones.
+        grouped = ((upper << 4) | lower).to(torch.bfloat16).sub_(136)
+        scales, zeros = self._run_scales(first_run, last_run)
+        weights = torch.addcmul(zeros * 17, grouped, scales).view(len(codes), self.num_columns, -1)
+        return weights.transpose(0, 1).flatten(1)
+
+
+def _padded(num_rows: int) -> int:
+    return -(-num_rows // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def _row_pieces(tensors: Sequence[CheckpointTensor], rows_a_piece: int) -> Iterator[tuple[int, Tensor]]:
+    """(first row, uint8 [rows, bytes a row]) of the tensors below each other, then of rows of zero bytes."""
+    firsts = list(accumulate((tensor.num_rows for tensor in tensors), initial=0))
+    for start in range(0, firsts[-1], rows_a_piece):
+        stop = min(start + rows_a_piece, firsts[-1])
+        pieces = [
+            tensor.raw_rows(max(start - first, 0), min(stop - first, tensor.num_rows))
+            for tensor, first in zip(tensors, firsts, strict=False)
+            if first < stop and start < first + tensor.num_rows
+        ]
+        missing = _padded(stop) - stop  # blocks of zero bytes have a scale of zero
+        yield start, torch.cat([*pieces, pieces[0].new_zeros(missing, pieces[0].shape[1])])

@@ -1,0 +1,215 @@
+"""How block formats of GGUF lie on a GPU without being expanded: which planes a format has, and how it becomes them.
+
+A matrix is cut into blocks of 16 rows and units of 4 * `words` columns (`words` is 64, or less where rows are short).
+A unit's four quarters lie above each other in one word: bits 4j to 4j + 3 of word c are column j * words + c, so that
+one shift yields a quarter, whose columns are consecutive and whose groups have one scale each. Planes:
+
+    words   int16 [row_blocks, units, 16, words]       lower four bits of each code
+            or [row_blocks, units, 2, 16, words]       whole bytes: two quarters a word
+    extra   uint8 [row_blocks, units, 16, words / 2]   a fifth bit: bit j of byte c for column c of quarter j, and
+                                                       bit 4 + j for column c + words / 2
+            or [row_blocks, units, 16, words]          two more bits: bits 2j and 2j + 1
+    scales  [row_blocks, groups, 16]                   one for each row and group, see Scale
+    supers  [row_blocks, units, 16]                    what a block of 256 columns has in common
+
+The kernels that read them are `kernels.packed_product` and `kernels.packed_rows`, their twin is
+`kernels.reference_packed`. A plane holds no bit that the file did not hold but for scales of 6 bits, which take a byte:
+Q4_K grows by 2.8 %. Formats of two and three bits take four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+
+from engine.quantization.gguf_blocks import k_scales, parts
+from modelfiles.gguf import BLOCK_LAYOUT, GGMLType
+
+Tensor = torch.Tensor
+
+ROW_BLOCK = 16
+MAX_WORDS = 64
+MIN_WORDS = 16
+
+
+class Code(IntEnum):
+    """How many bits a code has, and where."""
+
+    NIBBLE = 0
+    FIVE_BITS = 1
+    SIX_BITS = 2
+    BYTE = 3
+
+
+class Scale(IntEnum):
+    """What a group's scale is. `super` and `super_minimum` are float16, of a block of 256 columns."""
+
+    PAIR = 0
+    """int16: scale | minimum << 8; the group's values are super * scale * code - super_minimum * minimum."""
+    BYTE = 1
+    """int8: super * scale * code."""
+    HALF = 2
+    """float16: scale * code."""
+    HALF_PAIR = 3
+    """int32, two float16: scale * code + offset."""
+
+
+@dataclass(frozen=True)
+class PackedFormat:
+    """A block format on a GPU."""
+
+    code: Code
+    zero: int
+    """What is taken from a code, which is unsigned."""
+    scale: Scale
+    group: int
+    """Columns that share a scale."""
+
+    def bytes(self, num_rows: int, num_columns: int) -> int:
+        """Of all planes."""
+        code_bits = (4, 5, 6, 8)[self.code]
+        scale_bits = (16, 8, 16, 32)[self.scale]
+        super_bits = (32, 16, 0, 0)[self.scale]
+        elements = num_rows * num_columns
+        return elements * code_bits // 8 + elements // self.group * scale_bits // 8 + elements // 256 * super_bits // 8
+
+
+FORMATS: dict[GGMLType, PackedFormat] = {
+    GGMLType.Q4_0: PackedFormat(Code.NIBBLE, 8, Scale.HALF, 32),
+    GGMLType.Q4_1: PackedFormat(Code.NIBBLE, 0, Scale.HALF_PAIR, 32),
+    GGMLType.Q5_0: PackedFormat(Code.FIVE_BITS, 16, Scale.HALF, 32),
+    GGMLType.Q5_1: PackedFormat(Code.FIVE_BITS, 0, Scale.HALF_PAIR, 32),
+    GGMLType.Q8_0: PackedFormat(Code.BYTE, 128, Scale.HALF, 32),
+    GGMLType.Q2_K: PackedFormat(Code.NIBBLE, 0, Scale.PAIR, 16),
+    GGMLType.Q3_K: PackedFormat(Code.NIBBLE, 4, Scale.BYTE, 16),
+    GGMLType.Q4_K: PackedFormat(Code.NIBBLE, 0, Scale.PAIR, 32),
+    GGMLType.Q5_K: PackedFormat(Code.FIVE_BITS, 0, Scale.PAIR, 32),
+    GGMLType.Q6_K: PackedFormat(Code.SIX_BITS, 32, Scale.BYTE, 16),
+    GGMLType.IQ4_NL: PackedFormat(Code.BYTE, 128, Scale.HALF, 32),
+    GGMLType.IQ4_XS: PackedFormat(Code.BYTE, 128, Scale.BYTE, 32),
+}
+
+
+def unit_words(num_columns: int) -> int:
+    """Words of a unit for rows of that length; 0: they cannot be cut into units."""
+    words = MAX_WORDS
+    while words >= MIN_WORDS and num_columns % (4 * words):
+        words //= 2
+    return words if words >= MIN_WORDS else 0
+
+
+@dataclass(frozen=True)
+class Planes:
+    """A matrix, or some of its row blocks; see above."""
+
+    words: Tensor
+    extra: Tensor
+    scales: Tensor
+    supers: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.words, self.extra, self.scales, self.supers
+
+
+def empty_planes(format: PackedFormat, num_rows: int, num_columns: int, device: torch.device) -> Planes:
+    """Planes without values. Those that a format lacks have no elements."""
+    blocks, words = num_rows // ROW_BLOCK, unit_words(num_columns)
+    units = num_columns // (4 * words)
+    word_shape = (blocks, units, 2, ROW_BLOCK, words) if format.code == Code.BYTE else (blocks, units, ROW_BLOCK, words)
+    extra_bytes = {Code.FIVE_BITS: words // 2, Code.SIX_BITS: words}.get(format.code)
+    extra_shape = (0,) if extra_bytes is None else (blocks, units, ROW_BLOCK, extra_bytes)
+    scale_dtype = (torch.int16, torch.int8, torch.float16, torch.int32)[format.scale]
+    super_dtype = {Scale.PAIR: torch.int32, Scale.BYTE: torch.float16}.get(format.scale)
+    super_shape = (0,) if super_dtype is None else (blocks, num_columns // 256, ROW_BLOCK)
+    return Planes(
+        torch.empty(word_shape, dtype=torch.int16, device=device),
+        torch.empty(extra_shape, dtype=torch.uint8, device=device),
+        torch.empty(blocks, num_columns // format.group, ROW_BLOCK, dtype=scale_dtype, device=device),
+        torch.empty(super_shape, dtype=super_dtype or torch.int16, device=device),
+    )
+
+
+def pack(type: GGMLType, raw: Tensor, num_columns: int, out: Planes) -> None:
+    """Writes rows of a file into planes, on the device where both are.
+
+    Args:
+        raw: uint8 [num_rows, bytes_per_row] or flat; a whole number of row blocks.
+        out: of as many row blocks.
+    """
+    format = FORMATS[type]
+    elements, num_bytes = BLOCK_LAYOUT[type]
+    blocks = raw.view(-1, num_bytes)
+    taken = parts(type, blocks)
+    words = unit_words(num_columns)
+    codes = (taken.codes.to(torch.int32) + format.zero).view(-1, ROW_BLOCK, num_columns // (4 * words), 4, words)
+    codes = codes.transpose(1, 2)  # [row_blocks, units, 16, 4, words]
+    _pack_codes(format.code, codes, out)
+
+    def by_group(values: Tensor) -> Tensor:
+        """[num_blocks, n] -> [row_blocks, groups, 16]"""
+        return values.reshape(-1, ROW_BLOCK, num_columns // elements * values.shape[1]).transpose(1, 2)
+
+    if format.scale == Scale.HALF:
+        out.scales.copy_(by_group(taken.scales))
+    elif format.scale == Scale.HALF_PAIR:
+        assert taken.offsets is not None
+        out.scales.copy_(by_group(_pair(taken.scales.half(), taken.offsets.half())))
+    elif format.scale == Scale.PAIR:
+        scales, minima = _small_pairs(type, blocks)
+        out.scales.copy_(by_group(scales.to(torch.int32) | minima.to(torch.int32) << 8))
+        start = 80 if type == GGMLType.Q2_K else 0
+        out.supers.copy_(by_group(blocks[:, start : start + 4].contiguous().view(torch.int32)))
+    else:
+        scales, super_scale = _byte_scales(type, blocks)
+        out.scales.copy_(by_group(scales))
+        out.supers.copy_(by_group(super_scale))
+
+
+def _pack_codes(code: Code, codes: Tensor, out: Planes) -> None:
+    quarters = codes.unbind(-2)  # four of [row_blocks, units, 16, words]
+    if code == Code.BYTE:
+        halves = [quarters[j] | quarters[j + 1] << 8 for j in (0, 2)]
+        out.words.copy_(torch.stack(halves, 2))
+        return
+    out.words.copy_(_joined([quarter & 15 for quarter in quarters], 4))
+    if code == Code.FIVE_BITS:
+        low, high = _joined([quarter >> 4 for quarter in quarters], 1).chunk(2, -1)
+        out.extra.copy_(low | high << 4)
+    elif code == Code.SIX_BITS:
+        out.extra.copy_(_joined([quarter >> 4 for quarter in quarters], 2))
+
+
+def _joined(fields: Sequence[Tensor], bits: int) -> Tensor:
+    """Fields above each other, the first lowest."""
+    joined = fields[0].clone()
+    for number, field in enumerate(fields[1:], 1):
+        joined |= field << bits * number
+    return joined
+
+
+def _pair(low: Tensor, high: Tensor) -> Tensor:
+    """Two float16 as one int32."""
+    return torch.stack([low, high], -1).view(torch.int32).squeeze(-1)
+
+
+def _small_pairs(type: GGMLType, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and minima as integers, [num_blocks, groups]."""
+    if type == GGMLType.Q2_K:
+        return blocks[:, :16] & 15, blocks[:, :16] >> 4
+    return k_scales(blocks[:, 4:16])
+
+
+def _byte_scales(type: GGMLType, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Signed scales [num_blocks, groups] and what multiplies them, float16 [num_blocks, 1].
+
+    The former are what the block's scales would be if the latter were 1.
+    """
+    start = {GGMLType.Q6_K: 208, GGMLType.Q3_K: 108, GGMLType.IQ4_XS: 0}[type]
+    super_scale = blocks[:, start : start + 2].contiguous().view(torch.float16)
+    ones = blocks.clone()
+    ones[:, start : start + 2] = torch.tensor([0, 0x3C], dtype=torch.uint8, device=blocks.device)  # 1.0
+    return parts(type, ones).scales.to(torch.int8), super_scale

@@ -1,0 +1,92 @@
+"""Which QuantMethod keeps a matrix: by its type, its shape and where it goes. Asked by `execution.weights`.
+
+The same answer serves loading and the memory plan, which knows matrices from a file's table only (`Matrix`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from engine.quantization import int4_op
+from engine.quantization.base import Dense, QuantMethod
+from engine.quantization.checkpoint import Destination
+from engine.quantization.int4_cpu import BYTE_TYPES, NIBBLE_TYPES, Int4Packed, Int8Packed
+from engine.quantization.packed import Packed, is_packable
+from engine.quantization.quantized_tensor import CheckpointMatrix, StoredType
+from engine.quantization.scheme import WeightScheme
+
+
+class StoredMatrix(Protocol):
+    """What the choice depends on; a CheckpointTensor and a QuantizedTensor have it."""
+
+    @property
+    def type(self) -> StoredType: ...
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def num_columns(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix as a file's table of tensors describes it."""
+
+    type: StoredType
+    num_rows: int
+    num_columns: int
+
+
+def method_of(matrix: StoredMatrix, destination: Destination) -> type[QuantMethod]:
+    """The method that keeps a matrix of this type and shape there."""
+    type = matrix.type
+    if isinstance(type, WeightScheme):
+        return Dense
+    if destination.device.type == "cpu":
+        return _cpu_method(matrix, destination)
+    return Packed if is_packable(type, matrix.num_rows, matrix.num_columns) else Dense
+
+
+def segments_from_checkpoint(tensors: Sequence[CheckpointMatrix], destination: Destination) -> tuple[QuantMethod, ...]:
+    """A Linear's matrices: one segment for each run of tensors that the same method keeps."""
+    return tuple(
+        method.from_checkpoint(tensors[start:stop], destination) for method, start, stop in _runs(tensors, destination)
+    )
+
+
+def segments_bytes(matrices: Sequence[StoredMatrix], destination: Destination) -> int:
+    """What `segments_from_checkpoint` will hold."""
+    return sum(
+        method.stored_bytes(
+            matrices[start].type,
+            sum(matrix.num_rows for matrix in matrices[start:stop]),
+            matrices[start].num_columns,
+            destination,
+        )
+        for method, start, stop in _runs(matrices, destination)
+    )
+
+
+def _cpu_method(matrix: StoredMatrix, destination: Destination) -> type[QuantMethod]:
+    # In float32, the measure that other paths are compared with, nothing is rounded.
+    is_packable = destination.dtype == torch.bfloat16 and matrix.num_columns % int4_op.GROUP == 0
+    if not is_packable or int4_op.layout() is None:
+        return Dense
+    if matrix.type in NIBBLE_TYPES:
+        return Int4Packed
+    return Int8Packed if matrix.type in BYTE_TYPES else Dense
+
+
+def _runs(matrices: Sequence[StoredMatrix], destination: Destination) -> Iterator[tuple[type[QuantMethod], int, int]]:
+    """(method, start, stop) of consecutive matrices that lie in one segment."""
+    methods = [method_of(matrix, destination) for matrix in matrices]
+    start = 0
+    for stop in range(1, len(matrices) + 1):
+        method = methods[start]
+        is_end = stop == len(matrices) or methods[stop] is not method
+        if is_end or not (method.mixes_types or matrices[stop].type == matrices[start].type):
+            yield method, start, stop
+            start = stop

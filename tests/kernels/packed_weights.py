@@ -1,0 +1,36 @@
+"""Packed matrices of random valid blocks, for tests of their kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.kernels.packed_weight import PackedWeight
+from engine.quantization.packed_format import FORMATS, empty_planes, pack, unit_words
+from modelfiles.gguf import BLOCK_LAYOUT, GGMLType
+
+HALVES: dict[GGMLType, tuple[int, ...]] = {
+    GGMLType.Q4_1: (0, 2), GGMLType.Q5_1: (0, 2), GGMLType.Q2_K: (80, 82), GGMLType.Q3_K: (108,),
+    GGMLType.Q4_K: (0, 2), GGMLType.Q5_K: (0, 2), GGMLType.Q6_K: (208,),
+}  # fmt: skip
+"""Where a block's float16 numbers begin, if not at 0 alone."""
+
+
+def random_blocks(type: GGMLType, num_rows: int, num_columns: int, device: torch.device) -> torch.Tensor:
+    """uint8 [num_rows, bytes_per_row]: any bits, with scales that a model could have."""
+    elements, num_bytes = BLOCK_LAYOUT[type]
+    blocks = torch.randint(0, 256, (num_rows * num_columns // elements, num_bytes), dtype=torch.uint8, device=device)
+    for start in HALVES.get(type, (0,)):
+        halves = (torch.rand(len(blocks), 1, device=device) * 0.01 + 0.001).half()
+        blocks[:, start : start + 2] = halves.view(torch.uint8)
+    return blocks.view(num_rows, -1)
+
+
+def packed(type: GGMLType, raw: torch.Tensor, num_columns: int) -> PackedWeight:
+    """Rows of a file, packed."""
+    format, num_rows = FORMATS[type], len(raw)
+    planes = empty_planes(format, num_rows, num_columns, raw.device)
+    pack(type, raw, num_columns, planes)
+    return PackedWeight(
+        *planes.tensors, num_rows, num_columns, unit_words(num_columns), format.code, format.zero, format.scale,
+        format.group,
+    )  # fmt: skip
