@@ -88,7 +88,8 @@ def test_greedy_text_is_that_of_the_expanded_model(name: str, tmp_path: Path) ->
 
 def test_progress_ends_at_the_total(originals: Callable[[str], Path]) -> None:
     seen: list[tuple[int, int]] = []
-    load(originals("gptq-v2-8-bits-whole-rows-spare-biases"), seen)
+    runner = load(originals("gptq-v2-8-bits-whole-rows-spare-biases"), seen)
+    assert runner.ready.weights_bytes == runner.decoder.weights.num_bytes, "spare biases are not planned for"
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
 
