@@ -16,8 +16,10 @@ from engine.architectures import BY_NAME
 from engine.config_fields import ConfigError
 from engine.config_gguf import TensorData, TensorInfo, fields_from_gguf
 from engine.config_hf import fields_from_hf
+from engine.quantization.checkpoint_config import StoredQuantization, read_quantization
 from engine.rope import Rope
 from modelfiles.gguf import open_shards
+from modelfiles.quantized_weights import find_quantization, quantization_level
 from modelfiles.safetensors import SafetensorsModel
 from modelfiles.source import ModelSource
 
@@ -81,7 +83,9 @@ class ModelConfig:
     """Ids that the files call an end; Tokenizer.eos_ids adds those that are known by their text."""
     num_parameters: int = 0
     quantization: str = "unknown"
-    """As users know it: "F32", "F16", "BF16", "Q4_K_M", "AWQ", ..."""
+    """As users know it: "F32", "F16", "BF16", "Q4_K_M", "AWQ-INT4", ..."""
+    stored_quantization: StoredQuantization | None = None
+    """How a safetensors checkpoint keeps its matrices, where they are quantised; a GGUF file's tensors say it each."""
 
     def __post_init__(self) -> None:
         if self.architecture not in BY_NAME:
@@ -192,6 +196,14 @@ class ModelConfig:
             if config is None:
                 raise ConfigError("config.json is missing; safetensors weights cannot be loaded without it")
             found = cls.from_hf(config, _read_json(source, "generation_config.json"))
+            # None in config.json: an older tool may have left a file of its own.
+            if found.stored_quantization is None and (described := find_quantization(source, config)):
+                quantization, label = described
+                return replace(
+                    found,
+                    quantization=quantization_level(quantization),
+                    stored_quantization=read_quantization(quantization, label),
+                )
             return found if found.quantization != "unknown" else replace(found, quantization=_stored_dtype(source))
         with open_shards(source.gguf_files) as model:
             return cls.from_gguf(model.metadata, model.tensors, model.data)

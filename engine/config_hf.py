@@ -21,7 +21,10 @@ from engine.config_fields import (
     ConfigError,
     Fields,
 )
+from engine.quantization.checkpoint_config import StoredQuantization, read_quantization
 from engine.rope import Rope, longrope_attention_factor, yarn_attention_factor
+from modelfiles.quantized_weights import KEY as QUANTIZATION_KEY
+from modelfiles.quantized_weights import quantization_level
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -82,6 +85,7 @@ def fields_from_hf(config: Mapping[str, Any], generation_config: Mapping[str, An
         "bos_token_id": next(iter(f.token_ids("bos_token_id", vocab_size)), None),
         "eos_token_ids": _eos_token_ids(f, generation_config, vocab_size),
         "quantization": _quantization(f),
+        "stored_quantization": _stored_quantization(f),
     }
 
 
@@ -167,11 +171,15 @@ def _eos_token_ids(f: Fields, generation_config: Mapping[str, Any], vocab_size: 
 
 
 def _quantization(f: Fields) -> str:
-    method = f.mapping("quantization_config").text("quant_method", default="")
-    if method:
-        return method.upper()
+    if quantization := f.mapping(QUANTIZATION_KEY).values:
+        return quantization_level(quantization)
     dtype = f.text("dtype" if f.has("dtype") else "torch_dtype", default="unknown").removeprefix("torch.")
     return DTYPES.get(dtype, dtype)
+
+
+def _stored_quantization(f: Fields) -> StoredQuantization | None:
+    quantization = f.mapping(QUANTIZATION_KEY)
+    return read_quantization(quantization.values, quantization.label) if quantization.values else None
 
 
 def _ropes(f: Fields, row: Architecture, head_dim: int, max_positions: int) -> tuple[Rope, Rope | None]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelfiles.gguf import GGUFModel, open_shards
+from modelfiles.quantized_weights import find_quantization, num_weights, packed_bits, quantization_level
 from modelfiles.safetensors import SafetensorsModel
 from modelfiles.source import ModelSource
 from registry.errors import CreateError
@@ -65,7 +66,9 @@ def model_facts(source: ModelSource) -> ModelFacts:
         with open_shards(source.gguf_files) as gguf:
             return _gguf_facts(gguf)
     with SafetensorsModel.open(source.files) as tensors:
-        return _safetensors_facts(_config(source), tensors)
+        config = _config(source)
+        found = find_quantization(source, config)
+        return _safetensors_facts(config, found[0] if found else None, tensors)
 
 
 def human_number(number: int) -> str:
@@ -110,20 +113,22 @@ def _config(source: ModelSource) -> dict[str, Any]:
     return config
 
 
-def _safetensors_facts(config: dict[str, Any], model: SafetensorsModel) -> ModelFacts:
+def _safetensors_facts(
+    config: dict[str, Any], quantization: dict[str, Any] | None, model: SafetensorsModel
+) -> ModelFacts:
     family = config.get("model_type")
     if not isinstance(family, str) or not family:
         raise CreateError("config.json has no model_type that is a text")
     bytes_of: Counter[str] = Counter()
     num_parameters = 0
+    bits = packed_bits(quantization) if quantization else 0
     for tensor in model.tensors.values():
-        num_parameters += math.prod(tensor.shape)
+        num_parameters += num_weights(tensor.name, tensor.shape, bits) if quantization else math.prod(tensor.shape)
         bytes_of[tensor.dtype] += tensor.num_bytes
     if not bytes_of:
         raise CreateError("the safetensors files have no tensors")
     dtype = bytes_of.most_common(1)[0][0]
-    quantization = config.get("quantization_config")
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    level = quantization_level(quantization) if quantization else ""
     # Models that also see or hear keep their language model's numbers one level down.
     inner = config.get("text_config")
     numbers = inner if isinstance(inner, dict) else config
@@ -131,7 +136,7 @@ def _safetensors_facts(config: dict[str, Any], model: SafetensorsModel) -> Model
         format="safetensors",
         family=family,
         num_parameters=num_parameters,
-        file_type=method.upper() if isinstance(method, str) else DTYPE_NAMES.get(dtype, dtype),
+        file_type=level or DTYPE_NAMES.get(dtype, dtype),
         context_length=_positive(numbers, "max_position_embeddings", "config.json"),
         embedding_length=_positive(numbers, "hidden_size", "config.json"),
     )

@@ -98,7 +98,7 @@ class ModelRunner:
         memory = device_memory(device)
         load = structs.replace(load, max_num_seqs=choose_max_num_seqs(load.max_num_seqs, memory))
         with torch.inference_mode(), Checkpoint.open(source, config, on_progress) as checkpoint:
-            checkpoint.check(config)
+            checkpoint.check()
             table = WeightTable.of(checkpoint, config)
             is_packed = table.packed_share(device, torch.bfloat16) > 0.5
             dtype = choose_dtype(load.dtype, device, config.num_parameters, is_packed=is_packed)

@@ -51,7 +51,12 @@ class WeightTable:
         """The table of a checkpoint that `check` has seen."""
         names, present = checkpoint.names, checkpoint.tensors
         outer = ["embedding"] if config.tie_word_embeddings else ["embedding", "head"]
-        vectors = [planned for planned in tensor_plan(config, names, present) if len(planned.shape) == 1]
+        # Not what a quantised matrix consists of, which may be vectors too, nor biases of zeros.
+        vectors = [
+            planned
+            for planned in tensor_plan(config, names, present)
+            if len(planned.shape) == 1 and planned.name.endswith((".weight", ".bias")) and not planned.is_optional
+        ]
         num_biases = sum(math.prod(vector.shape) for vector in vectors if vector.name.endswith(".bias"))
         return cls(
             outer=tuple((checkpoint.matrix(role),) for role in outer),

@@ -7,7 +7,7 @@ at before the first byte of one is read (`models.tensor_plan`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -26,12 +26,17 @@ from engine.models.tensor_plan import (
     TensorPlanError,
     check_table,
     gate_up_roles,
+    matrix_shape,
     open_weights,
+    present_suffix,
     qkv_roles,
+    scheme_parts,
+    stored_scheme,
     type_name,
 )
 from engine.quantization.base import QuantMethod
 from engine.quantization.checkpoint import CheckpointTensor, Destination
+from engine.quantization.quantized_tensor import CheckpointMatrix, FilePart, QuantizedTensor, QuantizedTensorError
 from engine.quantization.selection import Matrix, segments_from_checkpoint
 from modelfiles.gguf import GGMLType, GGUFModel
 from modelfiles.safetensors import SafetensorsModel
@@ -45,7 +50,14 @@ OnProgress = Callable[[int, int], None]
 class Checkpoint(AbstractContextManager["Checkpoint"]):
     """An open checkpoint of either format; counts what was taken."""
 
-    def __init__(self, file: GGUFModel | SafetensorsModel, names: TensorNames, on_progress: OnProgress | None) -> None:
+    def __init__(
+        self,
+        file: GGUFModel | SafetensorsModel,
+        config: ModelConfig,
+        names: TensorNames,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.config = config
         self.names = names
         self.tensors: dict[str, StoredTensor] = {**file.tensors}
         self._file = file
@@ -62,21 +74,34 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         file = open_weights(source)
         is_gguf = source.format == "gguf"
         names = TensorNames.detect(file.tensors, is_gguf=is_gguf, has_post_norms=config.post_norms)
-        return cls(file, names, on_progress)
+        return cls(file, config, names, on_progress)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._file.close()
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self) -> None:
         """
         Raises:
             WeightsError: tensors are missing, superfluous, misshapen or of an unknown type.
         """
         try:
-            check_table(config, self.names, self.tensors)
+            check_table(self.config, self.names, self.tensors)
         except TensorPlanError as error:
+            raise WeightsError(str(error)) from error
+
+    def check_values(self) -> None:
+        """Looks at the small tensors that go with quantised matrices.
+
+        Raises:
+            WeightsError: one holds what it cannot.
+        """
+        if self.config.stored_quantization is None:
+            return
+        try:
+            self._check_quantized()
+        except QuantizedTensorError as error:
             raise WeightsError(str(error)) from error
 
     def take(
@@ -97,9 +122,63 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
 
     def matrix(self, role: str, layer: int | None = None) -> Matrix:
         """What the table says of a matrix that `check` has seen."""
+        scheme = stored_scheme(self.config, self.names, self.tensors, role, layer)
+        if scheme is not None:
+            return Matrix(scheme, *matrix_shape(self.config, role))
         tensor = self.tensors[self.names.name(role, layer)]
         num_rows, num_columns = tensor.shape
         return Matrix(GGMLType[type_name(tensor)], num_rows, num_columns)
+
+    def take_matrix(
+        self, role: str, layer: int | None = None, *, row_order: tuple[int, ...] | None = None
+    ) -> CheckpointMatrix:
+        """A matrix that `check` has seen, quantised or not."""
+        matrix = self._quantized(role, layer)
+        if matrix is None:
+            return self.take(role, layer, row_order=row_order)
+        self._taken_bytes += sum(len(part.data) for part in matrix.parts.values())
+        return matrix
+
+    def take_spare_bias(self, role: str, layer: int | None) -> None:
+        """Counts a bias of zeros, which a quantising tool added to a model without biases, as read."""
+        if tensor := self.tensors.get(self.names.name(role, layer, "bias")):
+            self._taken_bytes += tensor.num_bytes
+
+    def _check_quantized(self) -> None:
+        for role, layer, has_bias in self._matrices():
+            if (matrix := self._quantized(role, layer)) is not None:
+                matrix.check()
+            name = self.names.name(role, layer, "bias")
+            if not has_bias and name in self.tensors and any(self._file.data(name)):
+                raise WeightsError(
+                    f'the tensor "{name}" is a bias that is not zero, but the configuration has none; running without '
+                    "it would give wrong answers"
+                )
+
+    def _matrices(self) -> Iterator[tuple[str, int | None, bool]]:
+        """(role, layer, whether it has a bias)"""
+        config = self.config
+        if not config.tie_word_embeddings:
+            yield "head", None, False
+        for layer in range(config.num_layers):
+            yield from ((role, layer, config.qkv_bias) for role in qkv_roles(self.names, self.tensors, layer))
+            yield "attention_output", layer, config.output_bias
+            yield from ((role, layer, config.mlp_bias) for role in gate_up_roles(self.names, self.tensors, layer))
+            yield "down", layer, config.mlp_bias
+
+    def _quantized(self, role: str, layer: int | None) -> QuantizedTensor | None:
+        names, tensors = self.names, self.tensors
+        scheme = stored_scheme(self.config, names, tensors, role, layer)
+        if scheme is None:
+            return None
+        module = names.module(role, layer)
+        parts = {}
+        for part in scheme_parts(scheme, self.config, names, role, layer):
+            suffix = present_suffix(part, module, tensors)
+            if tensor := tensors.get(f"{module}.{suffix}"):
+                data = self._file.data(tensor.name)
+                parts[suffix] = FilePart(tensor.name, type_name(tensor), tuple(tensor.shape), data)
+        return QuantizedTensor(module, scheme, *matrix_shape(self.config, role), parts)
 
     def report_progress(self) -> None:
         """What was taken has been read."""
@@ -124,7 +203,8 @@ def load_weights(
     Raises:
         WeightsError: tensors are missing, superfluous, misshapen or of an unknown type; or a file cannot be read.
     """
-    checkpoint.check(config)
+    checkpoint.check()
+    checkpoint.check_values()
     with ExitStack() as stack:
         staging = stack.enter_context(Staging(device)) if device.type == "cuda" else None
         loader = _Loader(checkpoint, config, Destination(device, dtype, staging), offloaded)
@@ -139,7 +219,7 @@ def load_weights(
     )
 
 
-def layer_roles(names: TensorNames, present: Container[str], layer: int) -> tuple[tuple[str, ...], ...]:
+def layer_roles(names: TensorNames, present: Mapping[str, StoredTensor], layer: int) -> tuple[tuple[str, ...], ...]:
     """Roles of the matrices of each Linear of a layer: qkv, attention_output, gate_up and down."""
     return qkv_roles(names, present, layer), ("attention_output",), gate_up_roles(names, present, layer), ("down",)
 
@@ -187,11 +267,14 @@ class _Loader:
 
     def linear(self, roles: Sequence[str], layer: int | None = None, *, bias: bool = False) -> Linear:
         """A projection fused from the matrices of these roles, one below the other."""
-        tensors = [self.checkpoint.take(role, layer, row_order=self.orders.get(role)) for role in roles]
+        tensors = [self.checkpoint.take_matrix(role, layer, row_order=self.orders.get(role)) for role in roles]
         fused_bias = None
         if bias:
             biases = [self._expand(self.checkpoint.take(role, layer, "bias"), self.orders.get(role)) for role in roles]
             fused_bias = torch.cat(biases).to(self.destination.dtype)
+        else:
+            for role in roles:
+                self.checkpoint.take_spare_bias(role, layer)
         linear = Linear(self._segments(tensors, layer), fused_bias)
         self.num_bytes += linear.num_bytes
         return linear
@@ -204,7 +287,7 @@ class _Loader:
         self.num_bytes += weight.nbytes
         return weight
 
-    def _segments(self, tensors: Sequence[CheckpointTensor], layer: int | None) -> tuple[QuantMethod, ...]:
+    def _segments(self, tensors: Sequence[CheckpointMatrix], layer: int | None) -> tuple[QuantMethod, ...]:
         destination = replace(self.destination, is_offloaded=layer is not None and layer in self.offloaded)
         segments = segments_from_checkpoint(tensors, destination)
         self.checkpoint.report_progress()

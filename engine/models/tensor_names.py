@@ -10,9 +10,11 @@ Source: transformers models/*/modeling_*.py; llama.cpp gguf-py/gguf/constants.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+
+from modelfiles.quantized_weights import ACTIVATION_SCALES, PACKED
 
 GLOBAL_ROLES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -55,6 +57,8 @@ HF_IGNORED = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
 """Endings of buffers that old checkpoints saved beside their weights."""
 HF_IGNORED_PARTS = ("vision_tower.", "multi_modal_projector.", "embed_vision.")
 """Parts of a multimodal checkpoint that text does not need."""
+MATRIX_SUFFIXES = ("weight", *PACKED)
+"""Last parts of the name of what holds a matrix's elements."""
 GGUF_IGNORED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Read by engine.config."""
 
@@ -70,18 +74,27 @@ class TensorNames:
 
     def name(self, role: str, layer: int | None = None, suffix: str = "weight") -> str:
         """The tensor's name: of a role of GLOBAL_ROLES without `layer`, else of LAYER_ROLES."""
+        return f"{self.module(role, layer)}.{suffix}"
+
+    def module(self, role: str, layer: int | None = None) -> str:
+        """What the names of a role's tensors begin with."""
         if layer is None:
             base = GLOBAL_ROLES[role][self.is_gguf]
         else:
             roles = {**LAYER_ROLES, **POST_NORM_ROLES} if self.has_post_norms else LAYER_ROLES
             base = ("model.layers.{}.{}", "blk.{}.{}")[self.is_gguf].format(layer, roles[role][self.is_gguf])
-        return f"{self._with_prefix(base)}.{suffix}"
+        return self._with_prefix(base)
+
+    def has_matrix(self, role: str, layer: int | None, present: Container[str]) -> bool:
+        """Whether a matrix is there, quantised or not."""
+        return any(self.name(role, layer, suffix) in present for suffix in MATRIX_SUFFIXES)
 
     def is_ignored(self, name: str) -> bool:
         """Whether a tensor that plays no role may be there all the same."""
         if self.is_gguf:
             return name in GGUF_IGNORED
-        return name.endswith(HF_IGNORED) or any(part in name for part in HF_IGNORED_PARTS)
+        is_of_activations = name.rpartition(".")[2] in ACTIVATION_SCALES
+        return is_of_activations or name.endswith(HF_IGNORED) or any(part in name for part in HF_IGNORED_PARTS)
 
     def _with_prefix(self, base: str) -> str:
         if self.prefix == "model.language_model.":

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
-from engine.quantization.checkpoint import CheckpointTensor, Destination
-from modelfiles.gguf import GGMLType
+from engine.quantization.checkpoint import Destination
+from engine.quantization.quantized_tensor import CheckpointMatrix, StoredType
 
 Tensor = torch.Tensor
 
@@ -33,16 +33,17 @@ class QuantMethod(ABC):
 
     @classmethod
     @abstractmethod
-    def from_checkpoint(cls, tensors: Sequence[CheckpointTensor], destination: Destination) -> QuantMethod:
+    def from_checkpoint(cls, tensors: Sequence[Any], destination: Destination) -> QuantMethod:
         """The tensors' rows below each other; all have the same number of columns
-        and, unless it mixes them, the same type.
+        and, unless it mixes them, the same type. They are of the class and the types for which `selection` takes the
+        method: CheckpointTensor or QuantizedTensor.
 
         With a stager, the values are there when it has finished.
         """
 
     @classmethod
     @abstractmethod
-    def stored_bytes(cls, type: GGMLType, num_rows: int, num_columns: int, destination: Destination) -> int:
+    def stored_bytes(cls, type: Any, num_rows: int, num_columns: int, destination: Destination) -> int:
         """`num_bytes` of what `from_checkpoint` will make, so that memory is planned before anything is read."""
 
     @abstractmethod
@@ -78,7 +79,7 @@ class Dense(QuantMethod):
         self.dtype = weight.dtype
 
     @classmethod
-    def from_checkpoint(cls, tensors: Sequence[CheckpointTensor], destination: Destination) -> Dense:
+    def from_checkpoint(cls, tensors: Sequence[CheckpointMatrix], destination: Destination) -> Dense:
         num_rows, num_columns = sum(tensor.num_rows for tensor in tensors), tensors[0].num_columns
         stager = destination.stager
         if stager is None and destination.dtype == torch.float32:
@@ -96,7 +97,7 @@ class Dense(QuantMethod):
         return cls(weight)
 
     @classmethod
-    def stored_bytes(cls, type: GGMLType, num_rows: int, num_columns: int, destination: Destination) -> int:
+    def stored_bytes(cls, type: StoredType, num_rows: int, num_columns: int, destination: Destination) -> int:
         return num_rows * num_columns * destination.dtype.itemsize
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Dense:

@@ -13,17 +13,18 @@ import torch
 
 from engine.quantization import int4_op
 from engine.quantization.base import Dense, QuantMethod
-from engine.quantization.checkpoint import CheckpointTensor, Destination
+from engine.quantization.checkpoint import Destination
 from engine.quantization.int4_cpu import BYTE_TYPES, NIBBLE_TYPES, Int4Packed, Int8Packed
 from engine.quantization.packed import Packed, is_packable
-from modelfiles.gguf import GGMLType
+from engine.quantization.quantized_tensor import CheckpointMatrix, StoredType
+from engine.quantization.scheme import WeightScheme
 
 
 class StoredMatrix(Protocol):
-    """What the choice depends on; a CheckpointTensor has it."""
+    """What the choice depends on; a CheckpointTensor and a QuantizedTensor have it."""
 
     @property
-    def type(self) -> GGMLType: ...
+    def type(self) -> StoredType: ...
     @property
     def num_rows(self) -> int: ...
     @property
@@ -34,19 +35,22 @@ class StoredMatrix(Protocol):
 class Matrix:
     """A matrix as a file's table of tensors describes it."""
 
-    type: GGMLType
+    type: StoredType
     num_rows: int
     num_columns: int
 
 
 def method_of(matrix: StoredMatrix, destination: Destination) -> type[QuantMethod]:
     """The method that keeps a matrix of this type and shape there."""
+    type = matrix.type
+    if isinstance(type, WeightScheme):
+        return Dense
     if destination.device.type == "cpu":
         return _cpu_method(matrix, destination)
-    return Packed if is_packable(matrix.type, matrix.num_rows, matrix.num_columns) else Dense
+    return Packed if is_packable(type, matrix.num_rows, matrix.num_columns) else Dense
 
 
-def segments_from_checkpoint(tensors: Sequence[CheckpointTensor], destination: Destination) -> tuple[QuantMethod, ...]:
+def segments_from_checkpoint(tensors: Sequence[CheckpointMatrix], destination: Destination) -> tuple[QuantMethod, ...]:
     """A Linear's matrices: one segment for each run of tensors that the same method keeps."""
     return tuple(
         method.from_checkpoint(tensors[start:stop], destination) for method, start, stop in _runs(tensors, destination)

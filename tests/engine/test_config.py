@@ -216,7 +216,8 @@ def test_end_tokens_of_both_files_count() -> None:
         ({}, "BF16"),
         ({"torch_dtype": "torch.float16"}, "F16"),
         ({"torch_dtype": None}, "unknown"),
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "AWQ"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "AWQ-INT4"),
+        ({"quantization_config": {}}, "BF16"),
     ],
 )
 def test_quantization_of_safetensors(changes: dict[str, Any], quantization: str) -> None:
@@ -527,6 +528,8 @@ def test_real_configurations(data_dir: Path) -> None:
         config, generation = (
             json.loads((folder / file).read_text()) for file in ("config.json", "generation_config.json")
         )
+        if config.pop("quantization_config", None):  # in one, it is bitsandbytes'
+            assert name == "Llama-3.1-8B-Instruct"
         found = ModelConfig.from_hf(config, generation)
         assert (found.architecture, found.num_parameters, found.rope.scaling, found.eos_token_ids) == (
             architecture,

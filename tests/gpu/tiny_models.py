@@ -65,7 +65,8 @@ def random_weights(config: ModelConfig) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     names = TensorNames(is_gguf=False, has_post_norms=config.post_norms)
     # What tells the plan whether projections are fused.
-    present = {names.name("qkv" if config.fused_projections else "gate", layer) for layer in range(config.num_layers)}
+    fused = "qkv" if config.fused_projections else "gate"
+    present: dict[str, Any] = {names.name(fused, layer): None for layer in range(config.num_layers)}
     weights = {}
     for planned in tensor_plan(config, names, present):
         noise = 0.2 * torch.randn(planned.shape, generator=generator)

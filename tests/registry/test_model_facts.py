@@ -88,7 +88,10 @@ def test_weights_without_tensors_are_no_model(tmp_path: Path) -> None:
     ("config", "file_type", "context_length"),
     [
         (CONFIG, "BF16", 128),
-        (CONFIG | {"quantization_config": {"quant_method": "awq"}}, "AWQ", 128),
+        (CONFIG | {"quantization_config": {"quant_method": "awq"}}, "AWQ-INT4", 128),
+        (CONFIG | {"quantization_config": {"quant_method": "gptq"}}, "GPTQ", 128),
+        (CONFIG | {"quantization_config": {"quant_method": "bitsandbytes", "bits": 4}}, "BITSANDBYTES", 128),
+        (CONFIG | {"quantization_config": {"quant_method": "compressed-tensors"}}, "COMPRESSED-TENSORS", 128),
         (CONFIG | {"quantization_config": {"quant_method": 4}}, "BF16", 128),
         (CONFIG | {"quantization_config": "awq"}, "BF16", 128),
         (CONFIG | {"text_config": {"max_position_embeddings": 256, "hidden_size": 8}}, "BF16", 256),
