@@ -14,7 +14,8 @@ from collections.abc import Callable
 import torch
 
 from engine.quantization import gguf_k_encoders
-from engine.quantization.scale_search import signed_extreme
+from engine.quantization.gguf_blocks import IQ4_VALUES
+from engine.quantization.scale_search import TINY, signed_extreme
 from modelfiles.gguf import BLOCK_LAYOUT, GGMLType
 
 Tensor = torch.Tensor
@@ -142,6 +143,28 @@ def _q8_0(x: Tensor) -> Tensor:
     return torch.cat([half_bytes(scale), levels.view(torch.uint8)], dim=1)
 
 
+def _iq4_nl(x: Tensor) -> Tensor:
+    """16 uneven values: rows of Q2_K and Q3_K that are no multiple of 256 become this. Searched as the K-quants are."""
+    values = torch.tensor(IQ4_VALUES, dtype=torch.float32, device=x.device)
+    borders = (values[1:] + values[:-1]) / 2
+    extreme = signed_extreme(x)
+    is_zero = extreme.abs() < TINY
+    weights = x * x
+    scale, best = torch.zeros_like(extreme), torch.full_like(extreme, -1)
+    for step in (0, *range(-7, 0), *range(1, 8)):
+        inverse = torch.where(is_zero, 0, (values[0] + step) / extreme)
+        level = values[torch.bucketize(x * inverse, borders)]
+        sum_lx = (weights * x * level).sum(1, keepdim=True)
+        sum_ll = (weights * level * level).sum(1, keepdim=True)
+        fitted = sum_lx / torch.where(sum_ll > 0, sum_ll, 1)
+        is_better = (sum_ll > 0) & (fitted * sum_lx > best)
+        best = torch.where(is_better, fitted * sum_lx, best)
+        scale = torch.where(is_better, fitted, scale)
+    scale = torch.where(is_zero, 0, scale)
+    levels = torch.bucketize(x * _inverse(scale.half().float()), borders).to(torch.uint8)
+    return torch.cat([half_bytes(scale), _nibbles(levels)], dim=1)
+
+
 ENCODERS: dict[GGMLType, Encoder] = {
     GGMLType.F32: _f32,
     GGMLType.F16: half_bytes,
@@ -151,6 +174,7 @@ ENCODERS: dict[GGMLType, Encoder] = {
     GGMLType.Q5_0: _q5_0,
     GGMLType.Q5_1: _q5_1,
     GGMLType.Q8_0: _q8_0,
+    GGMLType.IQ4_NL: _iq4_nl,
     GGMLType.Q2_K: gguf_k_encoders.q2_k,
     GGMLType.Q3_K: gguf_k_encoders.q3_k,
     GGMLType.Q4_K: gguf_k_encoders.q4_k,
@@ -164,6 +188,7 @@ MAX_VALUES: dict[GGMLType, float] = {
     GGMLType.Q4_0: 8 * MAX_HALF,
     GGMLType.Q5_0: 16 * MAX_HALF,
     GGMLType.Q8_0: 127 * MAX_HALF,
+    GGMLType.IQ4_NL: 113 * MAX_HALF,
 }
 """Largest magnitude that each format's scale reaches; MAX_HALF, which is below that of the others, where none is given.
 """
