@@ -26,6 +26,9 @@ FILE_TYPE_NAMES = (
 FILE_TYPES = dict(enumerate(FILE_TYPE_NAMES.split()))
 """general.file_type -> what people call it; source: enum llama_ftype in llama.h. "-" are formats that were removed."""
 
+SCALE_ENDINGS = ("_scale", "_scale_inv")
+"""Tensors beside quantised weights, which nobody counts as parameters."""
+
 DTYPE_NAMES = {"F8_E4M3": "FP8", "F8_E5M2": "FP8"}
 """safetensors dtypes that people call otherwise."""
 
@@ -117,13 +120,12 @@ def _safetensors_facts(config: dict[str, Any], model: SafetensorsModel) -> Model
     bytes_of: Counter[str] = Counter()
     num_parameters = 0
     for tensor in model.tensors.values():
-        num_parameters += math.prod(tensor.shape)
+        if not tensor.name.endswith(SCALE_ENDINGS):
+            num_parameters += math.prod(tensor.shape)
         bytes_of[tensor.dtype] += tensor.num_bytes
     if not bytes_of:
         raise CreateError("the safetensors files have no tensors")
     dtype = bytes_of.most_common(1)[0][0]
-    quantization = config.get("quantization_config")
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     # Models that also see or hear keep their language model's numbers one level down.
     inner = config.get("text_config")
     numbers = inner if isinstance(inner, dict) else config
@@ -131,10 +133,24 @@ def _safetensors_facts(config: dict[str, Any], model: SafetensorsModel) -> Model
         format="safetensors",
         family=family,
         num_parameters=num_parameters,
-        file_type=method.upper() if isinstance(method, str) else DTYPE_NAMES.get(dtype, dtype),
+        file_type=_quantization(config.get("quantization_config")) or DTYPE_NAMES.get(dtype, dtype),
         context_length=_positive(numbers, "max_position_embeddings", "config.json"),
         embedding_length=_positive(numbers, "hidden_size", "config.json"),
     )
+
+
+def _quantization(config: object) -> str:
+    """What a quantization_config is called: its method, or the type that compressed-tensors holds; "" for none."""
+    method = config.get("quant_method") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(method, str):
+        return ""
+    if method == "compressed-tensors":
+        try:
+            weights = next(iter(config["config_groups"].values()))["weights"]
+            return {"int": "INT", "float": "FP"}[weights["type"]] + str(int(weights["num_bits"]))
+        except (KeyError, TypeError, ValueError, AttributeError, StopIteration):
+            return method.upper()
+    return method.upper()
 
 
 def _positive(values: Mapping[str, Any], key: str, where: str) -> int:

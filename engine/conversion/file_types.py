@@ -144,7 +144,7 @@ GGUF_FILE_TYPES: Mapping[str, FileType] = MappingProxyType(
     }
 )
 
-SAFETENSORS_FILE_TYPES = ("fp8", "int8")
+SAFETENSORS_FILE_TYPES = ("FP8", "INT8")
 """Made of safetensors and kept in them; each output row has a scale of its own."""
 
 ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
@@ -162,7 +162,7 @@ LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 
 
 def parse_file_type(text: str) -> str:
-    """A type's name as it is shown, from what a person wrote: "q4_k_m" -> "Q4_K_M", "FP8" -> "fp8".
+    """A type's name as it is shown, from what a person wrote: "q4_k_m" -> "Q4_K_M", "fp8" -> "FP8".
 
     Raises:
         FileTypeError: there is none of this name.
@@ -171,8 +171,8 @@ def parse_file_type(text: str) -> str:
     key = ALIASES.get(key, key)
     if key in GGUF_FILE_TYPES:
         return GGUF_FILE_TYPES[key].name
-    if key in SAFETENSORS_FILE_TYPES:
-        return key
+    if key.upper() in SAFETENSORS_FILE_TYPES:
+        return key.upper()
     known = ", ".join([*(row.name for row in GGUF_FILE_TYPES.values()), *SAFETENSORS_FILE_TYPES])
     raise FileTypeError(f"unsupported quantization type {text[:40]} - supported types are {known}")
 

@@ -22,7 +22,7 @@ from engine.text.parts import TokenizerParts
 from engine.text.pre_tokenizers import PRE_TOKENIZERS
 from engine.text.sentencepiece_model import read_sentencepiece_model
 from engine.text.tokenizer import Tokenizer
-from engine.text.vocabulary import BYTE_TOKEN, TokenizerError, TokenType
+from engine.text.vocabulary import BYTE_TOKEN, TokenType
 from modelfiles.gguf import GGUFType, GGUFValue
 from modelfiles.source import ModelSource
 
@@ -39,7 +39,11 @@ PROBES = (
 ADDED_SCORE = -1000.0
 """What llama.cpp's converter writes for tokens outside the trained vocabulary; they are found as they are spelled."""
 END_KEYS = ("eot_token_id", "eom_token_id")
-TYPES = {f"{PREFIX}token_type": GGUFType.INT32, f"{PREFIX}scores": GGUFType.FLOAT32}
+TYPES = {
+    f"{PREFIX}token_type": GGUFType.INT32,
+    f"{PREFIX}scores": GGUFType.FLOAT32,
+    f"{PREFIX}merges": GGUFType.STRING,
+}
 
 
 @dataclass
@@ -83,10 +87,7 @@ def vocabulary_metadata(source: ModelSource, num_rows: int, end_ids: Sequence[in
 
 
 def _encodes_alike(metadata: Mapping[str, GGUFValue], wanted: Tokenizer) -> bool:
-    try:
-        tokenizer = Tokenizer.from_gguf(metadata)
-    except TokenizerError:
-        return False
+    tokenizer = Tokenizer.from_gguf(metadata)
     return all(
         tokenizer.encode(probe, parse_special=False) == wanted.encode(probe, parse_special=False) for probe in PROBES
     )

@@ -53,7 +53,7 @@ class RowType:
 
 
 ROW_TYPES: dict[str, RowType] = {
-    "fp8": RowType(
+    "FP8": RowType(
         "F8_E4M3",
         torch.float8_e4m3fn,
         448.0,
@@ -64,7 +64,7 @@ ROW_TYPES: dict[str, RowType] = {
             "ignored_layers": ["lm_head"],
         },
     ),
-    "int8": RowType(
+    "INT8": RowType(
         "I8",
         torch.int8,
         127.0,
@@ -98,7 +98,7 @@ def write_quantized_safetensors(
     """Writes the weights and config.json into `folder`, each whole or not at all.
 
     Args:
-        file_type: "fp8" or "int8".
+        file_type: "FP8" or "INT8".
         on_progress: called with the bytes read and the bytes of all tensors.
 
     Raises:

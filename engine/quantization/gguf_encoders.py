@@ -151,8 +151,9 @@ def _iq4_nl(x: Tensor) -> Tensor:
     is_zero = extreme.abs() < TINY
     weights = x * x
     scale, best = torch.zeros_like(extreme), torch.full_like(extreme, -1)
-    for step in (0, *range(-7, 0), *range(1, 8)):
-        inverse = torch.where(is_zero, 0, (values[0] + step) / extreme)
+    # The extreme becomes about -127; or it is beyond the other end, 113.
+    for reach in (-IQ4_VALUES[0], *range(IQ4_VALUES[0] - 7, IQ4_VALUES[0] + 8)):
+        inverse = torch.where(is_zero, 0, reach / extreme)
         level = values[torch.bucketize(x * inverse, borders)]
         sum_lx = (weights * x * level).sum(1, keepdim=True)
         sum_ll = (weights * level * level).sum(1, keepdim=True)

@@ -1,10 +1,11 @@
 """The K-quants: float32 [num_blocks, 256] -> blocks of two levels, whose groups' scales are quantised, too.
 
 Groups of 16 or 32 get a scale each by `scale_search`; the block keeps them in 4, 6 or 8 bits beside one float16 (or
-two, where groups have a minimum). Levels are chosen last, by the scales as they will be read back. The layouts are
-described where they are read, in `gguf_blocks`. Called by `gguf_encoders`.
+two, where groups have a minimum). Whatever is chosen is chosen by what will be read back before it: scales by the
+float16, levels by the scales. The layouts are described where they are read, in `gguf_blocks`. Called by
+`gguf_encoders`.
 
-Source: quantize_row_q*_K_ref of ggml-quants.c (llama.cpp).
+Source: quantize_row_q*_K_ref of ggml-quants.c (llama.cpp), which chooses the scales by the factor before it is rounded.
 """
 
 from __future__ import annotations
@@ -87,20 +88,20 @@ def _packed_six_bits(scales: Tensor, minima: Tensor) -> Tensor:
 
 def _shared(values: Tensor, max_level: int) -> tuple[Tensor, Tensor]:
     """Values from 0 up [n, groups] -> the factor as it will be read back [n, 1], and levels 0 to max_level."""
-    largest = values.amax(1, keepdim=True)
-    levels = (values * torch.where(largest > 0, max_level / largest, 0)).round_().clamp_(max=max_level)
-    return _as_stored(largest / max_level), levels
+    factor = _as_stored(values.amax(1, keepdim=True) / max_level)
+    return factor, (values * torch.where(factor > 0, 1 / factor, 0)).round_().clamp_(max=max_level)
 
 
 def _shared_signed(values: Tensor, half: int) -> tuple[Tensor, Tensor]:
     """As `_shared`, with levels -half to half - 1; the value of the largest magnitude gets -half."""
     extreme = signed_extreme(values)
     is_zero = extreme.abs() < TINY
-    levels = (values * torch.where(is_zero, 0, -half / extreme)).round_().clamp_(-half, half - 1)
-    return _as_stored(torch.where(is_zero, 0, extreme / -half)), levels
+    factor = _as_stored(torch.where(is_zero, 0, extreme / -half))
+    return factor, (values * torch.where(factor == 0, 0, 1 / factor)).round_().clamp_(-half, half - 1)
 
 
 def _as_stored(values: Tensor) -> Tensor:
+    """float16 rounds small factors coarsely: one of 1e-5, common in Q6_K, by 0.3 %. So levels are chosen by it."""
     return values.half().float()
 
 
