@@ -63,10 +63,7 @@ def _check(type: GGMLType, values: Tensor) -> None:
         raise UnquantizableError(f"has a value that is no finite number, in row {row}")
     limit = MAX_VALUES.get(type, MAX_HALF)
     if largest > limit:
-        raise UnquantizableError(
-            f"has a value of magnitude {largest:.3g}; {type.name} reaches {limit:.3g}, beyond which its float16 scales "
-            "overflow"
-        )
+        raise UnquantizableError(f"has a value of magnitude {largest:.3g}; {type.name} reaches {limit:.3g}")
 
 
 def half_bytes(values: Tensor) -> Tensor:

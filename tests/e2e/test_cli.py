@@ -146,11 +146,10 @@ def test_a_gguf_file_is_quantized_and_runs(machine: Machine, tale_dir: Path) -> 
     machine.hob("create", "quarter", "-q", "q4_K_M", "-f", "Half")
     assert re.search(r"^    quantization +Q4_K_M$", machine.hob("show", "quarter"), re.MULTILINE)
     assert "Once upon a time" in machine.hob("run", "quarter", "Tell me a story about a fox.", "--think=false")
-    machine.hob("create", "eighth", "-q", "q8_0", "-f", "Half")
     (machine.folder / "Again").write_text("FROM quarter\n")
     error = machine.hob("create", "again", "-q", "q8_0", "-f", "Again", status=1)
     assert "quantization is only supported for F16, BF16 and F32 models, and the weights are Q4_K_M" in error
-    machine.hob("rm", "quarter", "eighth")
+    machine.hob("rm", "quarter")
 
 
 def test_a_talk_on_a_terminal(machine: Machine, model: str) -> None:
