@@ -2,6 +2,8 @@
 
     python benchmarks/quantize_quality.py [--data FOLDER] [--out benchmarks/results/quantize.jsonl]
 
+On a machine that does other work, set OMP_WAIT_POLICY=passive, as workers have it.
+
 Perplexity is that of stories3M, padded to rows of whole K-quant blocks, over 20 stories, computed in float32 from the
 expanded weights: a ratio below 1 is better than llama.cpp. Its file of Q8_0 is of the model without the padding, which
 is the same function. Needs the test data; without it, the ratios are left out. Speed is measured on random weights.
