@@ -81,7 +81,14 @@ def main(words: Sequence[str]) -> int:
 def cases(data: Path) -> list[Case]:
     """The built-in model in all types; test models of other architectures in a few, where they are there."""
     found = [Case("tale", ROOT / "registry" / "builtin" / "tale", [row.name for row in GGUF_FILE_TYPES.values()])]
-    for name in ("stories3M", "stories260K", "synthetic-gemma", "synthetic-gemma2-swa16", "synthetic-qwen2"):
+    for name in (
+        "stories3M",
+        "stories260K",
+        "synthetic-gemma",
+        "synthetic-gemma2-swa16",
+        "synthetic-qwen2",
+        "synthetic-phi3",
+    ):
         folder = data / "models" / name / "hf"
         if folder.is_dir():
             found.append(Case(name, folder, ("F32", "Q8_0", "Q4_K_M") if name.startswith("stories") else ("F32",)))

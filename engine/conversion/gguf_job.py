@@ -78,18 +78,22 @@ def write_quantized_gguf(
 
 
 def _hub_plan(source: ModelSource, hub: SafetensorsModel, config: ModelConfig) -> _Plan:
-    description = describe(config, config.architecture)
     tensors = hub_tensors(hub, config)
     num_rows = next(tensor.shape[0] for tensor in tensors if tensor.name == "token_embd.weight")
     vocabulary = vocabulary_metadata(source, num_rows, config.eos_token_ids)
+    description = describe(config, _name(config, vocabulary["tokenizer.ggml.tokens"]))
     metadata = {**description.metadata, **vocabulary}
-    tokens = vocabulary["tokenizer.ggml.tokens"]
-    if config.architecture == "phi3" and isinstance(tokens, list) and PHI3_TOKEN in tokens:
-        metadata["general.name"] = "Phi-3"
     stand_ins = [NewTensor(tensor.name, tensor.shape, GGMLType.F32, b"") for tensor in tensors]
     tables = [NewTensor(name, (len(data) // 4,), GGMLType.F32, data) for name, data in description.tables.items()]
     check_description(config, description, [*stand_ins, *tables])
     return _Plan(metadata, TYPES, tensors, tables, description.notes)
+
+
+def _name(config: ModelConfig, tokens: GGUFValue) -> str:
+    """general.name, for want of a better one the family's. Phi-3's only where the vocabulary is its own, too."""
+    if config.architecture != "phi3":
+        return config.architecture
+    return "Phi-3" if isinstance(tokens, list) and PHI3_TOKEN in tokens else "phi"
 
 
 def _write(
