@@ -18,7 +18,6 @@ import typer
 from cli.connection import connected, load_settings
 from cli.errors import CliError
 from cli.source_files import SourceFiles, local_files
-from cli.version import NOT_YET
 from daemon import api
 from modelfiles.parser import Modelfile, ModelfileError, parse
 
@@ -38,7 +37,7 @@ def create(
         typer.Option("--file", "-f", metavar="FILE", help="The Modelfile. Default: Modelfile, else `FROM .`."),
     ] = None,
     quantize: Annotated[
-        str, typer.Option("--quantize", "-q", metavar="TYPE", help=f"Quantize to this type, e.g. q4_K_M. {NOT_YET}")
+        str, typer.Option("--quantize", "-q", metavar="TYPE", help="Quantize to this type, e.g. q4_K_M, q8_0 or fp8.")
     ] = "",
 ) -> None:
     """Make a model from a Modelfile."""

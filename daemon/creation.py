@@ -11,20 +11,24 @@ from daemon import api
 from daemon.errors import BadRequest
 from daemon.library import parse_name
 from engine.config import ModelConfig
+from engine.conversion.file_types import FileTypeError, parse_file_type
 from engine.models.tensor_plan import check_tensors
 from engine.text.tokenizer import Tokenizer
 from modelfiles.source import ModelSource
 from registry.builtin_models import builtin_names, package_folder, restore
-from registry.create import CreateRequest, create_model
+from registry.create import CreateRequest, QuantizeModel, create_model
 from registry.name import ModelName
 from registry.store import Store
 
 
-def create_events(store: Store, body: api.CreateRequest) -> Iterator[api.ProgressResponse]:
+def create_events(
+    store: Store, body: api.CreateRequest, quantize: QuantizeModel | None = None
+) -> Iterator[api.ProgressResponse]:
     """Make a model as POST /api/create says.
 
     Raises:
-        BadRequest, RegistryError: as registry.create.create_model.
+        BadRequest: the name of the model, of its parent or of the type to quantize to is none.
+        RegistryError, EngineError: as registry.create.create_model.
     """
     request = CreateRequest(
         name=parse_name(body.model or body.name, "invalid model name"),
@@ -39,10 +43,19 @@ def create_events(store: Store, body: api.CreateRequest) -> Iterator[api.Progres
         renderer=body.renderer,
         parser=body.parser,
         requires=body.requires,
-        quantize=body.quantize or body.quantization or "",
+        quantize=_file_type(body.quantize or body.quantization or ""),
     )
-    for event in create_model(store, request, check_source):
-        yield api.ProgressResponse(status=event.status)
+    for event in create_model(store, request, check_source, quantize):
+        yield api.ProgressResponse(
+            status=event.status, digest=event.digest, total=event.total, completed=event.completed
+        )
+
+
+def _file_type(text: str) -> str:
+    try:
+        return parse_file_type(text) if text else ""
+    except FileTypeError as error:
+        raise BadRequest(str(error)) from error
 
 
 def pull_events(store: Store, name: ModelName) -> Iterator[api.ProgressResponse]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
-from engine.messages import Load, Ready
+from engine.messages import Load, Quantize, Quantized, Ready
 from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import TokenLogprobs
 
@@ -34,6 +34,10 @@ class TokenStream(Protocol):
     async def aclose(self) -> None: ...
 
 
+OnProgress = Callable[[int, int], None]
+"""Called with the bytes done and in all."""
+
+
 class Engine(Protocol):
     """The seam between daemon and worker: engine.client.EngineClient, or a fake in tests."""
 
@@ -41,7 +45,8 @@ class Engine(Protocol):
     def alive(self) -> bool: ...
     async def load(self, load: Load) -> Ready: ...
     def submit(self, prompt_ids: list[int], params: SamplingParams) -> TokenStream: ...
-    async def close(self) -> None: ...
+    async def quantize(self, quantize: Quantize, on_progress: OnProgress) -> Quantized: ...
+    async def close(self, grace: float = ...) -> None: ...
 
 
 EngineFactory = Callable[[], Awaitable[Engine]]

@@ -33,6 +33,7 @@ from daemon.clock import SystemClock
 from daemon.generation import Generator as TextGenerator
 from daemon.library import Library
 from daemon.model_manager import ManagerConfig, ModelManager
+from daemon.quantizing import Quantizer
 from daemon.services import Services
 from engine.client import EngineClient
 from engine.sampling_params import MAX_SEED
@@ -174,6 +175,7 @@ async def serve(settings: Settings, listener: socket.socket, *, in_background: b
             store=store,
             library=Library(store),
             models=models,
+            quantizer=Quantizer(EngineClient.start, num_threads=settings.num_threads),
             generator=TextGenerator(models, clock, _random_seed, _new_call_id),
             clock=clock,
             shut_down=shut_down if in_background else None,

@@ -9,6 +9,7 @@ from daemon.clock import Clock, rfc3339
 from daemon.generation import Generator
 from daemon.library import Library
 from daemon.model_manager import ModelManager
+from daemon.quantizing import Quantizer
 from registry.store import Store
 
 
@@ -19,6 +20,7 @@ class Services:
     store: Store
     library: Library
     models: ModelManager
+    quantizer: Quantizer
     generator: Generator
     clock: Clock
     shut_down: Callable[[], None] | None

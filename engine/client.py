@@ -39,6 +39,8 @@ from engine.messages import (
     Load,
     Message,
     Progress,
+    Quantize,
+    Quantized,
     Ready,
     Resize,
     Shutdown,
@@ -59,7 +61,7 @@ WORKER_COMMAND = (sys.executable, "-P", "-m", "engine.worker")
 # (benchmarks/busy_machine.py). Whoever has set the variable knows better.
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 OnProgress = Callable[[int, int], None]
-Answer = TypeVar("Answer", Ready, Stats)
+Answer = TypeVar("Answer", Ready, Stats, Quantized)
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -170,7 +172,9 @@ class EngineClient:
         self._reader = reader
         self._writer = writer
         self._streams: dict[int, TokenStream] = {}
-        self._answers: deque[asyncio.Future[Ready | Stats]] = deque()  # control messages are answered in their order
+        self._answers: deque[asyncio.Future[Ready | Stats | Quantized]] = (
+            deque()
+        )  # control messages are answered in their order
         self._seq_ids = itertools.count(1)
         self._death: EngineDied | None = None
         self._is_closing = False
@@ -260,6 +264,15 @@ class EngineClient:
         """The worker's counters. Raises EngineDied."""
         return await self._ask(GetStats(), Stats)
 
+    async def quantize(self, quantize: Quantize, on_progress: OnProgress | None = None) -> Quantized:
+        """Writes a model anew; closing the client meanwhile with `grace=0` ends it. Raises as `load`.
+
+        Args:
+            on_progress: Called with the bytes read so far and in all.
+        """
+        self._on_progress = on_progress
+        return await self._ask(quantize, Quantized)
+
     def submit(
         self,
         prompt_ids: Sequence[int],
@@ -317,7 +330,7 @@ class EngineClient:
 
     async def _ask(self, message: Message, answer: type[Answer]) -> Answer:
         self._send(message)
-        future: asyncio.Future[Ready | Stats] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Ready | Stats | Quantized] = asyncio.get_running_loop().create_future()
         self._answers.append(future)
         reply = await future
         if not isinstance(reply, answer):
@@ -338,7 +351,7 @@ class EngineClient:
         finally:
             await self._bury()
 
-    def _take(self, message: Ready | StepOutput | Stats | Progress | Failed | object) -> None:
+    def _take(self, message: Ready | StepOutput | Stats | Quantized | Progress | Failed | object) -> None:
         if isinstance(message, StepOutput):
             for row in message.rows:
                 self._take_row(row)
@@ -347,7 +360,7 @@ class EngineClient:
         elif isinstance(message, Progress):
             if self._on_progress is not None:
                 self._on_progress(message.done_bytes, message.total_bytes)
-        elif isinstance(message, (Ready, Stats)) and self._answers:
+        elif isinstance(message, (Ready, Stats, Quantized)) and self._answers:
             future = self._answers.popleft()
             if not future.done():  # whoever asked may have been cancelled
                 future.set_result(message)

@@ -100,11 +100,16 @@ class GetStats(Message, frozen=True):
 
 
 class Quantize(Message, frozen=True):
-    """Write `source` as `target` with tensors of `tensor_type`. Answered by progress and Ready or Failed."""
+    """Write a model anew, of another file type. Answered by Progress and Quantized or Failed."""
 
-    source: dict[str, str]
-    target: str
-    tensor_type: str
+    files: dict[str, str]
+    """Name -> path, as in modelfiles.source.ModelSource."""
+    folder: str
+    """Where the new files go; it must be there."""
+    file_type: str
+    """A name of engine.conversion.file_types, in whatever case."""
+    num_threads: int = 0
+    """CPU threads for torch; 0 is its own choice."""
 
 
 class Shutdown(Message, frozen=True):
@@ -186,6 +191,16 @@ class Progress(Message, frozen=True):
     total_bytes: int
 
 
+class Quantized(Message, frozen=True):
+    """A model has been written anew, and lies on the disk."""
+
+    files: dict[str, str]
+    """Name -> path of what was written. A GGUF file is the whole model; beside safetensors the source's other files
+    still count."""
+    notes: list[str] = []
+    """Sentences for the user: what the new files have otherwise than the source, beside their type."""
+
+
 class Failed(Message, frozen=True):
     """A message that could not be done; the worker lives on unless `fatal`."""
 
@@ -199,4 +214,4 @@ class Failed(Message, frozen=True):
 
 
 ToWorker = Load | Submit | Embed | Abort | Resize | Sleep | Wake | GetStats | Quantize | Shutdown
-ToDaemon = Ready | StepOutput | Embedded | Stats | Progress | Failed
+ToDaemon = Ready | StepOutput | Embedded | Stats | Progress | Quantized | Failed

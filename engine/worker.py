@@ -17,6 +17,7 @@ import sys
 
 import torch
 
+from engine.conversion.quantize import quantize_model
 from engine.execution.errors import ExecutionError
 from engine.execution.model_runner import ModelRunner
 from engine.worker_loop import Fault, classify_builtin, serve
@@ -32,7 +33,7 @@ def main() -> int:
     die_with_parent()
     with socket.socket(fileno=args.fd) as sock:
         sock.setblocking(True)
-        return serve(sock, ModelRunner.load, classify)
+        return serve(sock, ModelRunner.load, classify, quantize_model)
 
 
 def die_with_parent() -> None:

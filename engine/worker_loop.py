@@ -37,6 +37,7 @@ from engine.messages import (
     Message,
     Progress,
     Quantize,
+    Quantized,
     Ready,
     Resize,
     Shutdown,
@@ -54,6 +55,8 @@ OnProgress = Callable[[int, int], None]
 """Called with the bytes done so far and in all."""
 
 LoadRunner = Callable[[Load, OnProgress], LoadedRunner]
+
+QuantizeModel = Callable[[Quantize, OnProgress], Quantized]
 
 
 class Fault(NamedTuple):
@@ -88,21 +91,38 @@ def classify_builtin(error: Exception) -> Fault:
     return Fault("internal")
 
 
-def serve(sock: socket.socket, load_runner: LoadRunner, classify: Classify = classify_builtin) -> int:
+def cannot_quantize(message: Quantize, on_progress: OnProgress) -> Quantized:
+    """For workers that are made without what it takes."""
+    raise NotImplementedError(f"this worker cannot quantize models to {message.file_type}")
+
+
+def serve(
+    sock: socket.socket,
+    load_runner: LoadRunner,
+    classify: Classify = classify_builtin,
+    quantize_model: QuantizeModel = cannot_quantize,
+) -> int:
     """Serves one daemon over a connected socket until Shutdown; returns the exit status.
 
     Ends the whole process with status 0 when the daemon's end closes.
     """
-    return WorkerLoop(sock, load_runner, classify).run()
+    return WorkerLoop(sock, load_runner, classify, quantize_model).run()
 
 
 class WorkerLoop:
     """State of a worker: at most one model."""
 
-    def __init__(self, sock: socket.socket, load_runner: LoadRunner, classify: Classify) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        load_runner: LoadRunner,
+        classify: Classify,
+        quantize_model: QuantizeModel = cannot_quantize,
+    ) -> None:
         self._sock = sock
         self._load_runner = load_runner
         self._classify = classify
+        self._quantize_model = quantize_model
         self._inbox: queue.SimpleQueue[ToWorker | InvalidMessage] = queue.SimpleQueue()
         self._runner: LoadedRunner | None = None
         self._engine: LLMEngine | None = None
@@ -195,7 +215,7 @@ class WorkerLoop:
             self._control(message)
 
     def _control(self, message: Load | Resize | Sleep | Wake | GetStats | Quantize) -> None:
-        """Messages that are answered in their order by Ready, Stats or Failed."""
+        """Messages that are answered in their order by Ready, Stats, Quantized or Failed."""
         try:
             self._send(self._answer(message))
         except Exception as error:
@@ -207,11 +227,13 @@ class WorkerLoop:
             if fault.fatal:
                 self._exit_status = 1
 
-    def _answer(self, message: Load | Resize | Sleep | Wake | GetStats | Quantize) -> Ready | Stats | Failed:
+    def _answer(
+        self, message: Load | Resize | Sleep | Wake | GetStats | Quantize
+    ) -> Ready | Stats | Quantized | Failed:
         if isinstance(message, Load):
             return self._load(message)
         if isinstance(message, Quantize):
-            return Failed(error="this worker cannot quantize models; pull one that is quantized", kind="unsupported")
+            return self._quantize_model(message, self._send_progress)
         if isinstance(message, GetStats):
             return self._stats()
         if self._engine is None or self._runner is None:

@@ -1,4 +1,4 @@
-"""Writing a GGUF file: metadata, then tensors one after the other, so that at most one is in memory.
+"""Writing a GGUF file: metadata, then tensors one after the other, so that at most a piece of one is in memory.
 
 Used by quantising and converting at `create`, by the built-in model's build and by tests. Writes version 3. Making the
 write atomic is the store's business.
@@ -7,7 +7,7 @@ write atomic is the store's business.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -30,13 +30,13 @@ Bytes = bytes | bytearray | memoryview
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor to be written; `data` may be a function, which is called when its turn has come."""
+    """A tensor to be written; `data` may be a function, which is called when its turn has come, and may give pieces."""
 
     name: str
     shape: tuple[int, ...]
     """Outermost first, as in torch."""
     type: GGMLType
-    data: Bytes | Callable[[], Bytes]
+    data: Bytes | Callable[[], Bytes | Iterable[Bytes]]
 
 
 def write_gguf(
@@ -74,13 +74,23 @@ def write_gguf(
         ]
         offset = align(offset + size, alignment)
     with path.open("wb") as file:
-        _write_padded(file, b"".join(header), alignment)
+        head = b"".join(header)
+        file.write(head + bytes(align(len(head), alignment) - len(head)))
         for tensor, size in zip(tensors, sizes, strict=True):
-            data = tensor.data() if callable(tensor.data) else tensor.data
-            view = memoryview(data).cast("B")
-            if len(view) != size:
-                raise GGUFError(f'the tensor "{tensor.name}" has {len(view)} bytes, but its shape takes {size}')
-            _write_padded(file, view, alignment)
+            _write_tensor(file, tensor, size)
+            file.write(bytes(align(size, alignment) - size))
+
+
+def _write_tensor(file: BinaryIO, tensor: NewTensor, size: int) -> None:
+    data = tensor.data() if callable(tensor.data) else tensor.data
+    num_written = 0
+    for piece in [data] if isinstance(data, bytes | bytearray | memoryview) else data:
+        view = memoryview(piece).cast("B")
+        num_written += len(view)
+        if num_written <= size:
+            file.write(view)
+    if num_written != size:
+        raise GGUFError(f'the tensor "{tensor.name}" has {num_written} bytes, but its shape takes {size}')
 
 
 def _num_bytes(tensor: NewTensor) -> int:
@@ -90,11 +100,6 @@ def _num_bytes(tensor: NewTensor) -> int:
         return tensor_num_bytes(tensor.shape, tensor.type)
     except ValueError as error:
         raise GGUFError(f'the tensor "{tensor.name}" {error}') from error
-
-
-def _write_padded(file: BinaryIO, data: bytes | memoryview, alignment: int) -> None:
-    file.write(data)
-    file.write(bytes(align(len(data), alignment) - len(data)))
 
 
 def _entry(key: str, value: GGUFValue, type: GGUFType | None) -> list[bytes]:

@@ -58,6 +58,9 @@ INFO_KEYS: dict[str, tuple[str, type]] = {
 }
 """Key of `info` in the request -> (key in the config blob, type). Others are passed over, as Ollama does."""
 
+FLOAT_FILE_TYPES = ("F16", "BF16", "F32")
+"""Types of weights that can be quantised; what is quantised already would get the errors of both."""
+
 NEW_BLOB = "creating new layer {}"
 OLD_BLOB = "using existing layer {}"
 
@@ -89,21 +92,41 @@ class CreateRequest:
 
 @dataclass(frozen=True)
 class CreateStatus:
-    """One line of progress."""
+    """One line of progress; work that has a size has a digest, too, by which clients know one bar's lines."""
 
     status: str
+    digest: str = ""
+    completed: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizeOrder:
+    """Weights to be written anew, into a folder that is there."""
+
+    source: ModelSource
+    source_type: str
+    """As people call it: "F16"."""
+    file_type: str
+    folder: Path
 
 
 CheckSource = Callable[[ModelSource], object]
+QuantizeModel = Callable[[QuantizeOrder], Iterator[CreateStatus]]
+"""Writes the files, yielding progress; they are whole and on the disk when it ends."""
 
 
 def create_model(
-    store: Store, request: CreateRequest, check_source: CheckSource | None = None
+    store: Store,
+    request: CreateRequest,
+    check_source: CheckSource | None = None,
+    quantize: QuantizeModel | None = None,
 ) -> Iterator[CreateStatus]:
     """Make a model, yielding progress; the last status is "success". Nothing happens before the first `next`.
 
     Args:
         check_source: raises ValueError for weights that cannot be run; whoever knows the engine passes it.
+        quantize: whoever knows the engine passes it, too; without it, `request.quantize` is refused.
 
     Raises:
         CreateError: the request or one of its files is wrong; nothing was changed.
@@ -121,9 +144,16 @@ def create_model(
             if not store.has_blob(digest):
                 raise BlobNotFound(str(digest))
         draft = _Draft(store, request, parent)
-        yield from draft.add_files(check_source)
-        yield from draft.add_adapters()
-        yield from draft.publish()
+        try:
+            yield from draft.add_files(check_source)
+            yield from draft.add_adapters()
+            if request.quantize:
+                yield from draft.quantize(quantize)
+            yield from draft.publish()
+        except BaseException:  # a client that left ends the generator here, too
+            if draft.written:
+                store.discard(draft.written)
+            raise
 
 
 class _Draft:
@@ -135,6 +165,8 @@ class _Draft:
         self.parent = parent
         self.inherited = list(parent.manifest.layers) if parent else []
         self.uploaded: list[Layer] = []
+        self.written: list[Digest] = []
+        """Blobs that were made for this model; to be given up with it."""
         self.config: dict[str, Any] = dict(parent.config) if parent else {}
         if parent:
             self.config["parent_model"] = parent.name.short
@@ -162,12 +194,6 @@ class _Draft:
             self.config.update(facts.config_keys())
         elif not self.parent:
             raise CreateError("unknown type: the files hold a projector or an adapter, but no model's weights")
-        if self.request.quantize:
-            raise CreateError(
-                f"quantising to {self.request.quantize} at create is not available in this version; the weights are "
-                f"{self.config.get('file_type', 'of an unknown type')}: leave 'quantize' out, or start from files "
-                "that are quantised already"
-            )
 
     def _add_gguf(self, files: Mapping[str, Path]) -> None:
         roles = model_files.sort_gguf(files)
@@ -184,6 +210,45 @@ class _Draft:
         files = {f"model-{index:05}.gguf": self._path(layer.digest) for index, layer in enumerate(shards, 1)}
         files |= {layer.name: self._path(layer.digest) for layer in self.uploaded if layer.media_type == FILE}
         return files
+
+    # ---- quantising
+
+    def quantize(self, quantize: QuantizeModel | None) -> Iterator[CreateStatus]:
+        """Put quantised weights in the place of the model's."""
+        if quantize is None:
+            raise CreateError(f"quantizing to {self.request.quantize} needs the engine, which is not here")
+        source_type = str(self.config.get("file_type", "of an unknown type"))
+        if source_type.upper() not in FLOAT_FILE_TYPES:
+            raise CreateError(
+                f"quantization is only supported for F16, BF16 and F32 models, and the weights are {source_type}; "
+                "leave 'quantize' out, or start from files that are not quantised"
+            )
+        source = ModelSource(self._weights() or (self.parent.files if self.parent else {}))
+        with self.store.workspace() as folder:
+            yield from quantize(QuantizeOrder(source, source_type.upper(), self.request.quantize, folder))
+            files = {path.name: path for path in sorted(folder.iterdir())}
+            facts = model_facts(ModelSource({**_beside(source), **files}))
+            self._drop_weights(files)
+            for name, path in files.items():
+                size = path.stat().st_size
+                digest = self.store.adopt(path)
+                self.written.append(digest)
+                is_gguf = name.endswith(".gguf")
+                self.uploaded.append(Layer(MODEL if is_gguf else FILE, digest, size, name="" if is_gguf else name))
+                yield CreateStatus(NEW_BLOB.format(digest))
+        self.config.update(facts.config_keys())
+
+    def _drop_weights(self, new: Mapping[str, Path]) -> None:
+        """A GGUF file is a whole model. New safetensors leave the files beside the old ones."""
+        is_whole = any(name.endswith(".gguf") for name in new)
+
+        def is_kept(layer: Layer) -> bool:
+            if layer.media_type not in (MODEL, FILE):
+                return True
+            return not is_whole and layer.name not in new and not _is_weights(layer.name)
+
+        self.uploaded = [layer for layer in self.uploaded if is_kept(layer)]
+        self.inherited = [layer for layer in self.inherited if is_kept(layer)]
 
     # ---- adapters
 
@@ -225,18 +290,16 @@ class _Draft:
         manifest = Manifest(Layer(CONFIG_MEDIA_TYPE, Digest.of(config), len(config)), tuple(layers))
         new = [*(data for _, data in blobs), config]
         digests = [Digest.of(data) for data in new]
-        try:
-            with self.store.lease(digests):
-                yield from (CreateStatus(OLD_BLOB.format(layer.digest)) for layer in kept)
-                for data, digest in zip(new, digests, strict=True):
-                    is_old = self.store.has_blob(digest)
-                    self.store.write_blob([data])
-                    yield CreateStatus((OLD_BLOB if is_old else NEW_BLOB).format(digest))
-                yield CreateStatus("writing manifest")
-                self.store.write_manifest(self.request.name, manifest)
-        except BaseException:  # a client that left ends the generator here, too
-            self.store.discard(digests)
-            raise
+        written = set(self.written)
+        self.written += digests
+        with self.store.lease(digests):
+            yield from (CreateStatus(OLD_BLOB.format(layer.digest)) for layer in kept if layer.digest not in written)
+            for data, digest in zip(new, digests, strict=True):
+                is_old = self.store.has_blob(digest)
+                self.store.write_blob([data])
+                yield CreateStatus((OLD_BLOB if is_old else NEW_BLOB).format(digest))
+            yield CreateStatus("writing manifest")
+            self.store.write_manifest(self.request.name, manifest)
         yield CreateStatus("success")
 
     def _words(self) -> Blobs:
@@ -316,6 +379,15 @@ def _parse_digests(files: Mapping[str, str]) -> dict[str, Digest]:
         except InvalidDigest as error:
             raise CreateError(f"{error} (of {name})") from error
     return digests
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", ".safetensors.index.json"))
+
+
+def _beside(source: ModelSource) -> dict[str, Path]:
+    """A model's files without its weights."""
+    return {name: path for name, path in source.files.items() if not _is_weights(name) and not name.endswith(".gguf")}
 
 
 def _check(check_source: CheckSource, source: ModelSource) -> None:

@@ -39,6 +39,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import stat
 import threading
 from collections import Counter
@@ -187,6 +188,32 @@ class Store:
                 writer.write(chunk)
             return writer.commit()
 
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A folder on the blobs' disk for files that another process writes; whatever is in it at the end goes.
+
+        Raises:
+            OutOfSpace, StoreError: the disk refused.
+        """
+        folder = self._temporary()
+        with as_store_error("write into the models folder"):
+            self.disk.make_directory(folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # the next start cleans up what cannot be removed
+
+    def adopt(self, path: Path) -> Digest:
+        """Make a blob of a file in a workspace by moving it; its bytes must have been synced to the disk.
+
+        Raises:
+            OutOfSpace, StoreError: the disk refused; the file is where it was.
+        """
+        with as_store_error("write into the models folder"):
+            digest = hash_file(path)
+            self._publish_blob(path, digest)
+        return digest
+
     def write_manifest(self, name: ModelName, manifest: Manifest | bytes) -> StoredModel:
         """Make `name` mean `manifest`, at once, and delete what only its predecessor needed.
 
@@ -316,7 +343,10 @@ class Store:
         """
         with self._exclusive(), as_store_error("clean up the models folder"):
             for path in _entries(self.private / "tmp"):
-                self.disk.unlink(path)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)  # a workspace
+                else:
+                    self.disk.unlink(path)
             marks = [Digest.parse(path.name) for path in _entries(self._collectable)]
             self._collect(frozenset(marks))
 

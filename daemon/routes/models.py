@@ -118,7 +118,8 @@ async def _delete(services: Services, request: Request) -> ASGIApp:
 
 async def _create(services: Services, request: Request) -> ASGIApp:
     body = await read(request, api.CreateRequest)
-    return _progress(create_events(services.store, body), streams=body.stream is not False)
+    events = create_events(services.store, body, partial(services.quantizer.run, asyncio.get_running_loop()))
+    return _progress(events, streams=body.stream is not False)
 
 
 async def _pull(services: Services, request: Request) -> ASGIApp:

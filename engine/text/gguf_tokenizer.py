@@ -166,7 +166,7 @@ def _byte_level(metadata: _Metadata, vocabulary: Vocabulary, ids: Mapping[str, i
     if name not in PRE_TOKENIZERS:
         raise TokenizerError(f"{PREFIX}pre is {name[:60]!r}, a pre-tokenizer that Hob does not know")
     merges = metadata.array("merges")
-    if not merges:
+    if PREFIX + "merges" not in metadata.values:  # an empty list is a vocabulary of bytes
         raise TokenizerError(f"{PREFIX}merges is missing; a vocabulary of byte-level BPE needs it")
     return VocabularyEncoder(vocabulary, ByteLevelBPE(vocabulary, merges, PRE_TOKENIZERS[name]), byte_level_bytes)
 

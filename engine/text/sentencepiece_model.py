@@ -30,10 +30,14 @@ Value = int | float | bytes
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """An encoder, and the tokens that the file calls special."""
+    """An encoder, what it was made from, and the tokens that the file calls special."""
 
     encoder: VocabularyEncoder
     special_tokens: dict[str, str]
+    vocabulary: Vocabulary
+    is_bpe: bool
+    """Its algorithm; the other is unigram."""
+    add_space_prefix: bool
 
 
 def read_sentencepiece_model(data: bytes) -> SentencePieceModel:
@@ -64,6 +68,9 @@ def read_sentencepiece_model(data: bytes) -> SentencePieceModel:
             strips_leading_space=add_space_prefix,
         ),
         special_tokens={name: tokens[token_id] for name, token_id in special_ids.items()},
+        vocabulary=vocabulary,
+        is_bpe=trainer.get(3, UNIGRAM) == BPE,
+        add_space_prefix=add_space_prefix,
     )
 
 

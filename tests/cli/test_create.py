@@ -68,6 +68,19 @@ def test_files_are_hashed_and_only_missing_ones_are_sent(daemon: FakeDaemon, hob
     ]
 
 
+def test_quantizing_is_asked_for_and_its_progress_shown(daemon: FakeDaemon, hob: Hob, here: Path) -> None:
+    (here / "Modelfile").write_text("FROM tale\n")
+    status = {"status": "quantizing BF16 model to Q4_K_M", "digest": "sha256:" + 64 * "0", "total": 9}
+    daemon.routes["POST", "/api/create"] = [
+        {**status, "completed": 3},
+        {**status, "completed": 9},
+        {"status": "success"},
+    ]
+    outcome = hob("create", "mine", "--quantize", "q4_K_M")
+    assert (outcome.status, outcome.err) == (0, "quantizing BF16 model to Q4_K_M\nsuccess\n")
+    assert daemon.bodies("/api/create") == [{"model": "mine", "from": "tale", "quantize": "q4_K_M"}]
+
+
 def test_an_error_of_the_daemon_ends_it(daemon: FakeDaemon, hob: Hob, here: Path) -> None:
     (here / "Modelfile").write_text("FROM tale\n")
     daemon.routes["POST", "/api/create"] = [{"status": "parsing"}, {"error": "template: 3: unexpected end"}]

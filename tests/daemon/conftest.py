@@ -19,6 +19,7 @@ from daemon.app import build_app
 from daemon.generation import Generator
 from daemon.library import Library
 from daemon.model_manager import ManagerConfig, ModelManager
+from daemon.quantizing import Quantizer
 from daemon.services import Services
 from registry.create import CreateRequest, create_model
 from registry.name import ModelName
@@ -142,7 +143,7 @@ async def world(tmp_path: Path, filled_store: Path, manager_config: ManagerConfi
     manager = ModelManager(start_engine, manager_config, clock)
     call_ids = (f"call_{number:08x}" for number in itertools.count(1))
     generator = Generator(manager, clock, lambda: SEED, lambda: next(call_ids))
-    services = Services(store, Library(store), manager, generator, clock, shut_down)
+    services = Services(store, Library(store), manager, Quantizer(start_engine), generator, clock, shut_down)
     app = build_app(services)
     transport = httpx.ASGITransport(app, raise_app_exceptions=True)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost:11434") as http:

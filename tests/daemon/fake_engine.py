@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.client import TokenOutput
+from engine.conversion.quantize import quantize_model
 from engine.errors import EngineDied
-from engine.messages import Load, Ready
+from engine.messages import Load, Quantize, Quantized, Ready
 from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import TokenLogprobs
 from engine.text.tokenizer import Tokenizer
@@ -93,6 +94,7 @@ class FakeEngine:
         self._answer = answer
         self.tokenizer: Tokenizer | None = None
         self.loads: list[Load] = []
+        self.quantizes: list[Quantize] = []
         self.load_gate = asyncio.Event()
         self.load_gate.set()
         self.load_error: Exception | None = None
@@ -145,7 +147,17 @@ class FakeEngine:
             answer.finish_reason = "length"
         return FakeStream(self, token_ids, len(prompt_ids), answer)
 
-    async def close(self) -> None:
+    async def quantize(self, quantize: Quantize, on_progress: Callable[[int, int], None]) -> Quantized:
+        """What the worker does, in this process; with `load_gate` as for a load."""
+        self.quantizes.append(quantize)
+        on_progress(1, 2)
+        self.paused.set()
+        await self.load_gate.wait()
+        if self.load_error is not None:
+            raise self.load_error
+        return await asyncio.to_thread(quantize_model, quantize, on_progress)
+
+    async def close(self, grace: float = 5.0) -> None:
         self.closed.set()
         if not self.death.done():
             self.death.set_result(None)

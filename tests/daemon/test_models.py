@@ -157,7 +157,7 @@ async def test_create_from_uploaded_files(world: World, model_folders: dict[str,
         ({"model": "x", "files": {"a.gguf": "nonsense"}}, 400, "invalid digest"),
         ({"model": "x", "from": "tiny", "parameters": {"top_p": 7}}, 400, 'option "top_p" is 7'),
         ({"model": "x", "from": "tiny", "template": "{{ if }}"}, 400, "template error"),
-        ({"model": "x", "from": "tiny", "quantize": "Q4_K_M"}, 400, "quantising to Q4_K_M"),
+        ({"model": "x", "from": "tiny", "quantize": "Q9_X"}, 400, "unsupported quantization type Q9_X - supported"),
         ({"model": "x", "from": "tiny", "messages": [{"role": "boss", "content": ""}]}, 400, "message role"),
     ],
 )

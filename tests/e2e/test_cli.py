@@ -16,6 +16,11 @@ from typing import Any
 import pexpect
 import pytest
 
+from engine.conversion.quantize import quantize_model
+from engine.messages import Quantize
+from modelfiles.source import ModelSource
+from tests.daemon.tiny_model import write_tiny_model
+
 pytestmark = pytest.mark.e2e
 
 ENTER, CTRL_C = "\r", "\x03"
@@ -121,6 +126,30 @@ def test_a_model_is_made_shown_copied_and_removed(machine: Machine, model: str) 
     assert machine.hob("rm", "kind", "kinder", "back") == "deleted 'kind'\ndeleted 'kinder'\ndeleted 'back'\n"
     assert machine.hob("rm", "kind", status=1).startswith("Error: ")
     assert "kind" not in machine.hob("list")
+
+
+def test_a_folder_of_safetensors_is_quantized_and_runs(machine: Machine) -> None:
+    write_tiny_model(machine.folder / "tiny")
+    (machine.folder / "Tiny").write_text("FROM ./tiny\nPARAMETER num_predict 8\n")
+    machine.hob("create", "tiny-small", "--quantize", "q4_K_M", "-f", "Tiny")
+    shown = machine.hob("show", "tiny-small")
+    assert re.search(r"^    quantization +Q4_K_M$", shown, re.MULTILINE)
+    machine.hob("run", "tiny-small", "hello")
+    machine.hob("rm", "tiny-small")
+
+
+def test_a_gguf_file_is_quantized_and_runs(machine: Machine, tale_dir: Path) -> None:
+    files = {name: str(path) for name, path in ModelSource.from_path(tale_dir).files.items()}
+    order = Quantize(files=files, folder=str(machine.folder), file_type="f16")
+    half = Path(quantize_model(order, lambda done, total: None).files["model.gguf"])
+    (machine.folder / "Half").write_text(f"FROM ./{half.name}\nPARAMETER temperature 0\nPARAMETER num_predict 24\n")
+    machine.hob("create", "quarter", "-q", "q4_K_M", "-f", "Half")
+    assert re.search(r"^    quantization +Q4_K_M$", machine.hob("show", "quarter"), re.MULTILINE)
+    assert "Once upon a time" in machine.hob("run", "quarter", "Tell me a story about a fox.", "--think=false")
+    (machine.folder / "Again").write_text("FROM quarter\n")
+    error = machine.hob("create", "again", "-q", "q8_0", "-f", "Again", status=1)
+    assert "quantization is only supported for F16, BF16 and F32 models, and the weights are Q4_K_M" in error
+    machine.hob("rm", "quarter")
 
 
 def test_a_talk_on_a_terminal(machine: Machine, model: str) -> None:

@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import Any
 
-from engine.messages import Load
+from engine.messages import Load, Quantize, Quantized
 from engine.scheduling.batch import ScheduledBatch
 from engine.worker_loop import Fault, OnProgress, serve
 from tests.engine.fake_runner import FakeHandle, FakeRunner
@@ -56,12 +56,20 @@ def main() -> int:
             **knobs,
         )
 
+    def quantize_model(message: Quantize, on_progress: OnProgress) -> Quantized:
+        on_progress(1, 2)
+        if message.file_type == "hang":
+            threading.Event().wait()
+        if message.file_type == "fail":
+            raise MemoryError("no memory to quantize with")
+        return Quantized(files={"model.gguf": message.folder}, notes=["a note"])
+
     def classify(error: Exception) -> Fault:
         return Fault("memory" if isinstance(error, MemoryError) else "internal", is_fatal)
 
     with socket.socket(fileno=int(sys.argv[3])) as sock:
         sock.setblocking(True)
-        return serve(sock, load_runner, classify)
+        return serve(sock, load_runner, classify, quantize_model)
 
 
 if __name__ == "__main__":

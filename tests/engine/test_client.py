@@ -19,7 +19,7 @@ import uvloop
 
 from engine.client import EngineClient, TokenOutput, TokenStream
 from engine.errors import EngineDied, LoadFailed, RequestFailed
-from engine.messages import Load
+from engine.messages import Load, Quantize, Quantized
 from engine.sampling_params import SamplingParams
 from tests.engine.fake_runner import expected_output
 
@@ -153,6 +153,33 @@ def test_no_memory_to_load_is_told_apart(run: Callable[..., None]) -> None:
         assert caught.value.kind == "memory"
 
     run(test, load=None, fail_load="the model needs 9 GB, 3 GB are free; unload another")
+
+
+def test_quantizing_reports_progress_and_what_was_written(run: Callable[..., None]) -> None:
+    async def test(engine: EngineClient) -> None:
+        seen: list[tuple[int, int]] = []
+        order = Quantize(files={}, folder="/there", file_type="Q4_0")
+        answer = await engine.quantize(order, lambda done, total: seen.append((done, total)))
+        assert answer == Quantized(files={"model.gguf": "/there"}, notes=["a note"])
+        assert seen == [(1, 2)]
+        with pytest.raises(LoadFailed, match="no memory to quantize with") as caught:
+            await engine.quantize(Quantize(files={}, folder="", file_type="fail"))
+        assert caught.value.kind == "memory"
+
+    run(test, load=None)
+
+
+def test_a_worker_that_quantizes_is_ended_at_once(run: Callable[..., None]) -> None:
+    async def test(engine: EngineClient) -> None:
+        has_begun = asyncio.Event()
+        order = Quantize(files={}, folder="", file_type="hang")
+        job = asyncio.create_task(engine.quantize(order, lambda done, total: has_begun.set()))
+        await has_begun.wait()
+        await engine.close(0.0)
+        with pytest.raises(EngineDied):
+            await job
+
+    run(test, load=None)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from engine.messages import (
     Failed,
     GetStats,
     Load,
-    Quantize,
     Ready,
     Shutdown,
     Stats,
@@ -205,10 +204,6 @@ def test_what_it_cannot_do_yet_is_unsupported(start: Callable[..., Worker]) -> N
     answer = worker.receive()
     assert isinstance(answer, Failed)
     assert (answer.kind, answer.request_id) == ("unsupported", 5)
-    worker.send(Quantize(source={}, target="x", tensor_type="Q4_0"))
-    answer = worker.receive()
-    assert isinstance(answer, Failed)
-    assert (answer.kind, answer.request_id) == ("unsupported", None)
 
 
 def test_a_step_s_rows_come_in_one_frame(start: Callable[..., Worker]) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modelfiles.source import ModelSource
-from registry.create import CreateRequest, create_model
+from registry.create import CreateRequest, CreateStatus, QuantizeModel, QuantizeOrder, create_model
 from registry.errors import BlobNotFound, CreateError, ModelNotFound, OutOfSpace
 from registry.manifest import Digest
 from registry.name import ModelName
@@ -224,7 +224,7 @@ def refusals(folder: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, byte
     yield "parameter", child | {"parameters": {"temperature": "hot"}}, {}, {}, 'option "temperature" must be of type'
     yield "role", child | {"messages": [{"role": "tool", "content": "x"}]}, {}, {}, "message role must be one of"
     yield "content", child | {"messages": [{"role": "user", "content": 1}]}, {}, {}, "the content of a message"
-    yield "quantize", child | {"quantize": "Q4_K_M"}, {}, {}, "quantising to Q4_K_M .* the weights are F16"
+    yield "quantize", child | {"quantize": "Q4_K_M"}, {}, {}, "quantizing to Q4_K_M needs the engine"
     yield "info list", child | {"info": {"capabilities": ["tools", 1]}}, {}, {}, "info 'capabilities' must be a list"
     yield "info text", child | {"info": {"model_family": 1}}, {}, {}, "info 'model_family' must be a text"
     yield (
@@ -309,3 +309,65 @@ def test_a_disk_that_fills_up_leaves_the_old_model(store: Store, parent: StoredM
         assert full.check() == []
     assert num_refused > 10
     assert store.check() == []
+
+
+# ---- quantising
+
+
+def written_as(files: dict[str, bytes]) -> QuantizeModel:
+    """What the engine would do: writes these files."""
+
+    def quantize(order: QuantizeOrder) -> Iterator[CreateStatus]:
+        yield CreateStatus(f"{order.source_type} to {order.file_type}", digest="sha256:0", total=2)
+        for file, data in files.items():
+            (order.folder / file).write_bytes(data)
+
+    return quantize
+
+
+def test_quantized_weights_take_the_place_of_the_parents(store: Store, parent: StoredModel, tmp_path: Path) -> None:
+    new = gguf_bytes(tmp_path, LLAMA | {"general.file_type": 15})
+    request = CreateRequest(name("m"), from_name=name("parent"), quantize="Q4_K_M")
+    statuses = list(create_model(store, request, quantize=written_as({"model.gguf": new})))
+    assert statuses[0] == CreateStatus("F16 to Q4_K_M", digest="sha256:0", total=2)
+    assert statuses[1].status == f"creating new layer {Digest.of(new)}"
+    model = store.get(name("m"))
+    assert [path.read_bytes() for path in model.source.gguf_files] == [new]
+    assert (model.config["file_type"], model.system, model.licenses) == ("Q4_K_M", "Be brief.", ("MIT",))
+    assert store.get(name("parent")).digest == parent.digest
+
+
+def test_new_safetensors_leave_what_stands_beside_them(store: Store) -> None:
+    config = json.dumps(CONFIG | {"quantization_config": {"quant_method": "fp8"}}).encode()
+    old = {
+        "model-00001-of-00002.safetensors": safetensors_bytes("a"),
+        "model-00002-of-00002.safetensors": safetensors_bytes("b"),
+        "model.safetensors.index.json": json.dumps(
+            {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+        ).encode(),
+        "config.json": json.dumps(CONFIG).encode(),
+        "tokenizer.json": b"{}",
+    }
+    new = {"model.safetensors": safetensors_bytes("a"), "config.json": config}
+    request = CreateRequest(name("m"), files=upload(store, old), quantize="FP8")
+    assert [*create_model(store, request, quantize=written_as(new))][-1].status == "success"
+    model = store.get(name("m"))
+    assert set(model.files) == {"model.safetensors", "config.json", "tokenizer.json"}
+    assert model.files["config.json"].read_bytes() == config
+    assert model.config["file_type"] == "FP8"
+
+
+def test_a_client_that_leaves_after_quantizing_leaves_nothing(
+    store: Store, parent: StoredModel, tmp_path: Path
+) -> None:
+    before = snapshot(store)
+    new = gguf_bytes(tmp_path, LLAMA | {"general.file_type": 15})
+    request = CreateRequest(name("m"), from_name=name("parent"), quantize="Q4_K_M")
+    statuses = create_model(store, request, quantize=written_as({"model.gguf": new}))
+    assert isinstance(statuses, Generator)
+    while not next(statuses).status.startswith("creating new layer"):
+        pass
+    assert store.has_blob(Digest.of(new))
+    statuses.close()
+    assert snapshot(store) == before
+    assert list((store.private / "tmp").iterdir()) == []

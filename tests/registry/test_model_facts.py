@@ -14,6 +14,11 @@ from registry.errors import CreateError
 from registry.model_facts import human_number, model_facts
 from tests.registry.weights import CONFIG, LLAMA, gguf_bytes, safetensors_bytes, write_files
 
+INT8 = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {"group_0": {"weights": {"type": "int", "num_bits": 8}}},
+}
+
 
 def gguf_source(folder: Path, metadata: dict[str, Any]) -> ModelSource:
     return ModelSource(write_files(folder, {"model.gguf": gguf_bytes(folder, metadata)}))
@@ -92,6 +97,8 @@ def test_weights_without_tensors_are_no_model(tmp_path: Path) -> None:
         (CONFIG | {"quantization_config": {"quant_method": "gptq"}}, "GPTQ", 128),
         (CONFIG | {"quantization_config": {"quant_method": "bitsandbytes", "bits": 4}}, "BITSANDBYTES", 128),
         (CONFIG | {"quantization_config": {"quant_method": "compressed-tensors"}}, "COMPRESSED-TENSORS", 128),
+        (CONFIG | {"quantization_config": INT8}, "INT8", 128),
+        (CONFIG | {"quantization_config": INT8 | {"config_groups": {}}}, "COMPRESSED-TENSORS", 128),
         (CONFIG | {"quantization_config": {"quant_method": 4}}, "BF16", 128),
         (CONFIG | {"quantization_config": "awq"}, "BF16", 128),
         (CONFIG | {"text_config": {"max_position_embeddings": 256, "hidden_size": 8}}, "BF16", 256),

@@ -572,3 +572,25 @@ def test_threads_do_not_disturb_each_other(store: Store) -> None:
     assert store.check() == []
     store.collect_garbage()
     assert blob_names(store) == live_blob_names(store)
+
+
+# ---- files that another process writes
+
+
+def test_a_workspace_s_files_become_blobs(store: Store) -> None:
+    with store.workspace() as folder:
+        (folder / "model.gguf").write_bytes(b"weights")
+        digest = store.adopt(folder / "model.gguf")
+    assert digest == Digest.of(b"weights")
+    assert store.blob_path(digest).read_bytes() == b"weights"
+    assert not folder.exists()
+    store.discard([digest])
+    assert not store.has_blob(digest)
+
+
+def test_the_next_start_clears_away_a_workspace(store: Store) -> None:
+    with store.workspace() as folder:
+        (folder / "model.gguf.partial").write_bytes(b"half")
+        left = folder.rename(folder.with_name("left-by-a-crash"))
+    store.collect_garbage()
+    assert not left.exists()
