@@ -3,7 +3,9 @@
 A program takes one KV head of one sequence and one part ("split") of its keys. It packs the query heads that share the
 KV head into the rows of one matrix product, so each key is loaded once; rows up to 16, the least that tensor cores
 take, are padding. It walks the block table tile by tile with a running softmax in float32, loading a tile while it
-computes the one before; with a cache of 8 bits, its scales too (engine/kernels/kv_quantization.py). How many splits there are and how they become one: engine/kernels/attention_splits.py.
+computes the one before. A cache of 8 bits has scales, which go to the scores and the weights of the softmax
+(engine/kernels/kv_quantization.py). How many splits there are and how they become one:
+engine/kernels/attention_splits.py.
 
 Slots that no key of the sequence is in, and table entries of no use, are never read. Called once a layer of a decode
 step, for heads that engine/kernels/rope_decode_attention.py does not take; several query tokens a sequence go to the

@@ -50,10 +50,10 @@ def magnitude(x):
 @triton.jit
 def scale_of(
     largest,  # float32, of a vector's magnitudes
-    STORED: tl.constexpr,  # type of the cache
+    stored_type: tl.constexpr,  # type of the cache
 ):
     """A vector's scale, and what its elements are multiplied by to be stored."""
-    if STORED == tl.int8:
+    if stored_type == tl.int8:
         scale = largest * (1.0 / _INT8_LARGEST)
         inverse = _INT8_LARGEST / largest
     else:
@@ -66,17 +66,17 @@ def scale_of(
 @triton.jit
 def encoded(
     x,  # float32, times `inverse`: at most the largest number of the type
-    STORED: tl.constexpr,
+    stored_type: tl.constexpr,
 ):
     """Elements as they are stored."""
-    if STORED == tl.int8:
+    if stored_type == tl.int8:
         return tl.floor(x + 0.5).to(tl.int8)
-    elif STORED == tl.uint8:
+    elif stored_type == tl.uint8:
         bits = (x * _FROM_FLOAT32).to(tl.uint32, bitcast=True)
         rounded = bits + 0x7FFFF + ((bits >> 20) & 1)  # a carry goes on into the exponent, as it should
         return (((rounded >> 20) & 0x7F) | ((bits >> 24) & 0x80)).to(tl.uint8)
     else:
-        return x.to(STORED)
+        return x.to(stored_type)
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def decoded(
     stored,
     OUT: tl.constexpr,  # type of the products; holds every number of 8 bits
 ):
-    """What a cache holds as an operand of `tl.dot` can be here: of type OUT, float32 in the interpreter; no scale yet."""
+    """What a cache holds, without scales, as `tl.dot` can take it here: of type OUT, float32 in the interpreter."""
     if stored.dtype == tl.uint8:
         bits = ((stored & 0x80).to(tl.uint16) << 8) | ((stored & 0x7F).to(tl.uint16) << 7)
         numbers = bits.to(tl.float16, bitcast=True) * _TO_FLOAT16

@@ -34,7 +34,9 @@ def check_scales(
         ValueError: a cache of 8 bits has none, another has some, or they are not one a slot.
     """
     if (k_scales is None) != (v_scales is None) or (k_scales is not None) != is_quantized(k_cache.dtype):
-        raise ValueError(f"{kernel}: a cache of {k_cache.dtype}; scales of K and V belong to one of 8 bits, and only it")
+        raise ValueError(
+            f"{kernel}: a cache of {k_cache.dtype}; scales of K and V belong to one of 8 bits, and only it"
+        )
     for scales in (k_scales, v_scales):
         if scales is not None and (
             scales.shape != k_cache.shape[:3] or scales.dtype != SCALE_DTYPE or not scales.is_contiguous()

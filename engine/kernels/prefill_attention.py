@@ -6,7 +6,8 @@ Each row brings its own query tokens and its own cached past; the step's keys an
 program takes BLOCK_M rows of scores of one KV head: its query heads for BLOCK_M // group tokens, so that a key is
 loaded once for the whole group and a tile spans few positions. It walks the keys in tiles of BLOCK_N in up to three
 loops over one body: the window's edge (masked), the keys that every query of the tile sees (no mask), the diagonal
-(masked). Running softmax with base 2, statistics and accumulator in float32, weights rounded to the type of Q. A cache of 8 bits has scales: see engine/kernels/kv_quantization.py.
+(masked). Running softmax with base 2, statistics and accumulator in float32, weights rounded to the type of Q. A cache
+of 8 bits has scales, which go to the scores and the weights (engine/kernels/kv_quantization.py).
 
 Slots that no query of a tile may see are never loaded, and table entries that lead to them alone never followed: they
 may hold another request's NaN, or nothing. Which row a program works for is read from `cu_seqlens` on the device; no
@@ -254,18 +255,18 @@ def _prefill_attention_kernel(
         whole_start = (whole_start + BLOCK_N - 1) // BLOCK_N * BLOCK_N
         whole_start = tl.maximum(start, tl.minimum(whole_start, whole_stop))
         acc, denominator, maximum = _attend(
-            acc, denominator, maximum, q, position, k_ptr, v_ptr, k_scales_ptr, v_scales_ptr, table_ptr, start, whole_start,
-            least, num_keys, window, block_stride, slot_stride, scales_stride, scale, cap,
+            acc, denominator, maximum, q, position, k_ptr, v_ptr, k_scales_ptr, v_scales_ptr, table_ptr,
+            start, whole_start, least, num_keys, window, block_stride, slot_stride, scales_stride, scale, cap,
             HEAD_DIM, DIM, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, HAS_CAP, IS_WIDE, True,
         )  # fmt: skip
     acc, denominator, maximum = _attend(
-        acc, denominator, maximum, q, position, k_ptr, v_ptr, k_scales_ptr, v_scales_ptr, table_ptr, whole_start, whole_stop,
-        least, num_keys, window, block_stride, slot_stride, scales_stride, scale, cap,
+        acc, denominator, maximum, q, position, k_ptr, v_ptr, k_scales_ptr, v_scales_ptr, table_ptr,
+        whole_start, whole_stop, least, num_keys, window, block_stride, slot_stride, scales_stride, scale, cap,
         HEAD_DIM, DIM, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, HAS_CAP, IS_WIDE, False,
     )  # fmt: skip
     acc, denominator, maximum = _attend(
-        acc, denominator, maximum, q, position, k_ptr, v_ptr, k_scales_ptr, v_scales_ptr, table_ptr, whole_stop, num_keys,
-        least, num_keys, window, block_stride, slot_stride, scales_stride, scale, cap,
+        acc, denominator, maximum, q, position, k_ptr, v_ptr, k_scales_ptr, v_scales_ptr, table_ptr,
+        whole_stop, num_keys, least, num_keys, window, block_stride, slot_stride, scales_stride, scale, cap,
         HEAD_DIM, DIM, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, HAS_CAP, IS_WIDE, True,
     )  # fmt: skip
 
@@ -327,7 +328,9 @@ def prefill_attention(
     _check(q, k_cache, v_cache, block_table, rows, cu_seqlens, starts, out)
     check_scales("prefill_attention", k_cache, k_scales, v_scales)
     group = num_heads // num_kv_heads
-    tile = tile or prefill_tile(capability(q.device), head_dim, q.element_size())
+    if tile is None:
+        is_quantized = k_scales is not None
+        tile = prefill_tile(capability(q.device), head_dim, q.element_size(), is_quantized=is_quantized)
     if group > tile.block_m:
         raise ValueError(f"prefill_attention: {group} query heads a KV head; a tile has {tile.block_m} rows")
     if scale <= 0 or block_size != triton.next_power_of_2(block_size):

@@ -91,9 +91,9 @@ def _store_quantized(
     HALF: tl.constexpr,
 ):
     """Writes a vector and its scale; its halves as they will be read back."""
-    STORED: tl.constexpr = cache_ptr.dtype.element_ty
-    scale, inverse = scale_of(tl.maximum(tl.max(magnitude(x1)), tl.max(magnitude(x2))), STORED)
-    stored1, stored2 = encoded(x1 * inverse, STORED), encoded(x2 * inverse, STORED)
+    stored_type: tl.constexpr = cache_ptr.dtype.element_ty
+    scale, inverse = scale_of(tl.maximum(tl.max(magnitude(x1)), tl.max(magnitude(x2))), stored_type)
+    stored1, stored2 = encoded(x1 * inverse, stored_type), encoded(x2 * inverse, stored_type)
     there = cache_ptr + slot * (2 * HALF) + tl.arange(0, HALF)
     tl.store(there, stored1)
     tl.store(there + HALF, stored2)
