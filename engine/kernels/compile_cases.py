@@ -263,7 +263,7 @@ CASES: tuple[Case, ...] = (
         "prefill_attention, Gemma 2 9B, int8 KV",
         lambda: prefill(16, 8, 256, window=4096, softcap=50.0, kv_dtype=torch.int8),
         MAIN,
-        max_stack_bytes=16,
+        max_stack_bytes=96,
     ),
     Case("prefill_attention, Llama 3.2 1B, fp8 KV", lambda: prefill(32, 8, 64, kv_dtype=torch.float8_e4m3fn), MAIN),
     Case("attention in float16, int8 KV", lambda: attention_in_float16(torch.int8), MAIN),

@@ -53,13 +53,14 @@ def scale_of(
     stored_type: tl.constexpr,  # type of the cache
 ):
     """A vector's scale, and what its elements are multiplied by to be stored."""
+    is_there = largest > _LEAST
+    divisor = tl.where(is_there, largest, 1.0)
     if stored_type == tl.int8:
         scale = largest * (1.0 / _INT8_LARGEST)
-        inverse = _INT8_LARGEST / largest
+        inverse = _INT8_LARGEST / divisor
     else:
         scale = largest * (1.0 / _FLOAT8_LARGEST)
-        inverse = _FLOAT8_LARGEST / largest
-    is_there = largest > _LEAST
+        inverse = _FLOAT8_LARGEST / divisor
     return tl.where(is_there, scale, 0.0), tl.where(is_there, inverse, 0.0)
 
 
