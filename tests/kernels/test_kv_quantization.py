@@ -251,6 +251,22 @@ def test_prefill_with_the_tables_own_tile(kv_dtype: torch.dtype, device: torch.d
 # ---- the twins that run on the CPU
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_a_damaged_vector_is_stored_as_one(broken: float, kv_dtype: torch.dtype, device: torch.device) -> None:
+    step = StoreStep([3, 4], device=device, kv_dtype=kv_dtype, block_size=4)
+    step.qkv[1, -1] = broken  # in V's last head
+    rope_store(
+        step.qkv, step.cos, step.sin, step.k_cache, step.v_cache, step.block_table, step.rows, step.positions,
+        step.num_heads, **step.scales,
+    )  # fmt: skip
+    blocks = step.block_table[step.rows.long(), step.positions.long() // 4]
+    stored = step.scales["v_scales"][blocks, :, step.positions.long() % 4]  # [token, KV head]
+    assert stored.isfinite().tolist() == [[True, True], [True, False]]
+    back = dequantize(step.v_cache[blocks[1], 1, 0], stored[1, 1])
+    assert not back.isfinite().any()
+
+
 @pytest.mark.parametrize("window", [None, 20], ids=["all", "window"])
 @pytest.mark.parametrize("softcap", [None, 2.0], ids=["plain", "softcap"])
 @pytest.mark.parametrize("positions", [[3, 16, 63], [16, 16]], ids=str)
