@@ -65,6 +65,10 @@ class EngineCases:
             "decode/bf16/b1/no_pdl": partial(self.variant, "decode/bf16/b1/no_pdl", 1, use_pdl=False),
             "decode/bf16/b64/no_graphs": partial(self.variant, "decode/bf16/b64/no_graphs", 64, use_graphs=False),
         }
+        for kv in ("int8", "fp8"):
+            long, many = f"decode/bf16/b1/ctx4096/kv_{kv}", f"decode/bf16/b64/kv_{kv}"
+            table[long] = partial(self.variant, long, 1, center=self._sizes.long_context, kv_cache_type=kv)
+            table[many] = partial(self.variant, many, 64, kv_cache_type=kv)
         for batch in (2, 4, 8, 16, 32, 64, 128, 256):
             table[f"decode/bf16/b{batch}"] = partial(self.decode, f"decode/bf16/b{batch}", batch=batch)
         for length in (128, 512, 2048, 8192):
@@ -122,12 +126,13 @@ class EngineCases:
             num_steps=len(host),
         )
 
-    def variant(self, name: str, batch: int, **options: bool) -> None:
-        """Decoding with a model that is loaded with other options."""
+    def variant(self, name: str, batch: int, center: int = 0, **options: bool | str) -> None:
+        """Decoding with a model that is loaded with other options; `center` as for `decode`."""
         self.close()
         self._session = Session(self._bench.model, self._bench.device, **options)
         try:
-            self.decode(name, batch=batch, center=self._sizes.middle_context if batch == 1 else 0)
+            center = center or (self._sizes.middle_context if batch == 1 else 0)
+            self.decode(name, batch=batch, center=center)
         finally:
             self.close()
 

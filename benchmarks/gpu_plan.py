@@ -81,6 +81,10 @@ CASES: tuple[Case, ...] = (
     Case("kv/used_share_under_load", "engine", "share"),
     Case("decode/bf16/b1/no_pdl", "variants", "tok/s", target=250),
     Case("decode/bf16/b64/no_graphs", "variants", "tok/s", is_default=False),
+    Case("decode/bf16/b1/ctx4096/kv_int8", "variants", "tok/s", is_default=False),
+    Case("decode/bf16/b1/ctx4096/kv_fp8", "variants", "tok/s", is_default=False),
+    Case("decode/bf16/b64/kv_int8", "variants", "tok/s", is_default=False),
+    Case("decode/bf16/b64/kv_fp8", "variants", "tok/s", is_default=False),
     _time("start/bf16/warm_s", "processes", "s", 10, 75),
     _time("start/bf16/cold_s", "processes", "s", 30),
     # Before the daemon: its worker takes all the memory there is and keeps it.

@@ -18,6 +18,7 @@ import torch
 from gpu_bench import Bench
 
 from engine.config import ModelConfig
+from engine.execution.kv_cache import block_bytes
 from engine.execution.model_runner import ModelRunner
 from engine.llm_engine import LLMEngine
 from engine.messages import Load, TokenRow
@@ -249,7 +250,7 @@ class Limits:
             weight_bytes=params * itemsize,
             params=params,
             layer_params=params - table,
-            kv_bytes=2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize,
+            kv_bytes=block_bytes(config, 1, session.runner.kv_dtype),
             attention_flops=4 * config.num_layers * config.num_heads * config.head_dim,
             copy_rate=bench.rate("ceiling/copy"),
             matmul_rate=bench.rate("ceiling/matmul"),

@@ -126,7 +126,7 @@ SETTINGS: tuple[Setting, ...] = (
         "kv_cache_type",
         "kv_cache_type",
         ("HOB_KV_CACHE_TYPE", "OLLAMA_KV_CACHE_TYPE"),
-        _choice("auto", "f32", "f16", "bf16", "fp8", "q8_0", "q4_0"),
+        _choice("auto", "f32", "f16", "bf16", "fp8", "int8", "q8_0", "q4_0"),
         "auto",
     ),
     Setting("gpu_overhead_bytes", "gpu_overhead", ("HOB_GPU_OVERHEAD", "OLLAMA_GPU_OVERHEAD"), _integer(0, 2**50), 0),

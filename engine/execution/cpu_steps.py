@@ -126,7 +126,7 @@ class CpuSteps:
             )
             for group, table in zip(config.kv_groups, state.block_tables, strict=True)
         ]
-        return ForwardContext(token_ids, positions, plans, cache.layers)
+        return ForwardContext(token_ids, positions, plans, cache.layers, cache.scales)
 
     def _sampling_row(self, step: RowStep) -> SamplingRow:
         state, position = self.rows, step.start + step.num_tokens

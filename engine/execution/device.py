@@ -12,7 +12,15 @@ from engine.execution.errors import Unsupported
 from engine.quantization.int4_op import has_fast_bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+KV_DTYPES = {
+    "f32": torch.float32,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "fp8": torch.float8_e4m3fn,
+    "int8": torch.int8,
+    "q8_0": torch.int8,
+}
+"""Names of a KV cache's types; "q8_0" is Ollama's for 8 bits."""
 SMALL_WEIGHTS_BYTES = 2 << 30
 """On a CPU, models of up to this size in float32 are computed in float32."""
 MAX_NUM_SEQS, LARGE_MAX_NUM_SEQS = 256, 512
@@ -70,6 +78,8 @@ def choose_kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     Raises:
         Unsupported: no such type.
     """
+    if name == "q4_0":
+        raise Unsupported('KV cache type "q4_0" is not supported: 8 bits are the fewest; use "int8" or "fp8"')
     return dtype if name == "auto" else _named(name, KV_DTYPES, "KV cache type")
 
 

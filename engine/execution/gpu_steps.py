@@ -70,6 +70,7 @@ class GpuSteps:
             self.rows.tokens,
             self.rows.block_tables,
             kv_cache.layers,
+            kv_cache.scales,
             Workspace.for_steps(load.max_num_seqs, config.num_heads, config.num_kv_heads, config.head_dim, device),
         )
         self._pdl = load.use_pdl

@@ -1,9 +1,10 @@
-"""The KV cache: two tensors a layer. How many blocks there are: `execution.memory`.
+"""The KV cache: two tensors a layer, or four. How many blocks there are: `execution.memory`.
 
 K and V are separate tensors [num_blocks, num_kv_heads, block_size, head_dim], so that one head's tokens of a block lie
-together. All layers have the same number of blocks; a block id of a KV group means that block in each of the group's
-layers. Block 0 is nobody's (`scheduling.batch.DUMMY_BLOCK`). Memory is not cleared: attention never lets an unused slot
-matter, and an operating system that hands out pages on first touch then charges for used blocks only.
+together. In a type of 8 bits each vector has a scale, [num_blocks, num_kv_heads, block_size] for K and for V
+(`kernels.kv_types`). All layers have the same number of blocks; a block id of a KV group means that block in each of
+the group's layers. Block 0 is nobody's (`scheduling.batch.DUMMY_BLOCK`). Memory is not cleared: attention never lets an
+unused slot matter, and an operating system that hands out pages on first touch then charges for used blocks only.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import torch
 from engine.config import ModelConfig
 from engine.execution.device import available_bytes
 from engine.execution.errors import ModelTooLarge
+from engine.kernels.kv_types import SCALE_DTYPE, is_quantized
 
 Tensor = torch.Tensor
+Scales = tuple[Tensor, Tensor] | tuple[None, None]
+"""Of K and of V: float32 [num_blocks + 1, num_kv_heads, block_size], or none."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class KVCache:
 
     layers: tuple[tuple[Tensor, Tensor], ...]
     """(K, V) of each layer: [num_blocks + 1, num_kv_heads, block_size, head_dim]."""
+    scales: tuple[Scales, ...]
+    """Of each layer."""
     num_blocks: int
     """Usable ones, with ids 1 ... num_blocks."""
     block_size: int
@@ -45,13 +51,24 @@ class KVCache:
             (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
             for _ in range(config.num_layers)
         )
-        return cls(layers, num_blocks, block_size)
+        scales: tuple[Scales, ...] = ((None, None),) * config.num_layers
+        if is_quantized(dtype):
+            scales = tuple(
+                (
+                    torch.empty(shape[:3], dtype=SCALE_DTYPE, device=device),
+                    torch.empty(shape[:3], dtype=SCALE_DTYPE, device=device),
+                )
+                for _ in range(config.num_layers)
+            )
+        return cls(layers, scales, num_blocks, block_size)
 
     @property
     def num_bytes(self) -> int:
-        return sum(k.nbytes + v.nbytes for k, v in self.layers)
+        tensors = [tensor for pair in (*self.layers, *self.scales) for tensor in pair if tensor is not None]
+        return sum(tensor.nbytes for tensor in tensors)
 
 
 def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
     """Bytes of one block id over all layers."""
-    return 2 * config.num_layers * config.num_kv_heads * block_size * config.head_dim * dtype.itemsize
+    vector_bytes = config.head_dim * dtype.itemsize + (SCALE_DTYPE.itemsize if is_quantized(dtype) else 0)
+    return 2 * config.num_layers * config.num_kv_heads * block_size * vector_bytes

@@ -243,7 +243,7 @@ class ModelRunner:
             )
             for group in self.config.kv_groups
         ]
-        return self.decoder.forward(ForwardContext(token_ids, positions, plans, cache.layers))
+        return self.decoder.forward(ForwardContext(token_ids, positions, plans, cache.layers, cache.scales))
 
     @torch.inference_mode()
     def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from engine.kernels.decode_attention import Workspace, decode_attention
 from engine.kernels.gated import gated
 from engine.kernels.gemv import DeferredNorm, gemv, gemv_argmax, gemv_gated, gemv_residual
+from engine.kernels.kv_types import is_quantized
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
 from engine.kernels.packed_product import packed_product
 from engine.kernels.packed_rows import packed_rows, packed_token_rows
@@ -64,9 +66,16 @@ def floats(*shape: int) -> Tensor:
     return make(*shape, dtype=torch.float32)
 
 
-def caches(num_kv_heads: int, head_dim: int, block_size: int) -> tuple[Tensor, Tensor]:
+def caches(
+    num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype = torch.bfloat16
+) -> tuple[Tensor, Tensor]:
     shape = 100, num_kv_heads, block_size, head_dim
-    return make(*shape), make(*shape)
+    return make(*shape, dtype=dtype), make(*shape, dtype=dtype)
+
+
+def scales(k_cache: Tensor) -> dict[str, Any]:
+    """Those of a cache of 8 bits, else none."""
+    return {name: floats(*k_cache.shape[:3]) for name in ("k_scales", "v_scales") if is_quantized(k_cache.dtype)}
 
 
 def prefill(
@@ -77,22 +86,31 @@ def prefill(
     window: int | None = None,
     softcap: float | None = None,
     block_size: int = 16,
+    dtype: torch.dtype = torch.bfloat16,
+    kv_dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    k_cache, v_cache = caches(kv_heads, head_dim, block_size)
+    k_cache, v_cache = caches(kv_heads, head_dim, block_size, kv_dtype)
     prefill_attention(
-        make(500, heads, head_dim), k_cache, v_cache, ints(256, 64), ints(ROWS), ints(ROWS + 1), ints(ROWS), 0.1,
-        window=window, softcap=softcap,
+        make(500, heads, head_dim, dtype=dtype), k_cache, v_cache, ints(256, 64), ints(ROWS), ints(ROWS + 1),
+        ints(ROWS), 0.1, **scales(k_cache), window=window, softcap=softcap,
     )  # fmt: skip
 
 
 def decode(
-    heads: int, kv_heads: int, head_dim: int, *, window: int | None = None, softcap: float | None = None
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    kv_dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    k_cache, v_cache = caches(kv_heads, head_dim, 32)
+    k_cache, v_cache = caches(kv_heads, head_dim, 32, kv_dtype)
     workspace = Workspace.allocate(ROWS, heads, kv_heads, head_dim, 32, torch.device("cuda"))
     decode_attention(
-        make(ROWS, heads, head_dim), k_cache, v_cache, ints(ROWS, 64), ints(ROWS), ints(ROWS), 0.1,
-        window=window, softcap=softcap, workspace=workspace, splits=16, pdl=True,
+        make(ROWS, heads, head_dim, dtype=dtype), k_cache, v_cache, ints(ROWS, 64), ints(ROWS), ints(ROWS), 0.1,
+        **scales(k_cache), window=window, softcap=softcap, workspace=workspace, splits=16, pdl=True,
     )  # fmt: skip
 
 
@@ -106,13 +124,15 @@ def rope_decode(
     has_norm: bool = False,
     window: int | None = None,
     softcap: float | None = None,
+    kv_dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    k_cache, v_cache = caches(kv_heads, head_dim, block_size)
+    k_cache, v_cache = caches(kv_heads, head_dim, block_size, kv_dtype)
     norm = make(head_dim) if has_norm else None
     rope_decode_attention(
         floats(num_tokens, (heads + 2 * kv_heads) * head_dim), floats(num_tokens, 1, head_dim),
         floats(num_tokens, 1, head_dim), k_cache, v_cache, ints(num_tokens, 64), ints(num_tokens), ints(num_tokens),
-        heads, 0.1, q_norm=norm, k_norm=norm, eps=1e-6, window=window, softcap=softcap, pdl=True,
+        heads, 0.1, **scales(k_cache), q_norm=norm, k_norm=norm, eps=1e-6, window=window, softcap=softcap,
+        out_dtype=torch.bfloat16, pdl=True,
     )  # fmt: skip
 
 
@@ -144,12 +164,26 @@ def shared_rows() -> None:
     gemv(make(20, INTERMEDIATE), make(HIDDEN, INTERMEDIATE), make(HIDDEN), tile=tile, pdl=True)
 
 
-def rope() -> None:
-    k_cache, v_cache = caches(KV_HEADS, HEAD_DIM, 32)
+def rope(kv_dtype: torch.dtype = torch.bfloat16) -> None:
+    k_cache, v_cache = caches(KV_HEADS, HEAD_DIM, 32, kv_dtype)
     rope_store(
         make(ROWS, (HEADS + 2 * KV_HEADS) * HEAD_DIM), floats(ROWS, 1, HEAD_DIM), floats(ROWS, 1, HEAD_DIM),
-        k_cache, v_cache, ints(ROWS, 64), ints(ROWS), ints(ROWS), HEADS, make(HEAD_DIM), make(HEAD_DIM), 1e-6, pdl=True,
+        k_cache, v_cache, ints(ROWS, 64), ints(ROWS), ints(ROWS), HEADS, make(HEAD_DIM), make(HEAD_DIM), 1e-6,
+        **scales(k_cache), pdl=True,
     )  # fmt: skip
+
+
+def attention(kv_dtype: torch.dtype) -> None:
+    """All kernels that touch the KV cache."""
+    rope(kv_dtype)
+    rope_decode(28, 4, 128, kv_dtype=kv_dtype)
+    decode(28, 4, 128, kv_dtype=kv_dtype)
+    prefill(28, 4, 128, kv_dtype=kv_dtype)
+
+
+def attention_in_float16(kv_dtype: torch.dtype) -> None:
+    decode(28, 4, 128, dtype=torch.float16, kv_dtype=kv_dtype)
+    prefill(28, 4, 128, dtype=torch.float16, kv_dtype=kv_dtype)
 
 
 def norms() -> None:
@@ -245,6 +279,27 @@ CASES: tuple[Case, ...] = (
     Case("rope_decode_attention, Qwen3 8B", lambda: rope_decode(32, 8, 128, block_size=64, has_norm=True), MAIN),
     Case("rope_decode_attention, Gemma 2 9B", lambda: rope_decode(16, 8, 256, window=4096, softcap=50.0), MAIN),
     Case("rope_decode_attention, Llama 3.2 1B", lambda: rope_decode(32, 8, 64, block_size=32), MAIN),
+    Case("attention, Qwen2.5-7B, int8 KV", lambda: attention(torch.int8)),
+    Case("attention, Qwen2.5-7B, fp8 KV", lambda: attention(torch.float8_e4m3fn)),
+    Case(
+        "rope_decode_attention, Qwen2.5-7B, 256 sequences, int8 KV",
+        lambda: rope_decode(28, 4, 128, num_tokens=256, kv_dtype=torch.int8),
+        (90,),
+        max_stack_bytes=160,
+    ),
+    Case(
+        "rope_decode_attention, Gemma 2 9B, fp8 KV",
+        lambda: rope_decode(16, 8, 256, window=4096, softcap=50.0, kv_dtype=torch.float8_e4m3fn),
+        (89,),
+    ),
+    Case(
+        "prefill_attention, Gemma 2 9B, int8 KV",
+        lambda: prefill(16, 8, 256, window=4096, softcap=50.0, kv_dtype=torch.int8),
+        (90,),
+        max_stack_bytes=96,
+    ),
+    Case("attention in float16, int8 KV", lambda: attention_in_float16(torch.int8), (90,)),
+    Case("attention in float16, fp8 KV", lambda: attention_in_float16(torch.float8_e4m3fn), (89,)),
     Case("gemv, gated, 1 token", lambda: gated_product(1)),
     Case("gemv, gated, 16 tokens", lambda: gated_product(16)),
     Case("gemv, the others, 1 token", lambda: products(1), MAIN),

@@ -55,6 +55,7 @@ TYPES = MappingProxyType(
         torch.int16: "i16",
         torch.int8: "i8",
         torch.uint8: "u8",
+        torch.float8_e4m3fn: "fp8e4nv",
         torch.bool: "i1",
     }
 )
@@ -137,7 +138,7 @@ def _launch(kernel: JITFunction, args: tuple[object, ...], keywords: dict[str, o
     for name in kernel.arg_names:
         value = values.pop(name)
         is_one = isinstance(value, int) and value == 1 and not isinstance(value, bool)
-        if name in constexprs or (is_one and name not in unspecialized):
+        if value is None or name in constexprs or (is_one and name not in unspecialized):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]

@@ -3,7 +3,9 @@
 A program takes one KV head of one sequence and one part ("split") of its keys. It packs the query heads that share the
 KV head into the rows of one matrix product, so each key is loaded once; rows up to 16, the least that tensor cores
 take, are padding. It walks the block table tile by tile with a running softmax in float32, loading a tile while it
-computes the one before. How many splits there are and how they become one: engine/kernels/attention_splits.py.
+computes the one before. A cache of 8 bits has scales, which go to the scores and the weights of the softmax
+(engine/kernels/kv_quantization.py). How many splits there are and how they become one:
+engine/kernels/attention_splits.py.
 
 Slots that no key of the sequence is in, and table entries of no use, are never read. Called once a layer of a decode
 step, for heads that engine/kernels/rope_decode_attention.py does not take; several query tokens a sequence go to the
@@ -23,6 +25,8 @@ import triton.language as tl
 
 from engine.kernels.attention_splits import LOWEST, MAX_SPLITS, merge_splits, merged_splits, share_of_split
 from engine.kernels.gemv_epilogue import tanh
+from engine.kernels.kv_quantization import decoded, load_scales, stored_bytes
+from engine.kernels.kv_types import check_scales
 from engine.kernels.launch import capability, dot_operand, launch_options, num_processors, wait_for_predecessor
 from engine.kernels.tiles import AttentionTile, attention_tile, fair_splits, num_splits
 
@@ -111,11 +115,37 @@ def _load_tile(
     return tl.load(k_cache_ptr + here, mask=both, other=0.0), tl.load(v_cache_ptr + here, mask=both, other=0.0)
 
 
+@triton.jit
+def _load_tile_scales(
+    k_scales_ptr,
+    v_scales_ptr,
+    table_ptr,  # these four: as for _load_tile
+    start,
+    first,
+    stop,
+    kv_head,
+    num_kv_heads,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Scales of the tile's keys and values, each [TILE]. Its entries of the table are near, as they were just read."""
+    if BLOCK_SIZE % TILE == 0:
+        blocks = tl.load(table_ptr + start // BLOCK_SIZE, mask=start < stop, other=0)
+    else:
+        position = start + tl.arange(0, TILE)
+        blocks = tl.load(table_ptr + position // BLOCK_SIZE, mask=(position >= first) & (position < stop), other=0)
+    k_scale = load_scales(k_scales_ptr, blocks, start, first, stop, kv_head, num_kv_heads, BLOCK_SIZE, TILE)
+    v_scale = load_scales(v_scales_ptr, blocks, start, first, stop, kv_head, num_kv_heads, BLOCK_SIZE, TILE)
+    return k_scale, v_scale
+
+
 @triton.jit(do_not_specialize=["block_table_ptr", "rows_ptr", "positions_ptr", "table_stride", "window", "fair_splits"])
 def _decode_attention_kernel(
     q_ptr,  # [num_tokens, num_heads, HEAD_DIM], heads of a group side by side
     k_cache_ptr,  # [num_blocks, num_kv_heads, BLOCK_SIZE, HEAD_DIM]
     v_cache_ptr,  # like k_cache
+    k_scales_ptr,  # float32 [num_blocks, num_kv_heads, BLOCK_SIZE]; None, as v_scales: the cache has no scales
+    v_scales_ptr,
     block_table_ptr,  # integers [max_rows, max_blocks]
     rows_ptr,  # integers [num_tokens], rows of the block table; below 0: padding
     positions_ptr,  # integers [num_tokens], of the newest key, which is in the cache
@@ -143,6 +173,7 @@ def _decode_attention_kernel(
     HAS_WINDOW: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    IS_QUANTIZED: tl.constexpr = k_scales_ptr is not None
     kv_head, split, token = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_kv_heads = tl.num_programs(0)
     row = tl.load(rows_ptr + token).to(tl.int64)
@@ -167,19 +198,35 @@ def _decode_attention_kernel(
         k_cache_ptr, v_cache_ptr, table_ptr, start, first, end, kv_head, num_kv_heads,
         HEAD_DIM, HEAD_BLOCK, BLOCK_SIZE, TILE,
     )  # fmt: skip
+    if IS_QUANTIZED:
+        k_scale, v_scale = _load_tile_scales(
+            k_scales_ptr, v_scales_ptr, table_ptr, start, first, end, kv_head, num_kv_heads, BLOCK_SIZE, TILE
+        )  # fmt: skip
+    out_type = out_ptr.dtype.element_ty
+    key_type = out_type if IS_QUANTIZED else k_cache_ptr.dtype.element_ty
+    value_type = v_cache_ptr.dtype.element_ty
+    if IS_QUANTIZED:
+        value_type = tl.bfloat16 if out_type == tl.float16 else out_type
     q = tl.load(q_ptr + token.to(tl.int64) * q_stride + here, mask=mask, other=0.0)
-    q = dot_operand(q.to(k_cache_ptr.dtype.element_ty))
+    q = dot_operand(q.to(key_type))
     highest = tl.full((GROUP_BLOCK,), LOWEST, tl.float32)
     total = tl.zeros((GROUP_BLOCK,), tl.float32)
     acc = tl.zeros((GROUP_BLOCK, HEAD_BLOCK), tl.float32)
     # Every tile has a key that is seen: tiles before `first` and from `stop` on belong to no split.
     for tile in range(start, end, TILE):
-        keys, values = dot_operand(k), dot_operand(v)
+        keys, values = decoded(k, key_type), decoded(v, value_type)
+        if IS_QUANTIZED:
+            key_scale, value_scale = k_scale, v_scale
+            k_scale, v_scale = _load_tile_scales(
+                k_scales_ptr, v_scales_ptr, table_ptr, tile + TILE, first, end, kv_head, num_kv_heads, BLOCK_SIZE, TILE
+            )  # fmt: skip
         k, v = _load_tile(
             k_cache_ptr, v_cache_ptr, table_ptr, tile + TILE, first, end, kv_head, num_kv_heads,
             HEAD_DIM, HEAD_BLOCK, BLOCK_SIZE, TILE,
         )  # fmt: skip
         scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale  # [GROUP_BLOCK, TILE]
+        if IS_QUANTIZED:
+            scores *= key_scale[None, :]
         if HAS_SOFTCAP:
             scores = softcap * tanh(scores / softcap)
         position = tile + tl.arange(0, TILE)
@@ -189,7 +236,9 @@ def _decode_attention_kernel(
         weights = tl.exp2(scores - new_highest[:, None])
         rescale = tl.exp2(highest - new_highest)
         total = total * rescale + tl.sum(weights, axis=1)
-        weights = dot_operand(weights.to(v_cache_ptr.dtype.element_ty))
+        if IS_QUANTIZED:
+            weights *= value_scale[None, :]
+        weights = dot_operand(weights.to(value_type))
         acc = tl.dot(weights, values, acc * rescale[:, None], input_precision="ieee")
         highest = new_highest
 
@@ -220,6 +269,8 @@ def decode_attention(
     positions: Tensor,
     scale: float,
     *,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
     workspace: Workspace | None = None,
@@ -239,6 +290,8 @@ def decode_attention(
         rows: int32 or int64 [num_tokens]: each token's row of the table; below 0 it is padding.
         positions: int32 or int64 [num_tokens].
         scale: factor on Q.K.
+        k_scales: float32 [num_blocks, num_kv_heads, block_size] of a cache of 8 bits, else None; as `v_scales`.
+        v_scales: like `k_scales`.
         window: positions that a query sees, its own included; None is all.
         softcap: scores x become softcap * tanh(x / softcap), before the mask.
         workspace: memory for the splits; allocated for this call where it is missing. A captured graph needs one that
@@ -260,6 +313,7 @@ def decode_attention(
     _, num_kv_heads, block_size, _ = k_cache.shape
     _check(q, k_cache)
     check_cache("decode_attention", k_cache, v_cache, rows, positions, num_tokens, window)
+    check_scales("decode_attention", k_cache, k_scales, v_scales)
     plan = plan_splits(k_cache, num_tokens, num_heads, workspace, splits, tile, has_long_row)
     group = num_heads // num_kv_heads
     if out is None:
@@ -272,8 +326,10 @@ def decode_attention(
     head_block, heads = triton.next_power_of_2(max(head_dim, 16)), triton.next_power_of_2(group)
     _decode_attention_kernel[(num_kv_heads, plan.splits, num_tokens)](
         q,
-        k_cache,
-        v_cache,
+        stored_bytes(k_cache),
+        stored_bytes(v_cache),
+        k_scales,
+        v_scales,
         block_table,
         rows,
         positions,

@@ -6,7 +6,8 @@ Each row brings its own query tokens and its own cached past; the step's keys an
 program takes BLOCK_M rows of scores of one KV head: its query heads for BLOCK_M // group tokens, so that a key is
 loaded once for the whole group and a tile spans few positions. It walks the keys in tiles of BLOCK_N in up to three
 loops over one body: the window's edge (masked), the keys that every query of the tile sees (no mask), the diagonal
-(masked). Running softmax with base 2, statistics and accumulator in float32, weights rounded to the type of Q.
+(masked). Running softmax with base 2, statistics and accumulator in float32, weights rounded to the type of Q. A cache
+of 8 bits has scales, which go to the scores and the weights (engine/kernels/kv_quantization.py).
 
 Slots that no query of a tile may see are never loaded, and table entries that lead to them alone never followed: they
 may hold another request's NaN, or nothing. Which row a program works for is read from `cu_seqlens` on the device; no
@@ -24,6 +25,8 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.kv_quantization import decoded, stored_bytes
+from engine.kernels.kv_types import check_scales
 from engine.kernels.launch import capability, dot_operand, launch_options, wait_for_predecessor
 from engine.kernels.tiles import PrefillTile, prefill_tile
 
@@ -72,6 +75,8 @@ def _attend(
     position,  # int32 [BLOCK_M]
     k_ptr,  # at the KV head
     v_ptr,
+    k_scales_ptr,  # at the KV head; None, as v_scales: the cache has no scales
+    v_scales_ptr,
     table_ptr,  # at the row
     start,  # keys [start, stop) are walked, start a multiple of BLOCK_N
     stop,
@@ -80,6 +85,7 @@ def _attend(
     window,
     block_stride,  # elements
     slot_stride,
+    scales_stride,  # scales from block to block
     scale,  # scores to units of log 2; with a soft cap, to units of the cap
     cap,  # the soft cap in units of log 2
     HEAD_DIM: tl.constexpr,
@@ -94,6 +100,8 @@ def _attend(
     lane = tl.arange(0, BLOCK_N)
     dim = tl.arange(0, DIM)
     last_entry = (num_keys - 1) // BLOCK_SIZE
+    IS_QUANTIZED: tl.constexpr = k_scales_ptr is not None
+    value_type = tl.bfloat16 if IS_QUANTIZED and q.dtype == tl.float16 else q.dtype
     # Where a key lies within its block is the same in each tile, and each tile's blocks are looked up one tile ahead:
     # what is left in the loop is a product and a sum for each address, of 32 bits where they reach.
     inside = (lane % BLOCK_SIZE)[:, None] * slot_stride + dim[None, :]
@@ -114,9 +122,20 @@ def _attend(
             mask = (dim < HEAD_DIM)[None, :]
             k = tl.load(k_ptr + offset, mask=mask, other=0.0)
             v = tl.load(v_ptr + offset, mask=mask, other=0.0)
+        if IS_QUANTIZED:
+            place = blocks.to(tl.int64 if IS_WIDE else tl.int32) * scales_stride + (first + lane) % BLOCK_SIZE
+            if IS_MASKED:
+                is_there = (key >= least) & (key < num_keys)
+                k_scale = tl.load(k_scales_ptr + place, mask=is_there, other=0.0)
+                v_scale = tl.load(v_scales_ptr + place, mask=is_there, other=0.0)
+            else:
+                k_scale = tl.load(k_scales_ptr + place)
+                v_scale = tl.load(v_scales_ptr + place)
         blocks = _table_entries(table_ptr, first + BLOCK_N, last_entry, BLOCK_SIZE, BLOCK_N)
-        k = k.to(q.dtype)
-        scores = tl.dot(dot_operand(q), dot_operand(tl.trans(k)), input_precision="ieee")  # [BLOCK_M, BLOCK_N]
+        k = decoded(k, q.dtype)
+        scores = tl.dot(dot_operand(q), tl.trans(k), input_precision="ieee")  # [BLOCK_M, BLOCK_N]
+        if IS_QUANTIZED:
+            scores *= k_scale[None, :]
         factor = scale
         if HAS_CAP:
             # cap * tanh(x / cap); the exponential of a negative number cannot overflow.
@@ -140,7 +159,9 @@ def _attend(
         rescale = tl.exp2(maximum * factor - shift)
         denominator = denominator * rescale + tl.sum(weights, axis=1)
         acc = acc * rescale[:, None]
-        acc = tl.dot(dot_operand(weights.to(q.dtype)), dot_operand(v.to(q.dtype)), acc, input_precision="ieee")
+        if IS_QUANTIZED:
+            weights *= v_scale[None, :]
+        acc = tl.dot(dot_operand(weights.to(value_type)), decoded(v, value_type), acc, input_precision="ieee")
         maximum = new_maximum
     return acc, denominator, maximum
 
@@ -150,6 +171,8 @@ def _prefill_attention_kernel(
     q_ptr,  # [num_tokens, num_kv_heads * GROUP, HEAD_DIM]
     k_cache_ptr,  # [num_blocks, num_kv_heads, BLOCK_SIZE, HEAD_DIM]
     v_cache_ptr,  # like k_cache
+    k_scales_ptr,  # float32 [num_blocks, num_kv_heads, BLOCK_SIZE]; None, as v_scales: the cache has no scales
+    v_scales_ptr,
     block_table_ptr,  # integers [max_rows, max_blocks]
     rows_ptr,  # int32 [num_rows], rows of the block table; below 0: padding
     cu_seqlens_ptr,  # int32 [num_rows + 1], first token of each row, then their number
@@ -212,6 +235,10 @@ def _prefill_attention_kernel(
 
     k_ptr = k_cache_ptr + kv_head * head_stride
     v_ptr = v_cache_ptr + kv_head * head_stride
+    scales_stride = tl.num_programs(1) * BLOCK_SIZE
+    if k_scales_ptr is not None:
+        k_scales_ptr += kv_head * BLOCK_SIZE
+        v_scales_ptr += kv_head * BLOCK_SIZE
     table_ptr = block_table_ptr + table_row * table_stride
     acc = tl.zeros([BLOCK_M, DIM], dtype=tl.float32)
     denominator = tl.zeros([BLOCK_M], dtype=tl.float32)
@@ -228,18 +255,18 @@ def _prefill_attention_kernel(
         whole_start = (whole_start + BLOCK_N - 1) // BLOCK_N * BLOCK_N
         whole_start = tl.maximum(start, tl.minimum(whole_start, whole_stop))
         acc, denominator, maximum = _attend(
-            acc, denominator, maximum, q, position, k_ptr, v_ptr, table_ptr, start, whole_start, least, num_keys,
-            window, block_stride, slot_stride, scale, cap,
+            acc, denominator, maximum, q, position, k_ptr, v_ptr, k_scales_ptr, v_scales_ptr, table_ptr,
+            start, whole_start, least, num_keys, window, block_stride, slot_stride, scales_stride, scale, cap,
             HEAD_DIM, DIM, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, HAS_CAP, IS_WIDE, True,
         )  # fmt: skip
     acc, denominator, maximum = _attend(
-        acc, denominator, maximum, q, position, k_ptr, v_ptr, table_ptr, whole_start, whole_stop, least, num_keys,
-        window, block_stride, slot_stride, scale, cap,
+        acc, denominator, maximum, q, position, k_ptr, v_ptr, k_scales_ptr, v_scales_ptr, table_ptr,
+        whole_start, whole_stop, least, num_keys, window, block_stride, slot_stride, scales_stride, scale, cap,
         HEAD_DIM, DIM, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, HAS_CAP, IS_WIDE, False,
     )  # fmt: skip
     acc, denominator, maximum = _attend(
-        acc, denominator, maximum, q, position, k_ptr, v_ptr, table_ptr, whole_stop, num_keys, least, num_keys,
-        window, block_stride, slot_stride, scale, cap,
+        acc, denominator, maximum, q, position, k_ptr, v_ptr, k_scales_ptr, v_scales_ptr, table_ptr,
+        whole_stop, num_keys, least, num_keys, window, block_stride, slot_stride, scales_stride, scale, cap,
         HEAD_DIM, DIM, BLOCK_SIZE, BLOCK_N, HAS_WINDOW, HAS_CAP, IS_WIDE, True,
     )  # fmt: skip
 
@@ -258,6 +285,8 @@ def prefill_attention(
     starts: Tensor,
     scale: float,
     *,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
     out: Tensor | None = None,
@@ -268,14 +297,16 @@ def prefill_attention(
 
     Args:
         q: [num_tokens, num_heads, head_dim], rotated; a view into a fused product will do: only heads lie together.
-        k_cache: [num_blocks, num_kv_heads, block_size, head_dim], this step's keys already in it. Any float type; it
-            is converted to that of `q`.
+        k_cache: [num_blocks, num_kv_heads, block_size, head_dim], this step's keys already in it. Any float type, or
+            one of 8 bits with scales; it is converted to that of `q`.
         v_cache: like `k_cache`, with the same strides.
         block_table: int32 or int64 [max_rows, max_blocks]; entries that no query sees are not read.
         rows: int32 [num_rows]: each row's row of the table; below 0 it is padding, which has no tokens.
         cu_seqlens: int32 [num_rows + 1]: where each row's tokens begin, and num_tokens.
         starts: int32 [num_rows]: position of each row's first token, i.e. how many it has computed before.
         scale: factor on Q.K, above 0.
+        k_scales: float32 [num_blocks, num_kv_heads, block_size] of a cache of 8 bits, else None; as `v_scales`.
+        v_scales: like `k_scales`.
         window: positions that a query sees, its own included; None is all.
         softcap: scores x become softcap * tanh(x / softcap), before the mask.
         out: the result, where there is memory for it already; unchanged for tokens behind those of the last row.
@@ -295,8 +326,11 @@ def prefill_attention(
     if out is None:
         out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.dtype, device=q.device)
     _check(q, k_cache, v_cache, block_table, rows, cu_seqlens, starts, out)
+    check_scales("prefill_attention", k_cache, k_scales, v_scales)
     group = num_heads // num_kv_heads
-    tile = tile or prefill_tile(capability(q.device), head_dim, q.element_size())
+    if tile is None:
+        is_quantized = k_scales is not None
+        tile = prefill_tile(capability(q.device), head_dim, q.element_size(), is_quantized=is_quantized)
     if group > tile.block_m:
         raise ValueError(f"prefill_attention: {group} query heads a KV head; a tile has {tile.block_m} rows")
     if scale <= 0 or block_size != triton.next_power_of_2(block_size):
@@ -309,8 +343,10 @@ def prefill_attention(
     log2_scale = scale / math.log(2)
     _prefill_attention_kernel[(num_tokens // (tile.block_m // group) + num_rows, num_kv_heads)](
         q,
-        k_cache,
-        v_cache,
+        stored_bytes(k_cache),
+        stored_bytes(v_cache),
+        k_scales,
+        v_scales,
         block_table,
         rows,
         cu_seqlens,

@@ -60,6 +60,8 @@ def rope_store(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 0.0,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """Norms (optionally) and rotates Q and K, and writes K and V into the cache.
 
@@ -71,6 +73,8 @@ def rope_store(
         v_cache: like `k_cache`.
         q_norm: [head_dim], or None where the model has no norm over each head.
         k_norm: like `q_norm`.
+        k_scales: as for `store_kv`; so is `v_scales`.
+        v_scales: like `k_scales`.
 
     Returns:
         Q as [num_tokens, num_heads, head_dim].
@@ -84,7 +88,7 @@ def rope_store(
         normed[:, num_heads:].mul_(k_norm)
         qk = normed.to(qk.dtype)
     qk = rotate(qk, cos, sin)  # Q and K in one go
-    store_kv(qk[:, num_heads:], v, k_cache, v_cache, plan)
+    store_kv(qk[:, num_heads:], v, k_cache, v_cache, plan, k_scales, v_scales)
     return qk[:, :num_heads]
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from engine.kernels.reference_kv import dequantize, quantize
+
 Tensor = torch.Tensor
 
 MAX_SCORES = 1 << 22
@@ -182,7 +184,15 @@ def _singles(
     )
 
 
-def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan) -> None:
+def store_kv(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    plan: AttentionPlan,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
+) -> None:
     """Writes a step's keys and values into the cache.
 
     Args:
@@ -190,10 +200,19 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, plan: Atten
         v: like `k`.
         k_cache: [num_blocks, num_kv_heads, block_size, head_dim], contiguous.
         v_cache: like `k_cache`.
+        k_scales: float32 [num_blocks, num_kv_heads, block_size] of a cache of 8 bits, else None; as `v_scales`.
+        v_scales: like `k_scales`.
     """
     slots, head_dim = plan.slots.flatten(), k.shape[-1]
-    for cache, values in ((k_cache, k), (v_cache, v)):
-        cache.view(-1, head_dim).index_copy_(0, slots, values.reshape(-1, head_dim).to(cache.dtype))
+    for cache, scales, x in ((k_cache, k_scales, k), (v_cache, v_scales, v)):
+        vectors = x.reshape(-1, head_dim)
+        if scales is None:
+            cache.view(-1, head_dim).index_copy_(0, slots, vectors.to(cache.dtype))
+        else:
+            stored, own = quantize(vectors, cache.dtype)
+            # As bytes: torch does not copy float8 by index.
+            cache.view(torch.uint8).view(-1, head_dim).index_copy_(0, slots, stored.view(torch.uint8))
+            scales.view(-1).index_copy_(0, slots, own)
 
 
 def paged_attention(
@@ -203,6 +222,8 @@ def paged_attention(
     plan: AttentionPlan,
     scale: float,
     softcap: float | None = None,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of a step's queries over their rows' cached keys and values.
 
@@ -212,6 +233,8 @@ def paged_attention(
         v_cache: like `k_cache`.
         scale: factor on Q.K.
         softcap: scores x become softcap * tanh(x / softcap), before the mask.
+        k_scales: as for `store_kv`; so is `v_scales`.
+        v_scales: like `k_scales`.
 
     Returns:
         [num_tokens, num_heads * head_dim], typed like `q`.
@@ -221,7 +244,8 @@ def paged_attention(
     for span in plan.spans:
         shape = span.num_rows, span.num_queries, num_heads, head_dim
         queries = q[span.tokens].view(shape).transpose(1, 2)  # [rows, heads, queries, dim]
-        keys, values = (_gathered(cache, span, q.dtype) for cache in (k_cache, v_cache))
+        keys = _gathered(k_cache, k_scales, span, q.dtype)
+        values = _gathered(v_cache, v_scales, span, q.dtype)
         if softcap is None:
             result = F.scaled_dot_product_attention(
                 queries, keys, values, span.mask, is_causal=span.is_causal, scale=scale, enable_gqa=True
@@ -237,15 +261,24 @@ def paged_attention(
     return out
 
 
-def _gathered(cache: Tensor, span: Span, dtype: torch.dtype) -> Tensor:
+def _gathered(cache: Tensor, scales: Tensor | None, span: Span, dtype: torch.dtype) -> Tensor:
     """[num_rows, num_kv_heads, num_keys, head_dim]"""
+    if scales is None:
+        return _gathered_vectors(cache, span)[:, :, span.keys].to(dtype)
+    stored = _gathered_vectors(cache.view(torch.uint8), span).view(cache.dtype)
+    own = _gathered_vectors(scales[..., None], span)[..., 0]
+    return dequantize(stored[:, :, span.keys], own[:, :, span.keys], dtype)
+
+
+def _gathered_vectors(cache: Tensor, span: Span) -> Tensor:
+    """[num_rows, num_kv_heads, all positions that are gathered, head_dim]"""
     _, num_kv_heads, block_size, head_dim = cache.shape
     blocks = cache.view(-1, block_size * head_dim).index_select(0, span.gather)
-    keys = blocks.view(span.num_rows, num_kv_heads, -1, head_dim)
+    vectors = blocks.view(span.num_rows, num_kv_heads, -1, head_dim)
     if span.unused is not None:
         # A masked score alone does not help: its weight of zero times NaN is NaN.
-        keys.view(-1, head_dim).index_fill_(0, span.unused, 0)
-    return keys[:, :, span.keys].to(dtype)
+        vectors.view(-1, head_dim).index_fill_(0, span.unused, 0)
+    return vectors
 
 
 def _softcapped(q: Tensor, k: Tensor, v: Tensor, span: Span, scale: float, softcap: float) -> Tensor:

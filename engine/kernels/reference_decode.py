@@ -12,6 +12,7 @@ import torch
 
 from engine.kernels import reference
 from engine.kernels.gemv import DeferredNorm
+from engine.kernels.reference_kv import dequantize, quantize
 
 Tensor = torch.Tensor
 
@@ -85,6 +86,8 @@ def rope_store(
     k_norm: Tensor | None = None,
     eps: float = 0.0,
     *,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
     is_interleaved: bool = False,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -97,9 +100,12 @@ def rope_store(
     q, k = (_rotate(x, cos, sin, is_interleaved) for x in (q, k))
     for token, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
         if row >= 0:
-            block = block_table[row, position // block_size]
-            k_cache[block, :, position % block_size] = k[token].to(k_cache.dtype)
-            v_cache[block, :, position % block_size] = v[token].to(v_cache.dtype)
+            slot = block_table[row, position // block_size], slice(None), position % block_size
+            for cache, scales, x in ((k_cache, k_scales, k[token]), (v_cache, v_scales, v[token])):
+                if scales is None:
+                    cache[slot] = x.to(cache.dtype)
+                else:
+                    cache[slot], scales[slot] = quantize(x, cache.dtype)
     return q.to(out_dtype or qkv.dtype)
 
 
@@ -122,6 +128,8 @@ def decode_attention(
     positions: Tensor,
     scale: float,
     *,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
@@ -135,10 +143,12 @@ def decode_attention(
         first = 0 if window is None else max(0, position + 1 - window)
         seen = torch.arange(first, position + 1, device=q.device)
         blocks = block_table[row, seen // block_size].long()
+        slots = blocks, slice(None), seen % block_size
         k, v = (
-            cache[blocks, :, seen % block_size].float().repeat_interleave(num_heads // num_kv_heads, dim=1)
-            for cache in (k_cache, v_cache)
-        )  # [num_keys, num_heads, head_dim]
+            cache[slots].float() if scales is None else dequantize(cache[slots], scales[slots])
+            for cache, scales in ((k_cache, k_scales), (v_cache, v_scales))
+        )  # [num_keys, num_kv_heads, head_dim]
+        k, v = (x.repeat_interleave(num_heads // num_kv_heads, dim=1) for x in (k, v))
         scores = torch.einsum("hd,nhd->hn", q[token].float(), k) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
@@ -158,6 +168,8 @@ def rope_decode_attention(
     num_heads: int,
     scale: float,
     *,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 0.0,
@@ -166,7 +178,12 @@ def rope_decode_attention(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`rope_store`, then `decode_attention`."""
-    out_dtype = out_dtype or k_cache.dtype
+    out_dtype = out_dtype or (k_cache.dtype if k_scales is None else qkv.dtype)
     tables = block_table, rows, positions
-    q = rope_store(qkv, cos, sin, k_cache, v_cache, *tables, num_heads, q_norm, k_norm, eps, out_dtype=out_dtype)
-    return decode_attention(q, k_cache, v_cache, *tables, scale, window=window, softcap=softcap)
+    q = rope_store(
+        qkv, cos, sin, k_cache, v_cache, *tables, num_heads, q_norm, k_norm, eps,
+        k_scales=k_scales, v_scales=v_scales, out_dtype=out_dtype,
+    )  # fmt: skip
+    return decode_attention(
+        q, k_cache, v_cache, *tables, scale, k_scales=k_scales, v_scales=v_scales, window=window, softcap=softcap
+    )

@@ -60,6 +60,8 @@ def prefill_attention(
     starts: Tensor,
     scale: float,
     *,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
@@ -73,8 +75,9 @@ def prefill_attention(
         token_rows[begin:end] = row
         positions[begin:end] = torch.arange(start, start + end - begin)
     return reference_decode.decode_attention(
-        q, k_cache, v_cache, block_table, token_rows, positions, scale, window=window, softcap=softcap
-    )
+        q, k_cache, v_cache, block_table, token_rows, positions, scale,
+        k_scales=k_scales, v_scales=v_scales, window=window, softcap=softcap,
+    )  # fmt: skip
 
 
 def step_end(

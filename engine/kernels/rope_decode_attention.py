@@ -9,7 +9,8 @@ from the cache is older than this step, and loading begins before the QKV produc
 
 Everything lies in halves of the head, as the rotation needs it: Q.K is q1.k1 + q2.k2, and V's halves give the halves of
 the result. The next tile's keys are loaded as soon as this one's are used up, and likewise its values; the numbers of
-its blocks are there by then, as they are loaded a tile ahead.
+its blocks are there by then, as they are loaded a tile ahead. A cache of 8 bits comes with scales, and they with their
+keys and values (engine/kernels/kv_quantization.py); the new key and value count as what they are stored as.
 
 Called once a layer of a decode step.
 
@@ -31,6 +32,8 @@ from engine.kernels.decode_attention import (
     plan_splits,
 )
 from engine.kernels.gemv_epilogue import tanh
+from engine.kernels.kv_quantization import decoded, encoded, load_scales, magnitude, scale_of, stored_bytes
+from engine.kernels.kv_types import check_scales
 from engine.kernels.launch import dot_operand, launch_options, wait_for_predecessor
 from engine.kernels.tiles import AttentionTile
 
@@ -79,6 +82,26 @@ def _load_halves(
 
 
 @triton.jit
+def _store_quantized(
+    cache_ptr,  # of K or of V
+    scales_ptr,
+    slot,  # int64, where the vector goes
+    x1,  # float32 [HALF], its halves
+    x2,
+    HALF: tl.constexpr,
+):
+    """Writes a vector and its scale; its halves as they will be read back."""
+    stored_type: tl.constexpr = cache_ptr.dtype.element_ty
+    scale, inverse = scale_of(tl.maximum(tl.max(magnitude(x1)), tl.max(magnitude(x2))), stored_type)
+    stored1, stored2 = encoded(x1 * inverse, stored_type), encoded(x2 * inverse, stored_type)
+    there = cache_ptr + slot * (2 * HALF) + tl.arange(0, HALF)
+    tl.store(there, stored1)
+    tl.store(there + HALF, stored2)
+    tl.store(scales_ptr + slot, scale)
+    return decoded(stored1, tl.float32) * scale, decoded(stored2, tl.float32) * scale
+
+
+@triton.jit
 def _scaled(
     scores,
     scale,
@@ -99,6 +122,8 @@ def _rope_decode_attention_kernel(
     sin_ptr,  # float32 [num_tokens, HEAD_DIM], the first half is the second negated
     k_cache_ptr,  # [num_blocks, num_kv_heads, BLOCK_SIZE, HEAD_DIM]
     v_cache_ptr,  # like k_cache
+    k_scales_ptr,  # float32 [num_blocks, num_kv_heads, BLOCK_SIZE]; None, as v_scales: the cache has no scales
+    v_scales_ptr,
     block_table_ptr,  # integers [max_rows, max_blocks]
     rows_ptr,  # integers [num_tokens], rows of the block table; below 0: padding
     positions_ptr,  # integers [num_tokens], of the new key
@@ -132,6 +157,7 @@ def _rope_decode_attention_kernel(
     PDL: tl.constexpr,
 ):
     HEAD_DIM: tl.constexpr = 2 * HALF
+    IS_QUANTIZED: tl.constexpr = k_scales_ptr is not None
     kv_head, split, token = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     num_kv_heads = tl.num_programs(0)
     row = tl.load(rows_ptr + token).to(tl.int64)
@@ -166,10 +192,17 @@ def _rope_decode_attention_kernel(
         gamma_k2 = tl.load(k_norm_ptr + HALF + half).to(tl.float32)
     k1, k2 = _load_halves(k_cache_ptr, blocks, start, first, end, kv_head, num_kv_heads, HALF, BLOCK_SIZE, TILE)
     v1, v2 = _load_halves(v_cache_ptr, blocks, start, first, end, kv_head, num_kv_heads, HALF, BLOCK_SIZE, TILE)
+    if IS_QUANTIZED:
+        k_scale = load_scales(k_scales_ptr, blocks, start, first, end, kv_head, num_kv_heads, BLOCK_SIZE, TILE)
+        v_scale = load_scales(v_scales_ptr, blocks, start, first, end, kv_head, num_kv_heads, BLOCK_SIZE, TILE)
     blocks = _load_blocks(table_ptr, start + TILE, first, end, BLOCK_SIZE, TILE)
 
     wait_for_predecessor(PDL)
-    kv_type = k_cache_ptr.dtype.element_ty
+    out_type = out_ptr.dtype.element_ty
+    # Of the products, and of a value before it is stored.
+    kv_type = out_type if IS_QUANTIZED else k_cache_ptr.dtype.element_ty
+    value_type = tl.float32 if IS_QUANTIZED else kv_type
+    weight_type = tl.bfloat16 if IS_QUANTIZED and out_type == tl.float16 else kv_type
     is_last = split == active - 1
     qkv_ptr += token * qkv_stride + kv_head * GROUP * HEAD_DIM
     new_ptr = qkv_ptr + ((num_kv_heads - kv_head) * GROUP + kv_head) * HEAD_DIM + half
@@ -178,14 +211,13 @@ def _rope_decode_attention_kernel(
     new_mask = half < tl.where(is_last, HALF, 0)
     new_k1 = tl.load(new_ptr, mask=new_mask, other=0.0).to(tl.float32)  # [HALF]
     new_k2 = tl.load(new_ptr + HALF, mask=new_mask, other=0.0).to(tl.float32)
-    new_v1 = tl.load(new_ptr + num_kv_heads * HEAD_DIM, mask=new_mask, other=0.0).to(kv_type)
-    new_v2 = tl.load(new_ptr + num_kv_heads * HEAD_DIM + HALF, mask=new_mask, other=0.0).to(kv_type)
+    new_v1 = tl.load(new_ptr + num_kv_heads * HEAD_DIM, mask=new_mask, other=0.0).to(value_type)
+    new_v2 = tl.load(new_ptr + num_kv_heads * HEAD_DIM + HALF, mask=new_mask, other=0.0).to(value_type)
     if HAS_NORM:
         inverse_rms = tl.rsqrt((tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / HEAD_DIM + eps)[:, None]
         a *= inverse_rms * gamma_q1[None, :]
         b *= inverse_rms * gamma_q2[None, :]
-    # Rounded as when it went through memory: to the type of the result, then to that of the keys.
-    out_type = out_ptr.dtype.element_ty
+    # Rounded as when it went through memory: to the type of the result, then to that of the products.
     q1 = (a * cos[None, :] - b * sin[None, :]).to(out_type).to(kv_type)
     q2 = (b * cos[None, :] + a * sin[None, :]).to(out_type).to(kv_type)
 
@@ -198,13 +230,18 @@ def _rope_decode_attention_kernel(
             new_inverse_rms = tl.rsqrt((tl.sum(new_k1 * new_k1) + tl.sum(new_k2 * new_k2)) / HEAD_DIM + eps)
             new_k1 *= new_inverse_rms * gamma_k1
             new_k2 *= new_inverse_rms * gamma_k2
-        turned1 = (new_k1 * cos - new_k2 * sin).to(kv_type)
-        turned2 = (new_k2 * cos + new_k1 * sin).to(kv_type)
-        slot = ((new_block * num_kv_heads + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE) * HEAD_DIM + half
-        tl.store(k_cache_ptr + slot, turned1)
-        tl.store(k_cache_ptr + slot + HALF, turned2)
-        tl.store(v_cache_ptr + slot, new_v1)
-        tl.store(v_cache_ptr + slot + HALF, new_v2)
+        turned1 = (new_k1 * cos - new_k2 * sin).to(value_type)
+        turned2 = (new_k2 * cos + new_k1 * sin).to(value_type)
+        slot = (new_block * num_kv_heads + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE
+        if IS_QUANTIZED:
+            turned1, turned2 = _store_quantized(k_cache_ptr, k_scales_ptr, slot, turned1, turned2, HALF)
+            new_v1, new_v2 = _store_quantized(v_cache_ptr, v_scales_ptr, slot, new_v1, new_v2, HALF)
+        else:
+            there = slot * HEAD_DIM + half
+            tl.store(k_cache_ptr + there, turned1)
+            tl.store(k_cache_ptr + there + HALF, turned2)
+            tl.store(v_cache_ptr + there, new_v1)
+            tl.store(v_cache_ptr + there + HALF, new_v2)
         products = q1.to(tl.float32) * turned1.to(tl.float32)[None, :]
         products += q2.to(tl.float32) * turned2.to(tl.float32)[None, :]
         highest = _scaled(tl.sum(products, axis=1), scale, softcap, HAS_SOFTCAP)
@@ -215,11 +252,15 @@ def _rope_decode_attention_kernel(
     q1, q2 = dot_operand(q1), dot_operand(q2)
     # Every tile has a key that is seen: tiles before `first` and from `position` on belong to no split.
     for tile in range(start, end, TILE):
-        scores = tl.dot(q1, tl.trans(dot_operand(k1)), input_precision="ieee")  # [GROUP_BLOCK, TILE]
-        scores = tl.dot(q2, tl.trans(dot_operand(k2)), scores, input_precision="ieee")
+        scores = tl.dot(q1, tl.trans(decoded(k1, kv_type)), input_precision="ieee")  # [GROUP_BLOCK, TILE]
+        scores = tl.dot(q2, tl.trans(decoded(k2, kv_type)), scores, input_precision="ieee")
+        if IS_QUANTIZED:
+            scores *= k_scale[None, :]
         # The registers of these keys are free now for those of the next tile; likewise the values', below.
         ahead = tile + TILE
         k1, k2 = _load_halves(k_cache_ptr, blocks, ahead, first, end, kv_head, num_kv_heads, HALF, BLOCK_SIZE, TILE)
+        if IS_QUANTIZED:
+            k_scale = load_scales(k_scales_ptr, blocks, ahead, first, end, kv_head, num_kv_heads, BLOCK_SIZE, TILE)
         key = tile + tl.arange(0, TILE)
         seen = (key >= first) & (key < end)
         scores = tl.where(seen[None, :], _scaled(scores, scale, softcap, HAS_SOFTCAP), LOWEST)
@@ -227,10 +268,14 @@ def _rope_decode_attention_kernel(
         weights = tl.exp2(scores - new_highest[:, None])
         rescale = tl.exp2(highest - new_highest)
         total = total * rescale + tl.sum(weights, axis=1)
-        weights = dot_operand(weights.to(kv_type))
-        acc1 = tl.dot(weights, dot_operand(v1), acc1 * rescale[:, None], input_precision="ieee")
-        acc2 = tl.dot(weights, dot_operand(v2), acc2 * rescale[:, None], input_precision="ieee")
+        if IS_QUANTIZED:
+            weights *= v_scale[None, :]
+        weights = dot_operand(weights.to(weight_type))
+        acc1 = tl.dot(weights, decoded(v1, weight_type), acc1 * rescale[:, None], input_precision="ieee")
+        acc2 = tl.dot(weights, decoded(v2, weight_type), acc2 * rescale[:, None], input_precision="ieee")
         v1, v2 = _load_halves(v_cache_ptr, blocks, ahead, first, end, kv_head, num_kv_heads, HALF, BLOCK_SIZE, TILE)
+        if IS_QUANTIZED:
+            v_scale = load_scales(v_scales_ptr, blocks, ahead, first, end, kv_head, num_kv_heads, BLOCK_SIZE, TILE)
         blocks = _load_blocks(table_ptr, ahead + TILE, first, end, BLOCK_SIZE, TILE)
         highest = new_highest
 
@@ -272,6 +317,8 @@ def rope_decode_attention(
     num_heads: int,
     scale: float,
     *,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 0.0,
@@ -298,12 +345,15 @@ def rope_decode_attention(
         positions: int32 or int64 [num_tokens].
         num_heads: of Q.
         scale: factor on Q.K.
+        k_scales: float32 [num_blocks, num_kv_heads, block_size] of a cache of 8 bits, else None; as `v_scales`.
+        v_scales: like `k_scales`.
         q_norm: [head_dim], or None where the model has no norm over each head.
         k_norm: like `q_norm`.
         eps: of these norms.
         window: positions that a query sees, its own included; None is all.
         softcap: scores become softcap * tanh(scores / softcap); None is not.
-        out_dtype: of the result, and of Q before it meets the keys; by default that of the cache.
+        out_dtype: of the result, and of Q before it meets the keys; by default that of the cache, of a
+            quantised one that of `qkv`.
         workspace: memory for the splits; None allocates it, and with it the zeros, in a launch more.
         has_long_row: as for `tiles.num_splits`; right with either, and faster with the right one.
         splits: programs offered to one KV head of a row; None asks the table, as for `tile`.
@@ -319,18 +369,22 @@ def rope_decode_attention(
     num_tokens = qkv.shape[0]
     _check(qkv, cos, sin, num_heads, k_cache)
     check_cache("rope_decode_attention", k_cache, v_cache, rows, positions, num_tokens, window)
+    check_scales("rope_decode_attention", k_cache, k_scales, v_scales)
     if (q_norm is None) != (k_norm is None):
         raise ValueError("rope_decode_attention: q_norm and k_norm come together or not at all")
     plan = plan_splits(k_cache, num_tokens, num_heads, workspace, splits, tile, has_long_row)
-    out = torch.empty(num_tokens, num_heads * head_dim, dtype=out_dtype or k_cache.dtype, device=qkv.device)
+    out_dtype = out_dtype or (k_cache.dtype if k_scales is None else qkv.dtype)
+    out = torch.empty(num_tokens, num_heads * head_dim, dtype=out_dtype, device=qkv.device)
     group = num_heads // num_kv_heads
     heads = triton.next_power_of_2(group)
     _rope_decode_attention_kernel[(num_kv_heads, plan.splits, num_tokens)](
         qkv,
         cos,
         sin,
-        k_cache,
-        v_cache,
+        stored_bytes(k_cache),
+        stored_bytes(v_cache),
+        k_scales,
+        v_scales,
         block_table,
         rows,
         positions,

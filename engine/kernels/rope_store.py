@@ -4,7 +4,7 @@ One program for a few heads of one token, of Q, K and V as they lie in the produ
 of V only copied. The rotation turns pairs of a head's first `rotary_dim` elements, halves apart or side by side; what
 lies behind is kept. Where keys and values go follows from the token's row, its position and the block table, all on
 the device, so that a step needs nothing of the host. A row below 0 is padding: it has a Q, and nothing is written for
-it. Arithmetic is in float32.
+it. A cache of 8 bits gets each vector's scale with it (engine/kernels/kv_quantization.py). Arithmetic is in float32.
 
 Source: Su et al. 2021, arXiv:2104.09864 (rotary embedding); Henry et al. 2020, arXiv:2010.04245 (norms of Q and K).
 """
@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.kv_quantization import encoded, magnitude, scale_of, stored_bytes
+from engine.kernels.kv_types import check_scales
 from engine.kernels.launch import launch_options, wait_for_predecessor
 
 Tensor = torch.Tensor
@@ -55,6 +57,7 @@ def _store(
     is_query,  # [HEADS]
     is_key,  # [HEADS], but not of padding
     is_value,  # [HEADS], likewise
+    inverse,  # [HEADS], what elements of a cache of 8 bits are multiplied by; None: it is of more
     HEAD_DIM: tl.constexpr,
 ):
     """Each head to its place."""
@@ -64,8 +67,12 @@ def _store(
         q_ptr + head[:, None] * HEAD_DIM + element[None, :], x.to(q_ptr.dtype.element_ty),
         mask=mask & is_query[:, None],
     )  # fmt: skip
-    tl.store(k_cache_ptr + there, x.to(k_cache_ptr.dtype.element_ty), mask=mask & is_key[:, None])
-    tl.store(v_cache_ptr + there, x.to(v_cache_ptr.dtype.element_ty), mask=mask & is_value[:, None])
+    if inverse is not None:
+        stored = encoded(x * inverse[:, None], k_cache_ptr.dtype.element_ty)
+    else:
+        stored = x.to(k_cache_ptr.dtype.element_ty)
+    tl.store(k_cache_ptr + there, stored, mask=mask & is_key[:, None])
+    tl.store(v_cache_ptr + there, stored, mask=mask & is_value[:, None])
 
 
 @triton.jit(do_not_specialize=["rows_ptr", "positions_ptr"])
@@ -75,6 +82,8 @@ def _rope_store_kernel(
     sin_ptr,  # float32 [num_tokens, ROTARY_DIM], the first half is the second negated
     k_cache_ptr,  # [num_blocks, num_kv_heads, BLOCK_SIZE, HEAD_DIM]
     v_cache_ptr,  # like k_cache
+    k_scales_ptr,  # float32 [num_blocks, num_kv_heads, BLOCK_SIZE]; None, as v_scales: the cache has no scales
+    v_scales_ptr,
     block_table_ptr,  # integers [max_rows, max_blocks]
     rows_ptr,  # integers [num_tokens], rows of the block table; below 0: padding
     positions_ptr,  # integers [num_tokens]
@@ -110,7 +119,8 @@ def _rope_store_kernel(
     num_stored = tl.where(row >= 0, num_heads + 2 * num_kv_heads, 0)  # heads in front of it may be stored
     entry = tl.where(row >= 0, row * table_stride + position // BLOCK_SIZE, 0)
     block = tl.load(block_table_ptr + entry).to(tl.int64)
-    slot = ((block * num_kv_heads + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE) * HEAD_DIM  # [HEADS]
+    vector = (block * num_kv_heads + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE  # [HEADS]
+    slot = vector * HEAD_DIM
 
     PAIRS: tl.constexpr = ROTARY_DIM // 2
     pair = tl.arange(0, PAIRS_BLOCK)
@@ -146,11 +156,20 @@ def _rope_store_kernel(
 
     places = head, slot, q_ptr + token * num_heads * HEAD_DIM, k_cache_ptr, v_cache_ptr
     is_key = (head >= num_heads) & (head < tl.minimum(num_heads + num_kv_heads, num_stored))
-    kinds = is_query, is_key, is_value & (head < num_stored)
-    _store(turned_a, first, pair_mask, *places, *kinds, HEAD_DIM)
-    _store(turned_b, second, pair_mask, *places, *kinds, HEAD_DIM)
+    is_stored_value = is_value & (head < num_stored)
+    inverse = None
+    if k_scales_ptr is not None:
+        largest = tl.maximum(tl.max(magnitude(turned_a), axis=1), tl.max(magnitude(turned_b), axis=1))
+        if REST_BLOCK > 0:
+            largest = tl.maximum(largest, tl.max(magnitude(c), axis=1))
+        scale, inverse = scale_of(largest, k_cache_ptr.dtype.element_ty)
+        tl.store(k_scales_ptr + vector, scale, mask=is_key)
+        tl.store(v_scales_ptr + vector, scale, mask=is_stored_value)
+    kinds = is_query, is_key, is_stored_value
+    _store(turned_a, first, pair_mask, *places, *kinds, inverse, HEAD_DIM)
+    _store(turned_b, second, pair_mask, *places, *kinds, inverse, HEAD_DIM)
     if REST_BLOCK > 0:
-        _store(c, rest, rest_mask, *places, *kinds, HEAD_DIM)
+        _store(c, rest, rest_mask, *places, *kinds, inverse, HEAD_DIM)
 
 
 def rope_store(
@@ -167,6 +186,8 @@ def rope_store(
     k_norm: Tensor | None = None,
     eps: float = 0.0,
     *,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
     is_interleaved: bool = False,
     out_dtype: torch.dtype | None = None,
     pdl: bool = False,
@@ -186,6 +207,8 @@ def rope_store(
         q_norm: [head_dim], or None where the model has no norm over each head.
         k_norm: like `q_norm`.
         eps: of these norms.
+        k_scales: float32 [num_blocks, num_kv_heads, block_size] of a cache of 8 bits, else None; as `v_scales`.
+        v_scales: like `k_scales`.
         is_interleaved: pairs are neighbours, as in GGUF files of Llama that were not permuted back.
         out_dtype: of the result; by default that of `qkv`.
         pdl: overlap with the kernel before, on devices that can. Only `qkv` may be that kernel's work.
@@ -213,6 +236,7 @@ def rope_store(
             f"rope_store: the caches are {tuple(k_cache.shape)} and {tuple(v_cache.shape)}; they must be alike and "
             "contiguous"
         )
+    check_scales("rope_store", k_cache, k_scales, v_scales)
     if rows.shape != (num_tokens,) or positions.shape != (num_tokens,):
         raise ValueError(
             f"rope_store: rows are {tuple(rows.shape)}, positions {tuple(positions.shape)}; one a token: {num_tokens}"
@@ -230,8 +254,10 @@ def rope_store(
         qkv,
         cos,
         sin,
-        k_cache,
-        v_cache,
+        stored_bytes(k_cache),
+        stored_bytes(v_cache),
+        k_scales,
+        v_scales,
         block_table,
         rows,
         positions,

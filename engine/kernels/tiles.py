@@ -67,6 +67,12 @@ ATTENTION_TILES: Mapping[int, Mapping[int, AttentionTile]] = MappingProxyType(
     {80: _ATTENTION, 86: _ATTENTION_168, 89: _ATTENTION_168, 90: _ATTENTION_90, 120: _ATTENTION}
 )
 
+# Of caches of 8 bits: their keys are in registers as they are stored and as they are multiplied.
+_ATTENTION_168_8BIT: Mapping[int, AttentionTile] = MappingProxyType({1: AttentionTile(32, 4, 64, max_registers=168)})
+ATTENTION_TILES_8BIT: Mapping[int, Mapping[int, AttentionTile]] = MappingProxyType(
+    {**ATTENTION_TILES, 86: _ATTENTION_168_8BIT, 89: _ATTENTION_168_8BIT}
+)
+
 # By the widest head that a tile is for.
 _PREFILL_SMALL: Mapping[int, PrefillTile] = MappingProxyType(
     {
@@ -85,6 +91,17 @@ PREFILL_TILES: Mapping[int, Mapping[int, PrefillTile]] = MappingProxyType(
         120: _PREFILL_SMALL,
     }
 )
+# Of caches of 8 bits, likewise.
+_PREFILL_SMALL_8BIT: Mapping[int, PrefillTile] = MappingProxyType({**_PREFILL_SMALL, 128: PrefillTile(128, 32, 8, 2)})
+PREFILL_TILES_8BIT: Mapping[int, Mapping[int, PrefillTile]] = MappingProxyType(
+    {
+        80: PREFILL_TILES[80],
+        86: _PREFILL_SMALL_8BIT,
+        89: _PREFILL_SMALL_8BIT,
+        90: {64: PrefillTile(128, 64, 8, 3), 128: PrefillTile(128, 64, 8, 3), 256: PrefillTile(128, 32, 8, 2)},
+        120: _PREFILL_SMALL_8BIT,
+    }
+)
 
 
 @cache
@@ -92,9 +109,11 @@ def attention_tile(architecture: int, head_dim: int, itemsize: int, num_rows: in
     """The tile for heads of `head_dim` elements of `itemsize` bytes: as many bytes as those the table was made for.
 
     Args:
+        itemsize: 1 takes the table of caches of 8 bits, whose elements count as those of 16 that they become.
         num_rows: sequences of the step.
     """
-    tile = _nearest(_nearest(ATTENTION_TILES, architecture), num_rows)
+    table, itemsize = (ATTENTION_TILES_8BIT, 2) if itemsize == 1 else (ATTENTION_TILES, itemsize)
+    tile = _nearest(_nearest(table, architecture), num_rows)
     tokens = tile.tokens
     while tokens > 16 and tokens * head_dim * itemsize > tile.tokens * 128 * 2:
         tokens //= 2
@@ -104,9 +123,14 @@ def attention_tile(architecture: int, head_dim: int, itemsize: int, num_rows: in
 
 
 @cache
-def prefill_tile(architecture: int, head_dim: int, itemsize: int) -> PrefillTile:
-    """The tile for heads of `head_dim` elements of `itemsize` bytes; heads wider than those listed get fewer keys."""
-    tiles = _nearest(PREFILL_TILES, architecture)
+def prefill_tile(architecture: int, head_dim: int, itemsize: int, *, is_quantized: bool = False) -> PrefillTile:
+    """The tile for heads of `head_dim` elements; heads wider than those listed get fewer keys.
+
+    Args:
+        itemsize: bytes of an element of Q.
+        is_quantized: the cache is of 8 bits.
+    """
+    tiles = _nearest(PREFILL_TILES_8BIT if is_quantized else PREFILL_TILES, architecture)
     widest = max(tiles)
     tile = tiles[min((width for width in tiles if width >= head_dim), default=widest)]
     excess = itemsize * max(head_dim, widest) / (2 * widest)

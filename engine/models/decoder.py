@@ -97,12 +97,13 @@ class Decoder:
         for number, layer in enumerate(self.layers):
             cos, sin = angles[self.rotary_of_layer[number]]
             plan = context.plans[self.group_of_layer[number]]
-            k_cache, v_cache = context.kv_cache[number]
+            (k_cache, v_cache), scales = context.kv_cache[number], context.kv_scales[number]
             q = kernels.rope_store(
-                layer.qkv(hidden), cos, sin, k_cache, v_cache, plan, config.num_heads, layer.q_norm, layer.k_norm, eps
-            )
+                layer.qkv(hidden), cos, sin, k_cache, v_cache, plan, config.num_heads, layer.q_norm, layer.k_norm, eps,
+                *scales,
+            )  # fmt: skip
             attended = kernels.paged_attention(
-                q, k_cache, v_cache, plan, config.attention_scale, config.attention_softcap
+                q, k_cache, v_cache, plan, config.attention_scale, config.attention_softcap, *scales
             )
             hidden = layer.attention_output(attended)
             if layer.post_attention_norm is not None:

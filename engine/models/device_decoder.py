@@ -85,6 +85,8 @@ class DeviceState:
     """int32 [max_rows, max_blocks], one a KV group."""
     kv_cache: Sequence[tuple[Tensor, Tensor]]
     """K and V of each layer: [num_blocks, num_kv_heads, block_size, head_dim]."""
+    kv_scales: Sequence[tuple[Tensor | None, Tensor | None]]
+    """Their scales where they are of 8 bits: float32 [num_blocks, num_kv_heads, block_size]."""
     workspace: Workspace
 
 
@@ -224,33 +226,34 @@ class DeviceDecoder:
         """[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim] -> [num_tokens, num_heads * head_dim]"""
         config, state = self.config, self._state
         cos, sin = angles[self.decoder.rotary_of_layer[number]]
-        k_cache, v_cache = state.kv_cache[number]
+        (k_cache, v_cache), (k_scales, v_scales) = state.kv_cache[number], state.kv_scales[number]
         table = state.block_tables[self.decoder.group_of_layer[number]]
         scale, window, softcap = config.attention_scale, self._windows[number], config.attention_softcap
         dtype = self._dtype
         if step.prefill is None and self._attends_at_once:
             return rope_decode_attention(
                 qkv, cos, sin, k_cache, v_cache, table, step.rows, step.positions, config.num_heads, scale,
-                q_norm=layer.q_norm, k_norm=layer.k_norm, eps=config.rms_norm_eps, window=window, softcap=softcap,
-                workspace=state.workspace, has_long_row=step.has_long_row, out_dtype=dtype, pdl=self._pdl,
+                k_scales=k_scales, v_scales=v_scales, q_norm=layer.q_norm, k_norm=layer.k_norm,
+                eps=config.rms_norm_eps, window=window, softcap=softcap, workspace=state.workspace,
+                has_long_row=step.has_long_row, out_dtype=dtype, pdl=self._pdl,
             )  # fmt: skip
         q = rope_store(
             qkv, cos, sin, k_cache, v_cache, table, step.rows, step.positions, config.num_heads, layer.q_norm,
-            layer.k_norm, config.rms_norm_eps, out_dtype=dtype, pdl=self._pdl,
+            layer.k_norm, config.rms_norm_eps, k_scales=k_scales, v_scales=v_scales, out_dtype=dtype, pdl=self._pdl,
         )  # fmt: skip
         decodes = step.num_decodes
         attended = torch.empty(len(q), config.q_size, dtype=dtype, device=q.device)
         if decodes > 0:
             decode_attention(
                 q[:decodes], k_cache, v_cache, table, step.rows[:decodes], step.positions[:decodes], scale,
-                window=window, softcap=softcap, workspace=state.workspace, has_long_row=step.has_long_row,
-                out=attended[:decodes], pdl=self._pdl,
+                k_scales=k_scales, v_scales=v_scales, window=window, softcap=softcap, workspace=state.workspace,
+                has_long_row=step.has_long_row, out=attended[:decodes], pdl=self._pdl,
             )  # fmt: skip
         if step.prefill is not None:
             prefill = step.prefill
             prefill_attention(
                 q[decodes:], k_cache, v_cache, table, prefill.rows, prefill.cu_seqlens, prefill.starts, scale,
-                window=window, softcap=softcap, out=attended[decodes:],
+                k_scales=k_scales, v_scales=v_scales, window=window, softcap=softcap, out=attended[decodes:],
             )  # fmt: skip
         return attended
 

@@ -25,3 +25,5 @@ class ForwardContext:
     """One for each KV group of the model."""
     kv_cache: Sequence[tuple[Tensor, Tensor]]
     """K and V of each layer: [num_blocks, num_kv_heads, block_size, head_dim]."""
+    kv_scales: Sequence[tuple[Tensor | None, Tensor | None]]
+    """Their scales where they are of 8 bits: float32 [num_blocks, num_kv_heads, block_size]."""

@@ -13,6 +13,7 @@ from engine.kernels import reference, reference_decode
 from engine.kernels.attention_splits import MERGED_ELEMENTS
 from engine.kernels.decode_attention import Workspace, decode_attention
 from engine.kernels.tiles import AttentionTile
+from tests.kernels.quantized import float_type, quantized, result_type
 
 # (atol, rtol). The kernel rounds the weights of the softmax to the cache's type before the product with V.
 TOLERANCE = {torch.float32: (1e-5, 1e-5), torch.float16: (4e-3, 4e-3), torch.bfloat16: (3e-2, 3e-2)}
@@ -54,7 +55,8 @@ class Rows:
         free = (torch.randperm(sum(num_blocks)) + 1).tolist()
         poison = len(free) + 1
         shape = poison + 1, num_kv_heads, block_size, head_dim
-        self.k_cache = torch.full(shape, torch.nan, dtype=kv_dtype or dtype)
+        kv_dtype = kv_dtype or dtype
+        self.k_cache = torch.full(shape, torch.nan, dtype=float_type(kv_dtype))
         self.v_cache = self.k_cache.clone()
         table = torch.full((num_rows + 2, max(num_blocks) + 1), poison)
         rows = torch.randperm(num_rows + 2)[:num_rows]
@@ -65,7 +67,8 @@ class Rows:
                 lower, upper = max(first - number * block_size, 0), min(position + 1 - number * block_size, block_size)
                 for cache in (self.k_cache, self.v_cache):
                     cache[block, :, lower:upper] = torch.randn(num_kv_heads, upper - lower, head_dim).to(cache.dtype)
-        self.k_cache, self.v_cache = self.k_cache.to(device), self.v_cache.to(device)
+        caches = self.k_cache.to(device), self.v_cache.to(device)
+        self.k_cache, self.v_cache, self.scales = quantized(*caches, kv_dtype)
         self.block_table, self.rows = table.to(device), rows.int().to(device)
         self.positions = torch.tensor(positions, dtype=torch.int32, device=device)
         self.q = torch.randn(num_rows, num_heads, head_dim, device=device).to(dtype)
@@ -83,12 +86,11 @@ class Rows:
         softcap: float | None = None,
         **more: Any,
     ) -> torch.Tensor:
-        expected = reference_decode.decode_attention(*self.tensors, scale, window=self.window, softcap=softcap)
+        options = {**self.scales, "window": self.window, "softcap": softcap}
+        expected = reference_decode.decode_attention(*self.tensors, scale, **options)
         with poisoned_memory():
-            actual = decode_attention(
-                *self.tensors, scale, window=self.window, softcap=softcap, splits=splits, tile=tile, **more
-            )
-        atol, rtol = TOLERANCE[actual.dtype]
+            actual = decode_attention(*self.tensors, scale, splits=splits, tile=tile, **options, **more)
+        atol, rtol = TOLERANCE[result_type(actual.dtype, self.scales)]
         torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol)
         return actual
 

@@ -11,7 +11,9 @@ import torch
 from engine.kernels import reference_step
 from engine.kernels.launch import INTERPRETED
 from engine.kernels.prefill_attention import prefill_attention
+from engine.kernels.reference_kv import dequantize
 from engine.kernels.tiles import PREFILL_TILES, PrefillTile, prefill_tile
+from tests.kernels.quantized import float_type, quantized, result_type
 
 Tensor = torch.Tensor
 
@@ -44,7 +46,8 @@ class Setup:
         shape = num_blocks, num_kv_heads, size, self.head_dim
         k_cache, v_cache = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
         self.keys = [
-            torch.randn(start + count, num_kv_heads, self.head_dim).to(cache_dtype) for start, count in self.rows
+            torch.randn(start + count, num_kv_heads, self.head_dim).to(float_type(cache_dtype))
+            for start, count in self.rows
         ]
         self.values = [torch.randn_like(keys) for keys in self.keys]
         free = (torch.randperm(num_blocks - 1) + 1).tolist()
@@ -58,7 +61,18 @@ class Setup:
                 block, slot = table[row, position // size], position % size
                 k_cache[block, :, slot] = self.keys[row][position].float()
                 v_cache[block, :, slot] = self.values[row][position].float()
-        self.k_cache, self.v_cache = (cache.to(cache_dtype).to(self.device) for cache in (k_cache, v_cache))
+        caches = (cache.to(float_type(cache_dtype)).to(self.device) for cache in (k_cache, v_cache))
+        self.k_cache, self.v_cache, self.scales = quantized(*caches, cache_dtype)
+        if self.scales:  # what is expected is what is stored
+            for row, (start, count) in enumerate(self.rows):
+                oldest = 0 if self.window is None else max(0, start + 1 - self.window)
+                positions = torch.arange(oldest, start + count)
+                slots = table[row, positions // size].long(), slice(None), positions % size
+                for own, cache, name in (
+                    (self.keys, self.k_cache, "k_scales"),
+                    (self.values, self.v_cache, "v_scales"),
+                ):
+                    own[row][oldest:] = dequantize(cache[slots], self.scales[name][slots])
         # Rows lie anywhere in a table of more rows, whose entries are no block's numbers.
         places = torch.randperm(len(self.rows) + 3)[: len(self.rows)]
         self.table = torch.full((len(places) + 3, widest), -(10**6), dtype=self.table_dtype, device=self.device)
@@ -75,19 +89,19 @@ class Setup:
         self, *, softcap: float | None = None, tile: PrefillTile | None = SMALL, tolerance: float | None = None
     ) -> None:
         out = self.run(softcap=softcap, tile=tile)
-        tolerance = tolerance or TOLERANCE[self.dtype]
+        tolerance = tolerance or TOLERANCE[result_type(self.dtype, self.scales)]
         torch.testing.assert_close(out.cpu(), self.expected(softcap), atol=tolerance, rtol=tolerance)
 
     def run(self, *, softcap: float | None = None, tile: PrefillTile | None = SMALL) -> Tensor:
         return prefill_attention(
             self.q, self.k_cache, self.v_cache, self.table, self.row_numbers, self.cu_seqlens, self.starts,
-            self.head_dim**-0.5, window=self.window, softcap=softcap, tile=tile,
+            self.head_dim**-0.5, window=self.window, softcap=softcap, tile=tile, **self.scales,
         )  # fmt: skip
 
     def twin(self, softcap: float | None) -> Tensor:
         return reference_step.prefill_attention(
             self.q, self.k_cache, self.v_cache, self.table, self.row_numbers, self.cu_seqlens, self.starts,
-            self.head_dim**-0.5, window=self.window, softcap=softcap,
+            self.head_dim**-0.5, window=self.window, softcap=softcap, **self.scales,
         )  # fmt: skip
 
     def expected(self, softcap: float | None) -> Tensor:

@@ -13,6 +13,7 @@ from engine.kernels.decode_attention import Workspace, decode_attention
 from engine.kernels.rope_decode_attention import is_fusable, rope_decode_attention
 from engine.kernels.rope_store import rope_store
 from engine.kernels.tiles import AttentionTile
+from tests.kernels.quantized import assert_stored_close, clones, float_type, quantized, result_type
 
 # (atol, rtol). The kernel rounds the weights of the softmax to the cache's type before the product with V.
 TOLERANCE = {torch.float32: (1e-5, 1e-5), torch.float16: (4e-3, 4e-3), torch.bfloat16: (3e-2, 3e-2)}
@@ -51,7 +52,8 @@ class Step:
         free = (torch.randperm(sum(num_blocks)) + 1).tolist()
         poison = len(free) + 1
         shape = poison + 1, num_kv_heads, block_size, head_dim
-        self.k_cache = torch.full(shape, torch.nan, dtype=kv_dtype or dtype)
+        kv_dtype = kv_dtype or dtype
+        self.k_cache = torch.full(shape, torch.nan, dtype=float_type(kv_dtype))
         self.v_cache = self.k_cache.clone()
         table = torch.full((num_tokens + 2, max(num_blocks) + 1), poison)
         rows = torch.randperm(num_tokens + 2)[:num_tokens]
@@ -63,7 +65,8 @@ class Step:
                 for cache in (self.k_cache, self.v_cache) if lower < upper else ():
                     cache[block, :, lower:upper] = torch.randn(num_kv_heads, upper - lower, head_dim).to(cache.dtype)
         rows[list(padding)] = -1
-        self.k_cache, self.v_cache = self.k_cache.to(device), self.v_cache.to(device)
+        caches = self.k_cache.to(device), self.v_cache.to(device)
+        self.k_cache, self.v_cache, self.scales = quantized(*caches, kv_dtype)
         self.block_table, self.rows = table.to(device), rows.int().to(device)
         self.positions = torch.tensor(positions, dtype=torch.int32, device=device)
 
@@ -80,22 +83,26 @@ class Step:
         **options: Any,
     ) -> torch.Tensor:
         options |= {"window": self.window}
-        wanted_caches = self.k_cache.clone(), self.v_cache.clone()
+        wanted_caches, wanted_scales = (self.k_cache.clone(), self.v_cache.clone()), clones(self.scales)
         expected = reference_decode.rope_decode_attention(
-            *self.tensors(*wanted_caches), self.num_heads, scale, **options
+            *self.tensors(*wanted_caches), self.num_heads, scale, **wanted_scales, **options
         )
         torch.use_deterministic_algorithms(True)  # memory that nobody has written is NaN
         try:
             actual = rope_decode_attention(
                 *self.tensors(self.k_cache, self.v_cache), self.num_heads, scale,
-                splits=splits, tile=tile, workspace=workspace, **options,
+                splits=splits, tile=tile, workspace=workspace, **self.scales, **options,
             )  # fmt: skip
         finally:
             torch.use_deterministic_algorithms(False)
         caches = self.k_cache, self.v_cache
         for one, other in zip((actual, *caches), (expected, *wanted_caches), strict=True):
-            atol, rtol = TOLERANCE[one.dtype]
-            torch.testing.assert_close(one, other, atol=atol, rtol=rtol, equal_nan=one is not actual)
+            if one.dtype in TOLERANCE:
+                atol, rtol = TOLERANCE[result_type(one.dtype, self.scales)]
+                torch.testing.assert_close(one, other, atol=atol, rtol=rtol, equal_nan=one is not actual)
+            else:
+                assert_stored_close(one, other)
+        torch.testing.assert_close(self.scales, wanted_scales, equal_nan=True)
         return actual
 
 

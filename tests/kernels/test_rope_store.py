@@ -9,6 +9,7 @@ import torch
 
 from engine.kernels import reference, reference_decode
 from engine.kernels.rope_store import rope_store
+from tests.kernels.quantized import assert_stored_close, clones, float_type, quantized
 
 # (atol, rtol): one rounding, of float32 values that agree to the last places.
 TOLERANCE = {torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (2e-2, 2e-2)}
@@ -39,8 +40,9 @@ class Step:
         self.sin = torch.cat([-angles.sin(), angles.sin()], dim=-1)
         poison = num_tokens + 1
         shape = poison + 1, num_kv_heads, block_size, head_dim
-        self.k_cache = torch.full(shape, torch.nan, dtype=kv_dtype or dtype, device=device)
-        self.v_cache = self.k_cache.clone()
+        kv_dtype = kv_dtype or dtype
+        cache = torch.full(shape, torch.nan, dtype=float_type(kv_dtype), device=device)
+        self.k_cache, self.v_cache, self.scales = quantized(cache, cache.clone(), kv_dtype)
         table = torch.full((num_tokens + 2, 8), poison, device=device)
         blocks, rows = (torch.randperm(num_tokens) + 1).tolist(), torch.randperm(num_tokens + 2)[:num_tokens]
         for row, block, position in zip(rows.tolist(), blocks, positions, strict=True):
@@ -53,11 +55,16 @@ class Step:
         """Q, and the caches as a whole: what was poison stays poison."""
         caches = self.k_cache.clone(), self.v_cache.clone()
         rest = self.block_table, self.rows, self.positions, self.num_heads
-        expected = reference_decode.rope_store(self.qkv, self.cos, self.sin, *caches, *rest, **more)
-        q = rope_store(self.qkv, self.cos, self.sin, self.k_cache, self.v_cache, *rest, **more)
+        scales = clones(self.scales)
+        expected = reference_decode.rope_store(self.qkv, self.cos, self.sin, *caches, *rest, **scales, **more)
+        q = rope_store(self.qkv, self.cos, self.sin, self.k_cache, self.v_cache, *rest, **self.scales, **more)
         for actual, wanted in zip((q, self.k_cache, self.v_cache), (expected, *caches), strict=True):
-            atol, rtol = TOLERANCE[actual.dtype]
-            torch.testing.assert_close(actual, wanted, atol=atol, rtol=rtol, equal_nan=True)
+            if actual.dtype in TOLERANCE:
+                atol, rtol = TOLERANCE[actual.dtype]
+                torch.testing.assert_close(actual, wanted, atol=atol, rtol=rtol, equal_nan=True)
+            else:
+                assert_stored_close(actual, wanted)
+        torch.testing.assert_close(self.scales, scales, equal_nan=True)
 
 
 @pytest.mark.parametrize("is_interleaved", [False, True], ids=["halves", "neighbours"])

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from engine.kernels.tiles import ATTENTION_TILES, PREFILL_TILES, attention_tile, has_long_row, num_splits, prefill_tile
+from engine.kernels.tiles import (
+    ATTENTION_TILES,
+    ATTENTION_TILES_8BIT,
+    PREFILL_TILES,
+    PREFILL_TILES_8BIT,
+    attention_tile,
+    has_long_row,
+    num_splits,
+    prefill_tile,
+)
 
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
 """That a block may use at most. Source: CUDA C++ programming guide, table of compute capabilities."""
@@ -15,18 +24,27 @@ def is_power_of_two(number: int) -> bool:
     return number > 0 and number & (number - 1) == 0
 
 
-@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("itemsize", [1, 2, 4])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_attention_fits(architecture: int, head_dim: int, itemsize: int) -> None:
     tile = attention_tile(architecture, head_dim, itemsize)
     assert is_power_of_two(tile.tokens)
     assert tile.tokens >= 16
-    assert 2 * tile.tokens * head_dim * itemsize <= SHARED_BYTES[architecture]
+    assert 2 * tile.tokens * head_dim * max(2, itemsize) <= SHARED_BYTES[architecture]
 
 
-def test_both_tables_know_the_same_architectures() -> None:
-    assert sorted(PREFILL_TILES) == sorted(ATTENTION_TILES) == ARCHITECTURES
+def test_all_tables_know_the_same_architectures() -> None:
+    for table in (PREFILL_TILES, ATTENTION_TILES, PREFILL_TILES_8BIT, ATTENTION_TILES_8BIT):
+        assert sorted(table) == ARCHITECTURES
+
+
+def test_a_cache_of_8_bits_has_no_larger_tile_than_one_of_16() -> None:
+    for architecture in ARCHITECTURES:
+        for head_dim in (64, 96, 128, 256):
+            assert attention_tile(architecture, head_dim, 1).tokens <= attention_tile(architecture, head_dim, 2).tokens
+            narrow = prefill_tile(architecture, head_dim, 2, is_quantized=True)
+            assert 16 <= narrow.block_n <= prefill_tile(architecture, head_dim, 2).block_n
 
 
 @pytest.mark.parametrize(("asked", "taken"), [(0, 80), (75, 80), (87, 86), (100, 90), (121, 120)])

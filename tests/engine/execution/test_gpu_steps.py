@@ -144,3 +144,18 @@ def test_a_row_with_damaged_numbers_ends_alone(runners: tuple[ModelRunner, Model
         assert result.errors[0] is None
     assert results[0].errors[1] is not None
     assert "not finite numbers at position 3" in results[0].errors[1]
+
+
+def test_a_cache_of_8_bits(wide_dir: Path) -> None:
+    """Through every kernel that touches it: prompts in chunks beside rows that decode, then decodes alone."""
+    options = {"num_blocks": 30, "block_size": 4, "max_num_seqs": 4, "kv_cache_type": "int8"}
+    runners = load_runner(wide_dir, **options), with_kernels(load_runner(wide_dir, device=DEVICE, **options))
+    results = []
+    for runner in runners:
+        assert runner.kv_cache is not None
+        assert runner.kv_cache.layers[0][0].dtype == torch.int8
+        driver = Driver(runner, seed=2)
+        driver.admit(3, prompt(1, 3))
+        driver.admit(2, prompt(2, 9))
+        results.append([driver.step(step).token_ids for step in ({3: 3, 2: 5}, {3: 1, 2: 4}, {3: 1, 2: 1})])
+    assert results[1] == results[0]

@@ -33,7 +33,15 @@ BLOCK = 2 * 3 * 2 * 16 * 8 * 4
 def test_a_block_is_counted_over_all_layers() -> None:
     assert block_bytes(CONFIG, 16, torch.float32) == BLOCK
     assert block_bytes(CONFIG, 16, torch.bfloat16) == BLOCK // 2
+    for narrow in (torch.int8, torch.float8_e4m3fn):  # a scale of four bytes for each head of eight
+        assert block_bytes(CONFIG, 16, narrow) == BLOCK // 4 + BLOCK // 8
+        cache = KVCache.allocate(CONFIG, 9, 16, narrow, CPU)
+        assert cache.num_bytes == 10 * block_bytes(CONFIG, 16, narrow)
+        assert cache.layers[0][0].dtype == narrow
+        assert cache.scales[2][1] is not None
+        assert cache.scales[2][1].shape == (10, 2, 16)
     cache = KVCache.allocate(CONFIG, 9, 16, torch.float32, CPU)
+    assert cache.scales == ((None, None),) * 3
     assert cache.num_bytes == 10 * BLOCK
     assert len(cache.layers) == 3
     assert cache.layers[0][0].shape == (10, 2, 16, 8)

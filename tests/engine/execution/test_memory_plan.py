@@ -111,6 +111,11 @@ def test_memory_to_leave_free_is_left() -> None:
     assert 2 * GIB - one <= more.kv_bytes - less.kv_bytes <= 2 * GIB + one
 
 
+def test_a_kv_cache_of_8_bits_holds_nearly_twice_as_much() -> None:
+    wide, narrow = plan(gpu(24)), plan(gpu(24), kv_dtype=torch.int8)
+    assert 1.9 < narrow.num_blocks / wide.num_blocks < 2.0
+
+
 def test_a_number_of_blocks_is_kept_to() -> None:
     assert plan(gpu(24), num_blocks=100).num_blocks == 100
     with pytest.raises(ModelTooLarge, match=r"with a context of 1600000000 tokens"):
