@@ -26,7 +26,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides how fast a model is; its head is its embedding."""
+    """What decides how fast a model is. Qwen3's heads are normed; Qwen2's projections have biases instead."""
 
     num_layers: int
     hidden_size: int
@@ -35,11 +35,17 @@ class Shape:
     head_dim: int
     intermediate_size: int
     vocab_size: int
+    architecture: str = "qwen3"
+    is_tied: bool = True
+    """Whether the head is the embedding."""
+    context: int = 4096
 
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Rows and columns of each matrix by name."""
         hidden, query, kv = self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         matrices = {"token_embd": (self.vocab_size, hidden)}
+        if not self.is_tied:
+            matrices["output"] = (self.vocab_size, hidden)
         for layer in range(self.num_layers):
             matrices |= {
                 f"blk.{layer}.attn_q": (query, hidden),
@@ -52,36 +58,43 @@ class Shape:
             }
         return matrices
 
-    def norms(self) -> dict[str, int]:
-        """Widths."""
-        norms = {"output_norm": self.hidden_size}
+    def vectors(self) -> dict[str, int]:
+        """Widths of norms and biases by name."""
+        vectors = {"output_norm.weight": self.hidden_size}
         for layer in range(self.num_layers):
-            norms |= {f"blk.{layer}.{name}": self.hidden_size for name in ("attn_norm", "ffn_norm")}
-            norms |= {f"blk.{layer}.{name}": self.head_dim for name in ("attn_q_norm", "attn_k_norm")}
-        return norms
+            vectors |= {f"blk.{layer}.{name}.weight": self.hidden_size for name in ("attn_norm", "ffn_norm")}
+            if self.architecture == "qwen3":
+                vectors |= {f"blk.{layer}.{name}.weight": self.head_dim for name in ("attn_q_norm", "attn_k_norm")}
+            else:
+                kv = self.num_kv_heads * self.head_dim
+                widths = {"attn_q": self.num_heads * self.head_dim, "attn_k": kv, "attn_v": kv}
+                vectors |= {f"blk.{layer}.{name}.bias": width for name, width in widths.items()}
+        return vectors
 
     def metadata(self) -> dict[str, GGUFValue]:
+        name = self.architecture
         return {
-            "general.architecture": "qwen3",
-            "qwen3.context_length": 4096,
-            "qwen3.embedding_length": self.hidden_size,
-            "qwen3.block_count": self.num_layers,
-            "qwen3.feed_forward_length": self.intermediate_size,
-            "qwen3.attention.head_count": self.num_heads,
-            "qwen3.attention.head_count_kv": self.num_kv_heads,
-            "qwen3.attention.key_length": self.head_dim,
-            "qwen3.attention.value_length": self.head_dim,
-            "qwen3.attention.layer_norm_rms_epsilon": 1e-6,
-            "qwen3.rope.freq_base": 1e6,
+            "general.architecture": name,
+            f"{name}.context_length": self.context,
+            f"{name}.embedding_length": self.hidden_size,
+            f"{name}.block_count": self.num_layers,
+            f"{name}.feed_forward_length": self.intermediate_size,
+            f"{name}.attention.head_count": self.num_heads,
+            f"{name}.attention.head_count_kv": self.num_kv_heads,
+            f"{name}.attention.key_length": self.head_dim,
+            f"{name}.attention.value_length": self.head_dim,
+            f"{name}.attention.layer_norm_rms_epsilon": 1e-6,
+            f"{name}.rope.freq_base": 1e6,
         }
 
     @property
     def num_parameters(self) -> int:
-        return sum(math.prod(size) for size in self.matrices().values()) + sum(self.norms().values())
+        return sum(math.prod(size) for size in self.matrices().values()) + sum(self.vectors().values())
 
 
 SHAPES = {
     "qwen3-0.6b": Shape(28, 1024, 16, 8, 128, 3072, 151936),
+    "qwen2.5-7b": Shape(28, 3584, 28, 4, 128, 18944, 152064, "qwen2", is_tied=False, context=32768),
     "small": Shape(4, 256, 4, 2, 64, 512, 1024),
 }
 
@@ -133,19 +146,19 @@ DRAW: dict[GGMLType, Callable[[np.random.Generator, int], Bytes]] = {
 
 def _has_more_bits(name: str, num_layers: int) -> bool:
     """Whether Q4_K_M keeps a matrix in Q6_K. Source: use_more_bits of llama-quant.cpp."""
-    if name == "token_embd":
-        return True
     _, layer, role = name.split(".")
     number, eighth = int(layer), num_layers // 8
     is_chosen = number < eighth or number >= 7 * num_layers // 8 or (number - eighth) % 3 == 2
     return role in ("attn_v", "ffn_down") and is_chosen
 
 
-def type_of(mix: str, name: str, num_layers: int) -> GGMLType:
+def type_of(mix: str, name: str, shape: Shape) -> GGMLType:
+    is_head = name == ("token_embd" if shape.is_tied else "output")
     if mix == "q4_k_m":
-        return GGMLType.Q6_K if _has_more_bits(name, num_layers) else GGMLType.Q4_K
+        has_more = is_head or (name.startswith("blk.") and _has_more_bits(name, shape.num_layers))
+        return GGMLType.Q6_K if has_more else GGMLType.Q4_K
     if mix == "q4_0":
-        return GGMLType.Q6_K if name == "token_embd" else GGMLType.Q4_0
+        return GGMLType.Q6_K if is_head else GGMLType.Q4_0
     return {"q8_0": GGMLType.Q8_0, "bf16": GGMLType.BF16}[mix]
 
 
@@ -156,11 +169,11 @@ def write_model(path: Path, shape: Shape, mix: str, seed: int = 0) -> None:
     """Writes the file under another name first, so that what is there is whole."""
     part = path.with_suffix(".part")
     tensors = [
-        NewTensor(f"{name}.weight", (width,), GGMLType.F32, np.ones(width, dtype=np.float32).tobytes())
-        for name, width in shape.norms().items()
+        NewTensor(name, (width,), GGMLType.F32, np.full(width, name.endswith("weight"), dtype=np.float32).tobytes())
+        for name, width in shape.vectors().items()
     ]
     for number, (name, size) in enumerate(shape.matrices().items()):
-        type = type_of(mix, name, shape.num_layers)
+        type = type_of(mix, name, shape)
         num_blocks = math.prod(size) // BLOCK_LAYOUT[type][0]
         draw = partial(_bytes_of, DRAW[type], [seed, number], num_blocks)
         tensors.append(NewTensor(f"{name}.weight", size, type, draw))
