@@ -299,7 +299,7 @@ def test_only_an_option_that_is_close_is_suggested(hob: Hob, option: str, said: 
 
 
 @pytest.mark.parametrize(
-    ("command", "marks"), [("run", 4), ("create", 1), ("pull", 2)]
+    ("command", "marks"), [("run", 4), ("pull", 2)]
 )  # run: --insecure, --format, --truncate, --dimensions
 def test_help_says_what_is_not_available(hob: Hob, command: str, marks: int) -> None:
     words = " ".join(hob(command, "--help").out.split())

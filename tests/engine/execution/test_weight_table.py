@@ -22,7 +22,7 @@ def loaded(path: Path, dtype: torch.dtype) -> tuple[WeightTable, DecoderWeights]
     source = ModelSource.from_path(path)
     config = ModelConfig.from_source(source)
     with torch.inference_mode(), Checkpoint.open(source, config) as checkpoint:
-        checkpoint.check(config)
+        checkpoint.check()
         return WeightTable.of(checkpoint, config), load_weights(checkpoint, config, dtype, CPU)
 
 
