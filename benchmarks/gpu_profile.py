@@ -110,13 +110,16 @@ def tell(report: Report, case: str, spans: Spans, count: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default="1,8,256,prompt2048,mixed")
-    parser.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / f"hob-bench-{SHAPE}")
+    parser.add_argument(
+        "--model", type=Path, default=Path(tempfile.gettempdir()) / f"hob-bench-{SHAPE}", help="a folder, or a GGUF file"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.stdout.write("There is no GPU; nothing was recorded.\n")
         return 0
-    ensure_model(arguments.model, SHAPES[SHAPE], "cuda")
+    if not arguments.model.is_file():
+        ensure_model(arguments.model, SHAPES[SHAPE], "cuda")
     report, session = Report(arguments.out), Session(arguments.model, "cuda")
     for case in arguments.cases.split(","):
         if case == "mixed":
