@@ -111,7 +111,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default="1,8,256,prompt2048,mixed")
     parser.add_argument(
-        "--model", type=Path, default=Path(tempfile.gettempdir()) / f"hob-bench-{SHAPE}", help="a folder, or a GGUF file"
+        "--model",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / f"hob-bench-{SHAPE}",
+        help="a folder, or a GGUF file",
     )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

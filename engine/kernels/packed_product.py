@@ -40,7 +40,7 @@ Tensor = torch.Tensor
 
 MAX_TOKENS = 256
 """Tokens up to which this is faster than expanding the matrix and leaving the product to the library."""
-MIN_SPLIT_STEPS = 4
+MIN_SPLIT_STEPS = 1
 """Steps of the loop that a piece of a row has at least."""
 TWO_PLANES = (FIVE_BITS.value, SIX_BITS.value)
 SUM_BLOCK, SUM_WARPS = 1024, 4
@@ -107,8 +107,10 @@ def _packed_product_kernel(
     PARTS: tl.constexpr = UNIT // WORDS
     STEPS: tl.constexpr = WIDTH // (4 * WORDS)
     STEPS_A_SPLIT: tl.constexpr = (STEPS + SPLITS - 1) // SPLITS
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    read = tl.minimum(row, num_rows - 16 + row % 16)  # programs at the end read the last rows again
+    # The last program begins early enough to end with the last row, and computes some rows once more. To bound each
+    # row instead would hide from the compiler that they follow each other, and scales would come by themselves.
+    first_block = tl.minimum(tl.program_id(0) * (ROWS // 16), num_rows // 16 - ROWS // 16)
+    row = first_block * 16 + tl.arange(0, ROWS)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     is_token = (token < num_tokens)[None, :]
     first_step = tl.program_id(2) * STEPS_A_SPLIT
@@ -120,7 +122,7 @@ def _packed_product_kernel(
     for step in tl.range(first_step, end_step, num_stages=NUM_STAGES):
         unit, first = step // PARTS, step % PARTS * WORDS
         w0, w1, w2, w3 = load_tile(
-            words_ptr, extra_ptr, scales_ptr, supers_ptr, read, unit, first,
+            words_ptr, extra_ptr, scales_ptr, supers_ptr, row, unit, first,
             WIDTH, UNIT, ROWS, WORDS, CODE, ZERO, SCALE, GROUP, x_ptr.dtype.element_ty,
         )  # fmt: skip
         column = unit * (4 * UNIT) + first
@@ -137,9 +139,9 @@ def _packed_product_kernel(
     if SPLITS > 1:
         out_ptr += tl.program_id(2).to(tl.int64) * num_tokens * num_rows
     if HAS_BIAS:
-        y += tl.load(bias_ptr + row, mask=row < num_rows, other=0.0).to(tl.float32)[:, None]
+        y += tl.load(bias_ptr + row).to(tl.float32)[:, None]
     here = out_ptr + (token.to(tl.int64) * out_stride)[None, :] + row[:, None]
-    tl.store(here, y.to(out_ptr.dtype.element_ty), mask=(row < num_rows)[:, None] & is_token)
+    tl.store(here, y.to(out_ptr.dtype.element_ty), mask=is_token)
 
 
 def packed_product(
@@ -177,8 +179,8 @@ def packed_product(
         return out
     tokens, table_tile = packed_tile(capability(x.device), num_tokens, x.element_size(), weight.code)
     tile = tile or table_tile
-    words = min(tile.words, weight.unit)
-    row_tiles, token_tiles = triton.cdiv(weight.num_rows, tile.rows), triton.cdiv(num_tokens, tokens)
+    words, rows = min(tile.words, weight.unit), min(tile.rows, 1 << weight.num_rows.bit_length() - 1)
+    row_tiles, token_tiles = triton.cdiv(weight.num_rows, rows), triton.cdiv(num_tokens, tokens)
     steps = weight.num_columns // (4 * words)
     splits = splits or num_splits(num_processors(x.device), row_tiles * token_tiles, steps, tokens)
     target = out
@@ -194,7 +196,7 @@ def packed_product(
         num_tokens,
         weight.num_rows,
         TOKENS=tokens,
-        ROWS=tile.rows,
+        ROWS=rows,
         WORDS=words,
         SPLITS=splits,
         NUM_STAGES=tile.num_stages,
@@ -232,7 +234,7 @@ def packed_tile(architecture: int, num_tokens: int, itemsize: int, code: int) ->
     if itemsize == 4:  # products of float32 are computed without tensor cores, and fill registers
         return 16, PackedTile(16, 16, 4, 2)
     tokens, tile = next((entry for entry in tiles if num_tokens <= entry[0]), tiles[-1])
-    if tokens > 16 and code in TWO_PLANES:
+    if code in TWO_PLANES:
         tile = replace(tile, words=min(tile.words, 32))
     return tokens, tile
 
