@@ -16,7 +16,7 @@ Source: Frantar et al. 2024, arXiv:2408.11743, has the idea; the layout is ours 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 
@@ -33,7 +33,7 @@ from engine.kernels.launch import (
     num_processors,
     wait_for_predecessor,
 )
-from engine.kernels.packed_tile import FIVE_BITS, SIX_BITS, kernel_tensor, load_tile
+from engine.kernels.packed_tile import NIBBLE, kernel_tensor, load_tile
 from engine.kernels.packed_weight import PackedWeight
 
 Tensor = torch.Tensor
@@ -42,7 +42,6 @@ MAX_TOKENS = 256
 """Tokens up to which this is faster than expanding the matrix and leaving the product to the library."""
 MIN_SPLIT_STEPS = 1
 """Steps of the loop that a piece of a row has at least."""
-TWO_PLANES = (FIVE_BITS.value, SIX_BITS.value)
 SUM_BLOCK, SUM_WARPS = 1024, 4
 HOLDS: tl.constexpr = tl.constexpr(not INTERPRETED)
 
@@ -56,18 +55,23 @@ class PackedTile:
     """Of a unit, in a step of the loop."""
     num_warps: int
     num_stages: int
+    num_resident: int = 2
+    """Programs that a processor runs at once."""
 
 
 Tiles = tuple[tuple[int, PackedTile], ...]
 """(most tokens of a program, tile), rising."""
-# Those of 90 were the fastest on an H200 for Q4_K, 2026-11-26. Of the others only shared memory was looked at.
+# Those of 90 were the fastest on an H200, 2026-11-26: for Q4_K and Q6_K, with the matrices of Qwen2.5-7B. Of the others
+# only shared memory was looked at.
 _90: Tiles = (
-    (16, PackedTile(128, 64, 4, 3)),
     (32, PackedTile(128, 64, 4, 3)),
-    (64, PackedTile(128, 64, 4, 3)),
+    (64, PackedTile(128, 64, 4, 3, num_resident=1)),
     (128, PackedTile(64, 32, 4, 3)),
-    (256, PackedTile(128, 32, 8, 3)),
+    (256, PackedTile(128, 32, 8, 3, num_resident=1)),
 )
+FEW_TOKENS = 16
+_90_WIDE = PackedTile(64, 64, 2, 3)
+"""For up to FEW_TOKENS tokens and formats with more than one plane of codes, or bytes: they need more registers."""
 _SMALL: Tiles = (
     (16, PackedTile(64, 64, 4, 3)),
     (32, PackedTile(64, 64, 4, 2)),
@@ -182,7 +186,7 @@ def packed_product(
     words, rows = min(tile.words, weight.unit), min(tile.rows, 1 << weight.num_rows.bit_length() - 1)
     row_tiles, token_tiles = triton.cdiv(weight.num_rows, rows), triton.cdiv(num_tokens, tokens)
     steps = weight.num_columns // (4 * words)
-    splits = splits or num_splits(num_processors(x.device), row_tiles * token_tiles, steps, tokens)
+    splits = splits or num_splits(num_processors(x.device), row_tiles * token_tiles, steps, tile.num_resident)
     target = out
     if splits > 1:
         target = torch.empty(splits, num_tokens, weight.num_rows, device=x.device)
@@ -227,22 +231,28 @@ def packed_tile(architecture: int, num_tokens: int, itemsize: int, code: int) ->
     Args:
         architecture: compute capability as one number; 0 for the interpreter.
         itemsize: bytes of an element of x.
-        code: packed_format.Code; those with a second plane need more registers.
+        code: packed_format.Code.
     """
     known = [key for key in PACKED_TILES if key <= architecture]
     tiles = PACKED_TILES[max(known, default=min(PACKED_TILES))]
     if itemsize == 4:  # products of float32 are computed without tensor cores, and fill registers
         return 16, PackedTile(16, 16, 4, 2)
     tokens, tile = next((entry for entry in tiles if num_tokens <= entry[0]), tiles[-1])
-    if code in TWO_PLANES:
-        tile = replace(tile, words=min(tile.words, 32))
+    if num_tokens <= FEW_TOKENS:
+        tokens = FEW_TOKENS
+        if tiles is _90 and code != NIBBLE.value:
+            tile = _90_WIDE
     return tokens, tile
 
 
 @cache
-def num_splits(num_processors: int, num_tiles: int, num_steps: int, tokens: int) -> int:
-    """Pieces of a row: a power of two, so many that all programs run at once, two a processor where they are small."""
-    programs = num_processors * (2 if tokens <= 32 else 1)
+def num_splits(num_processors: int, num_tiles: int, num_steps: int, num_resident: int) -> int:
+    """Pieces of a row: a power of two, at most 8, with which all programs still run at once.
+
+    Args:
+        num_resident: PackedTile.num_resident.
+    """
+    programs = num_processors * num_resident
     splits = 1
     while 2 * splits * num_tiles <= programs and num_steps >= 2 * splits * MIN_SPLIT_STEPS and splits < 8:
         splits *= 2

@@ -121,7 +121,7 @@ def test_beyond_some_tokens_the_matrix_is_expanded(device: torch.device) -> None
 
 def test_programs_fill_the_device_once() -> None:
     cases = ((28, 74), (296, 14), (28, 14), (28, 4))  # tiles and steps of the loop
-    assert [num_splits(132, tiles, steps, 16) for tiles, steps in cases] == [8, 1, 8, 4]
+    assert [num_splits(132, tiles, steps, 2) for tiles, steps in cases] == [8, 1, 8, 4]
 
 
 def test_shapes_that_do_not_fit(device: torch.device) -> None:
