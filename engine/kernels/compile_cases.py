@@ -258,7 +258,7 @@ PACKED_CASES: tuple[Case, ...] = (
     ),
     # Q6_K spills some registers with these tiles, and is faster for all that than with smaller ones.
     *(
-        Case(f"packed, {type.name}, {count} tokens", partial(packed, type, count), (90,), max_stack_bytes=256)
+        Case(f"packed, {type.name}, {count} tokens", partial(packed, type, count), (90,), max_stack_bytes=320)
         for type in (GGMLType.Q4_K, GGMLType.Q6_K)
         for count in (32, 64, 128, 256)
     ),
