@@ -19,7 +19,6 @@ from engine.kernels.kv_types import is_quantized
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
 from engine.kernels.packed_product import packed_product
 from engine.kernels.packed_rows import packed_rows, packed_token_rows
-from engine.kernels.packed_weight import PackedWeight
 from engine.kernels.patch import apply_patch
 from engine.kernels.prefill_attention import prefill_attention
 from engine.kernels.product_tiles import DotTile
@@ -31,7 +30,7 @@ from engine.kernels.sampling import SamplingWorkspace, sample_tokens
 from engine.kernels.sampling_state import SamplingState
 from engine.kernels.step_begin import step_begin
 from engine.kernels.step_end import step_end
-from engine.quantization.packed_format import FORMATS, empty_planes, unit_words
+from engine.quantization.packed_format import FORMATS, PackedWeight, empty_planes
 from modelfiles.gguf import GGMLType
 
 Tensor = torch.Tensor
@@ -235,10 +234,8 @@ def log_probabilities(dtype: torch.dtype) -> None:
 
 
 def packed_weight(type: GGMLType, num_rows: int = HIDDEN, num_columns: int = HIDDEN) -> PackedWeight:
-    format, device = FORMATS[type], torch.device("cuda")
-    planes = empty_planes(format, num_rows, num_columns, device).tensors
-    unit = unit_words(num_columns)
-    return PackedWeight(*planes, num_rows, num_columns, unit, format.code, format.zero, format.scale, format.group)
+    planes = empty_planes(FORMATS[type], num_rows, num_columns, torch.device("cuda"))
+    return PackedWeight(planes, FORMATS[type], num_rows, num_columns)
 
 
 def packed(type: GGMLType, num_tokens: int) -> None:

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from engine.kernels import gemv_epilogue as epilogues
-from engine.kernels.gemv_dot import dot_kernel, sum_splits_kernel
+from engine.kernels.gemv_dot import dot_kernel, sum_splits
 from engine.kernels.gemv_fma import fma_kernel
 from engine.kernels.launch import capability, launch_options
 from engine.kernels.product_tiles import (
@@ -43,8 +43,6 @@ ACTIVATIONS = {
 
 
 MIN_DOT_TOKENS = 16
-SUM_BLOCK, SUM_WARPS = 1024, 4
-"""Outputs a program where partial sums of split rows are added, and its warps."""
 
 
 class DeferredNorm(NamedTuple):
@@ -285,18 +283,7 @@ def _launch(
         sums = torch.empty(tile.splits, num_tokens, num_outputs, device=x.device)
         tensors = *tensors[:6], sums, partials
         _launch_dot(tensors, numbers, constants | {"HAS_BIAS": False}, tile, num_tokens, pdl)
-        sum_splits_kernel[(triton.cdiv(num_outputs, SUM_BLOCK), num_tokens)](
-            sums,
-            x if bias is None else bias,
-            out,
-            num_outputs,
-            num_tokens,
-            num_outputs,
-            SPLITS=tile.splits,
-            BLOCK=SUM_BLOCK,
-            HAS_BIAS=bias is not None,
-            **launch_options(SUM_WARPS, pdl, x.device),
-        )
+        sum_splits(sums, bias, out, pdl=pdl)
     return partials
 
 

@@ -3,7 +3,7 @@
 Rows of W are the tall side of each `tl.dot` and tokens the narrow one, so that few tokens waste little. W is read once;
 x is read again by every program, from the second-level cache, so that the more tokens there are the more rows a program
 takes, and where that would leave processors without work its row is cut into `SPLITS` pieces: programs write partial
-sums, and `sum_splits_kernel` adds them in a fixed order. So results do not vary from run to run.
+sums, and `sum_splits` adds them in a fixed order. So results do not vary from run to run.
 
 The loop is pipelined by the compiler, which cannot put its first loads before the wait for the predecessor; instead the
 first weights are brought into the second-level cache before it. Called by `gemv`. Sums are in float32.
@@ -13,11 +13,17 @@ Source: prefetch.global.L2 is in the PTX ISA manual, data movement instructions.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 from engine.kernels.gemv_epilogue import GATED, finish
-from engine.kernels.launch import dot_operand, wait_for_predecessor
+from engine.kernels.launch import dot_operand, launch_options, wait_for_predecessor
+
+Tensor = torch.Tensor
+
+SUM_BLOCK, SUM_WARPS = 1024, 4
+"""Outputs a program where partial sums of split rows are added, and its warps."""
 
 
 @triton.jit
@@ -152,3 +158,27 @@ def sum_splits_kernel(
     for split in tl.static_range(SPLITS):
         y += tl.load(splits_ptr + (split * num_tokens + token).to(tl.int64) * num_outputs + row, mask=mask, other=0.0)
     tl.store(out_ptr + token.to(tl.int64) * out_stride + row, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def sum_splits(sums: Tensor, bias: Tensor | None, out: Tensor, *, pdl: bool) -> None:
+    """Adds what programs that share rows have written, and the bias.
+
+    Args:
+        sums: float32 [splits, num_tokens, num_outputs], contiguous.
+        bias: [num_outputs].
+        out: [num_tokens, num_outputs], written; elements of a row together.
+        pdl: overlap with the kernel before, on devices that can.
+    """
+    splits, num_tokens, num_outputs = sums.shape
+    sum_splits_kernel[(triton.cdiv(num_outputs, SUM_BLOCK), num_tokens)](
+        sums,
+        sums if bias is None else bias,
+        out,
+        num_outputs,
+        num_tokens,
+        out.stride(0),
+        SPLITS=splits,
+        BLOCK=SUM_BLOCK,
+        HAS_BIAS=bias is not None,
+        **launch_options(SUM_WARPS, pdl, out.device),
+    )

@@ -3,7 +3,7 @@
 A program computes a tile of W's rows for a tile of tokens, and takes a unit of W's columns, or half of one, a step of
 its loop: words and scales come through shared memory ahead of their use, are unpacked in registers in the order that
 tensor cores take them, and never go back. Where tiles of rows leave processors without work, a row is cut into pieces
-whose sums `gemv_dot.sum_splits_kernel` adds in a fixed order.
+whose sums `gemv_dot.sum_splits` adds in a fixed order.
 
 `tl.dot` adds to the same registers in all of a step, and a step ends by naming them. Without that the compiler leaves
 the last product running over the loop's end, where it finds the registers written by something else, and then lets all
@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels.gemv_dot import sum_splits_kernel
+from engine.kernels.gemv_dot import sum_splits
 from engine.kernels.launch import (
     INTERPRETED,
     capability,
@@ -33,8 +33,8 @@ from engine.kernels.launch import (
     num_processors,
     wait_for_predecessor,
 )
-from engine.kernels.packed_tile import NIBBLE, kernel_tensor, load_tile
-from engine.kernels.packed_weight import PackedWeight
+from engine.kernels.packed_tile import kernel_tensor, load_tile
+from engine.quantization.packed_format import Code, PackedWeight
 
 Tensor = torch.Tensor
 
@@ -42,7 +42,6 @@ MAX_TOKENS = 256
 """Tokens up to which this is faster than expanding the matrix and leaving the product to the library."""
 MIN_SPLIT_STEPS = 1
 """Steps of the loop that a piece of a row has at least."""
-SUM_BLOCK, SUM_WARPS = 1024, 4
 HOLDS: tl.constexpr = tl.constexpr(not INTERPRETED)
 
 
@@ -71,7 +70,7 @@ _90: Tiles = (
 )
 FEW_TOKENS = 16
 _90_WIDE = PackedTile(64, 64, 2, 3)
-"""For up to FEW_TOKENS tokens and formats with more than one plane of codes, or bytes: they need more registers."""
+"""For up to FEW_TOKENS tokens and codes of more than four bits, which need more registers."""
 _SMALL: Tiles = (
     (16, PackedTile(64, 64, 4, 3)),
     (32, PackedTile(64, 64, 4, 2)),
@@ -181,7 +180,7 @@ def packed_product(
         out = torch.empty(num_tokens, weight.num_rows, dtype=x.dtype, device=x.device)
     if num_tokens == 0:
         return out
-    tokens, table_tile = packed_tile(capability(x.device), num_tokens, x.element_size(), weight.code)
+    tokens, table_tile = packed_tile(capability(x.device), num_tokens, x.element_size(), weight.format.code)
     tile = tile or table_tile
     words, rows = min(tile.words, weight.unit), min(tile.rows, 1 << weight.num_rows.bit_length() - 1)
     row_tiles, token_tiles = triton.cdiv(weight.num_rows, rows), triton.cdiv(num_tokens, tokens)
@@ -192,7 +191,7 @@ def packed_product(
         target = torch.empty(splits, num_tokens, weight.num_rows, device=x.device)
     _packed_product_kernel[(row_tiles, token_tiles, splits)](
         x,
-        *map(kernel_tensor, weight.tensors),
+        *map(kernel_tensor, weight.planes.tensors),
         x if bias is None else bias,
         target,
         x.stride(0),
@@ -209,29 +208,17 @@ def packed_product(
         **launch_options(tile.num_warps, pdl, x.device),
     )
     if splits > 1:
-        sum_splits_kernel[(triton.cdiv(weight.num_rows, SUM_BLOCK), num_tokens)](
-            target,
-            x if bias is None else bias,
-            out,
-            weight.num_rows,
-            num_tokens,
-            out.stride(0),
-            SPLITS=splits,
-            BLOCK=SUM_BLOCK,
-            HAS_BIAS=bias is not None,
-            **launch_options(SUM_WARPS, pdl, x.device),
-        )
+        sum_splits(target, bias, out, pdl=pdl)
     return out
 
 
 @cache
-def packed_tile(architecture: int, num_tokens: int, itemsize: int, code: int) -> tuple[int, PackedTile]:
+def packed_tile(architecture: int, num_tokens: int, itemsize: int, code: Code) -> tuple[int, PackedTile]:
     """Tokens of a program, and its tile.
 
     Args:
         architecture: compute capability as one number; 0 for the interpreter.
         itemsize: bytes of an element of x.
-        code: packed_format.Code.
     """
     known = [key for key in PACKED_TILES if key <= architecture]
     tiles = PACKED_TILES[max(known, default=min(PACKED_TILES))]
@@ -240,7 +227,7 @@ def packed_tile(architecture: int, num_tokens: int, itemsize: int, code: int) ->
     tokens, tile = next((entry for entry in tiles if num_tokens <= entry[0]), tiles[-1])
     if num_tokens <= FEW_TOKENS:
         tokens = FEW_TOKENS
-        if tiles is _90 and code != NIBBLE.value:
+        if tiles is _90 and code != Code.NIBBLE:
             tile = _90_WIDE
     return tokens, tile
 

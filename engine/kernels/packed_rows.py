@@ -12,7 +12,7 @@ import triton.language as tl
 
 from engine.kernels.launch import launch_options, wait_for_predecessor
 from engine.kernels.packed_tile import kernel_tensor, load_tile
-from engine.kernels.packed_weight import PackedWeight
+from engine.quantization.packed_format import PackedWeight
 
 Tensor = torch.Tensor
 
@@ -83,7 +83,7 @@ def packed_rows(weight: PackedWeight, dtype: torch.dtype, rows: Tensor | None = 
         [n, num_columns]
     """
     num_out = weight.num_rows if rows is None else len(rows)
-    out = torch.empty(num_out, weight.num_columns, dtype=dtype, device=weight.words.device)
+    out = torch.empty(num_out, weight.num_columns, dtype=dtype, device=weight.planes.words.device)
     mode, tile = (ALL, ROWS) if rows is None else (LISTED, FEW_ROWS)
     _launch(weight, out, mode, tile, out if rows is None else rows, out, out, 0, pdl)
     return out
@@ -105,7 +105,7 @@ def packed_token_rows(
     Returns:
         [num_tokens, num_columns]
     """
-    out = torch.empty(len(rows), weight.num_columns, dtype=dtype, device=weight.words.device)
+    out = torch.empty(len(rows), weight.num_columns, dtype=dtype, device=weight.planes.words.device)
     _launch(weight, out, OF_TOKENS, FEW_ROWS, rows, positions, tokens, tokens.stride(0), pdl)
     return out
 
@@ -124,7 +124,7 @@ def _launch(
     if out.shape[0] == 0:
         return
     _packed_rows_kernel[(triton.cdiv(out.shape[0], tile_rows), weight.num_columns // (4 * weight.unit))](
-        *map(kernel_tensor, weight.tensors),
+        *map(kernel_tensor, weight.planes.tensors),
         rows,
         positions,
         tokens,

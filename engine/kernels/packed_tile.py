@@ -18,15 +18,15 @@ import triton
 import triton.language as tl
 
 from engine.kernels.launch import INTERPRETED
+from engine.quantization.packed_format import Code, Scale
 
-NIBBLE: tl.constexpr = tl.constexpr(0)
-FIVE_BITS: tl.constexpr = tl.constexpr(1)
-SIX_BITS: tl.constexpr = tl.constexpr(2)
-BYTE: tl.constexpr = tl.constexpr(3)
-PAIR_SCALE: tl.constexpr = tl.constexpr(0)
-BYTE_SCALE: tl.constexpr = tl.constexpr(1)
-HALF_SCALE: tl.constexpr = tl.constexpr(2)
-HALF_PAIR_SCALE: tl.constexpr = tl.constexpr(3)
+NIBBLE: tl.constexpr = tl.constexpr(int(Code.NIBBLE))
+FIVE_BITS: tl.constexpr = tl.constexpr(int(Code.FIVE_BITS))
+SIX_BITS: tl.constexpr = tl.constexpr(int(Code.SIX_BITS))
+BYTE: tl.constexpr = tl.constexpr(int(Code.BYTE))
+PAIR_SCALE: tl.constexpr = tl.constexpr(int(Scale.PAIR))
+BYTE_SCALE: tl.constexpr = tl.constexpr(int(Scale.BYTE))
+HALF_SCALE: tl.constexpr = tl.constexpr(int(Scale.HALF))
 
 PAIRS: tl.constexpr = tl.constexpr(not INTERPRETED)
 """Whether instructions for two codes at once are there."""
@@ -281,7 +281,7 @@ def load_tile(
             extra = words
     q0, q1, q2, q3 = _codes(words, words_above, extra, CODE, ZERO, DTYPE)
     supers = rows
-    if SCALE <= BYTE_SCALE:
+    if SCALE <= BYTE_SCALE:  # the two that have one
         supers = tl.load(supers_ptr + (block * (WIDTH // 256) + unit * (4 * UNIT) // 256) * 16 + row)
     scales = scales_ptr + (block * (WIDTH // GROUP * 16) + row)[:, None] + (tl.arange(0, GROUPS) * 16)[None, :]
     column = unit * (4 * UNIT) + first

@@ -16,8 +16,8 @@ from engine.kernels.launch import capability
 from engine.kernels.packed_product import MAX_TOKENS as MAX_PACKED_TOKENS
 from engine.kernels.packed_product import packed_product
 from engine.kernels.packed_rows import packed_rows
-from engine.kernels.packed_weight import PackedWeight
 from engine.kernels.product_tiles import MAX_TOKENS, Tile, WhatFollows, matrix_kind, product_tile
+from engine.quantization.packed_format import PackedWeight
 
 Tensor = torch.Tensor
 

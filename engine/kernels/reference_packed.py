@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.kernels.packed_weight import PackedWeight
+from engine.quantization.packed_format import Code, PackedWeight, Scale
 
 Tensor = torch.Tensor
 
@@ -34,24 +34,24 @@ def packed_product(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, 
 
 def _values(weight: PackedWeight) -> Tensor:
     """float32 [num_rows, num_columns]"""
-    codes = (_codes(weight) - weight.zero).float()
+    codes = (_codes(weight) - weight.format.zero).float()
     scales, offsets = _scales(weight)
-    values = codes * scales.repeat_interleave(weight.group, 1)
-    return values if offsets is None else values + offsets.repeat_interleave(weight.group, 1)
+    values = codes * scales.repeat_interleave(weight.format.group, 1)
+    return values if offsets is None else values + offsets.repeat_interleave(weight.format.group, 1)
 
 
 def _codes(weight: PackedWeight) -> Tensor:
     """int32 [num_rows, num_columns]"""
-    words = weight.words.int() & 0xFFFF
-    if weight.code == 3:
+    words = weight.planes.words.int() & 0xFFFF
+    if weight.format.code == Code.BYTE:
         quarters = [(words[:, :, half] >> shift) & 255 for half in (0, 1) for shift in (0, 8)]
     else:
         quarters = [(words >> 4 * j) & 15 for j in range(4)]
-    extra = weight.extra.int()
-    if weight.code == 1:
+    extra = weight.planes.extra.int()
+    if weight.format.code == Code.FIVE_BITS:
         bits = torch.cat([extra & 15, extra >> 4], -1)
         quarters = [quarter | ((bits >> j) & 1) << 4 for j, quarter in enumerate(quarters)]
-    elif weight.code == 2:
+    elif weight.format.code == Code.SIX_BITS:
         quarters = [quarter | ((extra >> 2 * j) & 3) << 4 for j, quarter in enumerate(quarters)]
     codes = torch.stack(quarters, 3)  # [row_blocks, units, 16, 4, unit]
     return codes.transpose(1, 2).reshape(weight.num_rows, weight.num_columns)
@@ -63,15 +63,15 @@ def _scales(weight: PackedWeight) -> tuple[Tensor, Tensor | None]:
     def by_row(plane: Tensor) -> Tensor:
         return plane.transpose(1, 2).clone(memory_format=torch.contiguous_format).view(weight.num_rows, -1)
 
-    scales = by_row(weight.scales)
-    if weight.scale == 2:
+    scales = by_row(weight.planes.scales)
+    if weight.format.scale == Scale.HALF:
         return scales.float(), None
-    if weight.scale == 3:
+    if weight.format.scale == Scale.HALF_PAIR:
         low, high = scales.contiguous().view(torch.float16).view(*scales.shape, 2).float().unbind(-1)
         return low, high
-    supers = by_row(weight.supers).contiguous()
-    groups = 256 // weight.group
-    if weight.scale == 1:
+    supers = by_row(weight.planes.supers).contiguous()
+    groups = 256 // weight.format.group
+    if weight.format.scale == Scale.BYTE:
         return supers.float().repeat_interleave(groups, 1) * scales.float(), None
     low, high = supers.view(torch.float16).view(*supers.shape, 2).float().repeat_interleave(groups, 1).unbind(-1)
     return low * (scales & 255).float(), -(high * (scales >> 8).float())

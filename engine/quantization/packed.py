@@ -14,10 +14,17 @@ from typing import ClassVar
 
 import torch
 
-from engine.kernels.packed_weight import PackedWeight
 from engine.quantization.base import QuantMethod
 from engine.quantization.checkpoint import STAGED_ELEMENTS, CheckpointTensor, Destination, Stager
-from engine.quantization.packed_format import FORMATS, ROW_BLOCK, Planes, empty_planes, pack, unit_words
+from engine.quantization.packed_format import (
+    FORMATS,
+    ROW_BLOCK,
+    PackedWeight,
+    Planes,
+    empty_planes,
+    pack,
+    unit_words,
+)
 from modelfiles.gguf import GGMLType
 
 Tensor = torch.Tensor
@@ -51,10 +58,7 @@ class Packed(QuantMethod):
         for tensor in tensors:
             _pack_tensor(tensor, planes, start // ROW_BLOCK, destination, kept)
             start += tensor.num_rows
-        weight = PackedWeight(
-            *kept.tensors, num_rows, num_columns, unit_words(num_columns), format.code, format.zero, format.scale,
-            format.group,
-        )  # fmt: skip
+        weight = PackedWeight(kept, format, num_rows, num_columns)
         return cls(weight, destination.dtype)
 
     @classmethod
@@ -62,14 +66,12 @@ class Packed(QuantMethod):
         return FORMATS[type].bytes(num_rows, num_columns)
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Packed:
-        weight = self.weight
-        words, extra, scales, supers = (change(plane) if plane.numel() else plane for plane in weight.tensors)
-        moved = replace(weight, words=words, extra=extra, scales=scales, supers=supers)
-        return Packed(moved, self.dtype)
+        planes = Planes(*(change(plane) if plane.numel() else plane for plane in self.weight.planes.tensors))
+        return Packed(replace(self.weight, planes=planes), self.dtype)
 
     @property
     def num_bytes(self) -> int:
-        return sum(plane.nbytes for plane in self.weight.tensors)
+        return sum(plane.nbytes for plane in self.weight.planes.tensors)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         from engine.kernels.products import packed_linear  # triton, which is not there without a GPU

@@ -115,6 +115,34 @@ class Planes:
         return self.words, self.extra, self.scales, self.supers
 
 
+@dataclass(frozen=True)
+class PackedWeight:
+    """A matrix whose weights stay quantised, as kernels take it."""
+
+    planes: Planes
+    format: PackedFormat
+    num_rows: int
+    """A multiple of ROW_BLOCK."""
+    num_columns: int
+
+    @property
+    def unit(self) -> int:
+        """Words of a unit."""
+        return unit_words(self.num_columns)
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """What kernels are compiled for."""
+        return {
+            "WIDTH": self.num_columns,
+            "UNIT": self.unit,
+            "CODE": int(self.format.code),
+            "ZERO": self.format.zero,
+            "SCALE": int(self.format.scale),
+            "GROUP": self.format.group,
+        }
+
+
 def empty_planes(format: PackedFormat, num_rows: int, num_columns: int, device: torch.device) -> Planes:
     """Planes without values. Those that a format lacks have no elements."""
     blocks, words = num_rows // ROW_BLOCK, unit_words(num_columns)

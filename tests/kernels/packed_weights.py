@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.kernels.packed_weight import PackedWeight
-from engine.quantization.packed_format import FORMATS, empty_planes, pack, unit_words
+from engine.quantization.packed_format import FORMATS, PackedWeight, empty_planes, pack
 from modelfiles.gguf import BLOCK_LAYOUT, GGMLType
 
 HALVES: dict[GGMLType, tuple[int, ...]] = {
@@ -30,7 +29,4 @@ def packed(type: GGMLType, raw: torch.Tensor, num_columns: int) -> PackedWeight:
     format, num_rows = FORMATS[type], len(raw)
     planes = empty_planes(format, num_rows, num_columns, raw.device)
     pack(type, raw, num_columns, planes)
-    return PackedWeight(
-        *planes.tensors, num_rows, num_columns, unit_words(num_columns), format.code, format.zero, format.scale,
-        format.group,
-    )  # fmt: skip
+    return PackedWeight(planes, format, num_rows, num_columns)

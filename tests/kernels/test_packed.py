@@ -32,7 +32,7 @@ def test_packing_loses_nothing(type: GGMLType, device: torch.device) -> None:
     weight = packed(type, raw, 512)
     expected = dequantize(type, raw.view(-1, BLOCK_LAYOUT[type][1])).view(48, 512)
     assert torch.equal(reference_packed.packed_rows(weight, torch.float32), expected)
-    assert FORMATS[type].bytes(48, 512) == sum(plane.nbytes for plane in weight.tensors)
+    assert FORMATS[type].bytes(48, 512) == sum(plane.nbytes for plane in weight.planes.tensors)
 
 
 @pytest.mark.parametrize("num_columns", [64, 128, 192, 448])
