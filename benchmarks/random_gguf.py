@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import random_model
 from random_model import SPECIAL_TOKENS, STANDARD_DEVIATION, tokenizer
 
 from modelfiles.gguf import BLOCK_LAYOUT, GGMLType, GGUFType, GGUFValue, NewTensor, write_gguf
@@ -25,20 +26,12 @@ Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What decides how fast a model is. Qwen3's heads are normed; Qwen2's projections have biases instead."""
+class Shape(random_model.Shape):
+    """Of a GGUF model. Qwen3's heads are normed; Qwen2's projections have biases instead."""
 
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
     architecture: str = "qwen3"
     is_tied: bool = True
     """Whether the head is the embedding."""
-    context: int = 4096
 
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Rows and columns of each matrix by name."""
@@ -75,7 +68,7 @@ class Shape:
         name = self.architecture
         return {
             "general.architecture": name,
-            f"{name}.context_length": self.context,
+            f"{name}.context_length": self.max_position_embeddings,
             f"{name}.embedding_length": self.hidden_size,
             f"{name}.block_count": self.num_layers,
             f"{name}.feed_forward_length": self.intermediate_size,
@@ -93,9 +86,9 @@ class Shape:
 
 
 SHAPES = {
-    "qwen3-0.6b": Shape(28, 1024, 16, 8, 128, 3072, 151936),
-    "qwen2.5-7b": Shape(28, 3584, 28, 4, 128, 18944, 152064, "qwen2", is_tied=False, context=32768),
-    "small": Shape(4, 256, 4, 2, 64, 512, 1024),
+    "qwen3-0.6b": Shape(28, 1024, 16, 8, 128, 3072, 151936, 4096),
+    "qwen2.5-7b": Shape(**asdict(random_model.SHAPES["qwen2.5-7b"]), architecture="qwen2", is_tied=False),
+    "small": Shape(4, 256, 4, 2, 64, 512, 1024, 4096),
 }
 
 

@@ -86,7 +86,7 @@ def choose_kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
 def choose_max_num_seqs(wanted: int, memory: DeviceMemory) -> int:
     """How many sequences run at once.
 
-    A step of 512 takes half as long again as one of 256, so that many requests together end sooner; but what steps hold
+    A step of 512 takes less than twice as long as one of 256, so many requests together end sooner; but what steps hold
     for each row is a good part of a small GPU.
 
     Args:

@@ -67,6 +67,7 @@ class _Packed(QuantMethod):
     """What both have in common: tensors in the operator's layout, rows padded to ROW_MULTIPLE."""
 
     codes_a_weight: ClassVar[int]
+    dtype = torch.bfloat16
 
     def __init__(self, layout: Layout, packed: Tensor, scales_zeros: Tensor, num_rows: int, num_columns: int) -> None:
         self.layout = layout

@@ -48,9 +48,10 @@ MODELS = {
 }
 
 
-def assert_same_ids(ours: list[int], theirs: list[int], oracle: Any) -> None:
-    """Equal; or two ways of equal score to cut a text into the same pieces, as "=" "==" and "==" "="."""
-    if sorted(ours) == sorted(theirs):
+def assert_same_ids(name: str, ours: list[int], theirs: list[int], oracle: Any) -> None:
+    """Equal; but a unigram model may cut a text into the same pieces in two orders, as "=" "==" and "==" "=", whose
+    scores are the same sum."""
+    if name.startswith("unigram") and sorted(ours) == sorted(theirs):
         assert oracle.decode(ours) == oracle.decode(theirs)
     else:
         assert ours == theirs
@@ -61,7 +62,7 @@ def assert_same_ids(ours: list[int], theirs: list[int], oracle: Any) -> None:
 def test_ids_and_text_equal_sentencepieces(name: str, text: str) -> None:
     oracle = sentencepiece.SentencePieceProcessor(model_proto=MODELS[name])
     encoder = read_sentencepiece_model(MODELS[name]).encoder
-    assert_same_ids(encoder.encode(text, parse_special=False), oracle.encode(text), oracle)
+    assert_same_ids(name, encoder.encode(text, parse_special=False), oracle.encode(text), oracle)
 
 
 @pytest.mark.parametrize("name", ["unigram-nfkc", "unigram-bytes"])
@@ -69,9 +70,8 @@ def test_ids_and_text_equal_sentencepieces(name: str, text: str) -> None:
 def test_unigram_from_gguf(name: str, text: str) -> None:
     """The same model through GGUF's keys, as the converter writes them."""
     oracle = sentencepiece.SentencePieceProcessor(model_proto=MODELS[name])
-    assert_same_ids(
-        UNIGRAM_GGUF[name].encode(text, add_special=False, parse_special=False), oracle.encode(text), oracle
-    )
+    ids = UNIGRAM_GGUF[name].encode(text, add_special=False, parse_special=False)
+    assert_same_ids(name, ids, oracle.encode(text), oracle)
     assert UNIGRAM_GGUF[name].encode(text)[-1] == 2, "models of this kind end their input with EOS"
 
 
