@@ -25,12 +25,11 @@ from engine.conversion.source_tensors import check_is_float
 from engine.models.tensor_names import LAYER_ROLES, TensorNames
 from engine.models.tensor_plan import check_table
 from engine.quantization.checkpoint import CheckpointTensor
+from engine.quantization.row_types import NotFiniteError, quantize_rows
 from modelfiles.gguf import GGMLType
 from modelfiles.safetensors import SafeTensor, SafetensorsModel
 from modelfiles.safetensors_writer import NewSafeTensor, write_safetensors
 from modelfiles.source import ModelSource
-
-Tensor = torch.Tensor
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
@@ -42,21 +41,14 @@ class RowType:
     dtype: str
     """As safetensors calls it."""
     torch_dtype: torch.dtype
-    max_value: float
     description: Mapping[str, Any]
     """config.json's quantization_config."""
-
-    def quantize(self, values: Tensor, scale: Tensor) -> Tensor:
-        """float32 [n, num_columns] and [n, 1] -> the same in 8 bits."""
-        scaled = (values / scale).clamp_(-self.max_value, self.max_value)
-        return (scaled if self.torch_dtype.is_floating_point else scaled.round_()).to(self.torch_dtype)
 
 
 ROW_TYPES: dict[str, RowType] = {
     "FP8": RowType(
         "F8_E4M3",
         torch.float8_e4m3fn,
-        448.0,
         {
             "quant_method": "fp8",
             "activation_scheme": "dynamic",
@@ -67,7 +59,6 @@ ROW_TYPES: dict[str, RowType] = {
     "INT8": RowType(
         "I8",
         torch.int8,
-        127.0,
         {
             "quant_method": "compressed-tensors",
             "format": "int-quantized",
@@ -152,16 +143,14 @@ def _quantized(tensor: SafeTensor, data: memoryview, row_type: RowType, progress
 
     def pieces() -> Iterator[bytes]:
         for start, stop, values in content.pieces():
-            largest = values.abs().amax(1, keepdim=True)
-            if not largest.isfinite().all():
-                row = start + int((~largest.isfinite()).nonzero()[0, 0])
+            try:
+                codes, scales[start:stop] = quantize_rows(values, row_type.torch_dtype)
+            except NotFiniteError as error:
                 raise ConversionError(
-                    f'the tensor "{tensor.name}" has a value that is no finite number, in row {row}; the source is '
-                    "damaged"
-                )
-            scale = torch.where(largest > 0, largest / row_type.max_value, 1.0)
-            scales[start:stop] = scale
-            yield row_type.quantize(values, scale).view(torch.uint8).numpy().tobytes()
+                    f'the tensor "{tensor.name}" has a value that is no finite number, in row {start + error.row}; the '
+                    "source is damaged"
+                ) from error
+            yield codes.view(torch.uint8).numpy().tobytes()
             progress.advance((stop - start) * bytes_per_row)
 
     def scale_pieces() -> Iterator[bytes]:

@@ -16,8 +16,8 @@ from engine.quantization import quantized_tensor, unpack
 from engine.quantization.affine import Affine
 from engine.quantization.base import Dense
 from engine.quantization.checkpoint import Destination
-from engine.quantization.fp8 import quantize_rows_fp8
 from engine.quantization.quantized_tensor import FilePart, QuantizedTensor, QuantizedTensorError
+from engine.quantization.row_types import quantize_rows
 from engine.quantization.scheme import WeightScheme, stored_parts
 from engine.quantization.selection import segments_from_checkpoint
 from tests.engine.quantization import packers
@@ -312,7 +312,7 @@ def test_fp8_of_a_row_spans_the_whole_range(dtype: torch.dtype) -> None:
     weight = torch.randn(7, 65, generator=torch.Generator().manual_seed(0)).to(dtype)
     weight[2] = 0
     weight[3] *= 1e-3
-    codes, scales = quantize_rows_fp8(weight)
+    codes, scales = quantize_rows(weight, torch.float8_e4m3fn)
     assert (codes.dtype, scales.dtype, scales.shape) == (torch.float8_e4m3fn, torch.float32, (7, 1))
     assert codes.float().abs().amax(1).tolist() == [448.0, 448.0, 0.0, 448.0, 448.0, 448.0, 448.0]
     # Three bits of mantissa: half a step is 1/16 of a number, and 2**-10 codes below the least normal one.
@@ -322,7 +322,7 @@ def test_fp8_of_a_row_spans_the_whole_range(dtype: torch.dtype) -> None:
 
 
 def test_fp8_of_numbers_that_hardly_are() -> None:
-    codes, scales = quantize_rows_fp8(torch.full((1, 4), 1e-42))
+    codes, scales = quantize_rows(torch.full((1, 4), 1e-42), torch.float8_e4m3fn)
     assert bool(torch.isfinite(scales).all())
     assert bool(torch.isfinite(codes.float()).all())
 
@@ -330,4 +330,4 @@ def test_fp8_of_numbers_that_hardly_are() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_fp8_of_no_number_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="NaN or infinite cannot be quantised to FP8"):
-        quantize_rows_fp8(torch.tensor([[1.0, bad]]))
+        quantize_rows(torch.tensor([[1.0, bad]]), torch.float8_e4m3fn)
