@@ -1,7 +1,8 @@
 """A worker process with a fake model, started by tests as `python -P fake_worker.py KNOBS --fd N`.
 
 KNOBS is JSON: fields of FakeRunner, and `fail_at_rows` (the first step with so many rows raises), `hang_at`, `die_at`
-(steps, at their results), `hang_at_launch` (a step), `fail_load`, `fatal`.
+(steps, at their results), `hang_at_launch` (a step), `fail_load`, `fatal`, `gate` (a FIFO: the first step's result
+waits until somebody has opened it for writing).
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ def main() -> int:
     fail_at_rows, hang_at, die_at = (knobs.pop(name, -1) for name in ("fail_at_rows", "hang_at", "die_at"))
     hang_at_launch = knobs.pop("hang_at_launch", -1)
     is_fatal, fail_load = knobs.pop("fatal", False), knobs.pop("fail_load", "")
+    gate = knobs.pop("gate", "")
 
     def before_result(batch: ScheduledBatch) -> None:
+        if gate and batch.step == 1:
+            open(gate, "rb").close()
         if len(batch.steps) == fail_at_rows:
             raise RuntimeError("the device is on fire")
         if batch.step == hang_at:

@@ -439,19 +439,29 @@ def test_sleep_needs_a_model(run: Callable[..., None]) -> None:
 @pytest.mark.parametrize("windows", [[None], [None, 7]])
 @pytest.mark.parametrize("run_ahead", [0, 1])
 def test_64_streams_with_aborts_and_preemptions_equal_those_alone(
-    run: Callable[..., None], run_ahead: int, windows: list[int | None]
+    run: Callable[..., None], run_ahead: int, windows: list[int | None], tmp_path: Path
 ) -> None:
+    # However slow this process is, the worker's first step ends when the first 32 have been submitted, and 16 at once
+    # need more blocks than there are. The others come while it runs.
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+
     async def test(engine: EngineClient) -> None:
         random_ = random.Random(0)
+        num_submitted = 0
 
         async def one(n: int) -> None:
+            nonlocal num_submitted
             prompt_ids = [random_.randrange(2) for _ in range(random_.randrange(1, 40))]
             params = SamplingParams(max_tokens=random_.randrange(1, 40), seed=n % 3, stop_token_ids=(n % 50,))
             leave_after = random_.randrange(1, 20) if n % 4 == 0 else 1000
-            for _ in range(random_.randrange(100)):
+            for _ in range(random_.randrange(100) if n >= 32 else 0):
                 await asyncio.sleep(0)
             outputs: list[TokenOutput] = []
             async with contextlib.aclosing(engine.submit(prompt_ids, params, priority=n % 2)) as stream:
+                num_submitted += 1
+                if num_submitted == 32:
+                    await asyncio.to_thread(gate.write_bytes, b"")  # waits for the worker to come to its first result
                 async for output in stream:
                     outputs.append(output)
                     if len(outputs) == leave_after:
@@ -472,4 +482,4 @@ def test_64_streams_with_aborts_and_preemptions_equal_those_alone(
         assert stats.num_cached_tokens > 0
 
     load = Load(files={}, max_num_seqs=16, max_num_batched_tokens=48, run_ahead=run_ahead)
-    run(test, load=load, num_blocks=40, windows=windows)
+    run(test, load=load, num_blocks=40, windows=windows, gate=str(gate))
