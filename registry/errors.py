@@ -5,6 +5,9 @@
     ├── InvalidDigest        (ValueError)  text that is no sha256 digest
     ├── ManifestError        (ValueError)  bytes that are no manifest
     ├── CreateError          (ValueError)  a create request that cannot become a model
+    ├── RemoteError                        a registry or hub could not give what was asked
+    │   ├── RemoteNotFound                 it has no such model
+    │   └── RemoteDenied                   it wants other credentials
     └── StoreError                         the disk said no
         ├── ModelNotFound
         ├── BlobNotFound
@@ -49,6 +52,28 @@ class ManifestError(RegistryError, ValueError):
 
 class CreateError(RegistryError, ValueError):
     """The request cannot become a model; nothing was changed."""
+
+
+class RemoteError(RegistryError):
+    """A source of models could not be reached, refused, or answered what cannot be used; names its host.
+
+    Args:
+        is_temporary: whether the same request may succeed later.
+        retry_after_s: seconds to wait before it, where the source says.
+    """
+
+    def __init__(self, message: str, *, is_temporary: bool = False, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.is_temporary = is_temporary
+        self.retry_after_s = retry_after_s
+
+
+class RemoteNotFound(RemoteError):
+    """The source has no such model or blob."""
+
+
+class RemoteDenied(RemoteError):
+    """The source wants credentials, or others than it got."""
 
 
 class StoreError(RegistryError):
