@@ -8,13 +8,23 @@ back sentences, one for each violation; the test and `tools/store_history.py` us
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import httpx
 from hypothesis import strategies as st
+
+from registry.create import CreateRequest, create_model
+from registry.manifest import Digest
+from registry.name import ModelName
+from registry.store import Store
 
 NUM_NAMES = 4
 MAX_ATTEMPTS = 50
@@ -41,7 +51,7 @@ def operations(kinds: Sequence[str], size: int) -> st.SearchStrategy[list[Operat
 
 
 KINDS = ("create", "create", "derive", "derive", "copy", "delete", "delete", "show", "list")
-KINDS_WITH_PULL = (*KINDS, "pull", "pull")
+KINDS_WITH_PULL = (*KINDS, "pull", "pull", "remove_pulled")
 
 
 @dataclass
@@ -92,7 +102,9 @@ class Worker:
             self._complain(operation, f"copying what is not there gave {response.status_code}")
 
     def delete(self, operation: Operation) -> None:
-        name = self.name(operation.target)
+        self._remove(operation, self.name(operation.target))
+
+    def _remove(self, operation: Operation, name: str) -> None:
         response = self.http.request("DELETE", "/api/delete", json={"model": name})
         wanted = httpx.codes.OK if self.stored.pop(name, None) is not None else httpx.codes.NOT_FOUND
         if response.status_code != wanted:
@@ -123,6 +135,10 @@ class Worker:
             self._complain(operation, f"pulling gave {response.status_code}: {response.text}")
             return
         self.stored[source.removeprefix("http://")] = (0, "")
+
+    def remove_pulled(self, operation: Operation) -> None:
+        assert self.pull_name is not None
+        self._remove(operation, self.pull_name(self.number, operation.target).removeprefix("http://"))
 
     # ---- helpers
 
@@ -192,3 +208,50 @@ def _digests(files: Files) -> dict[str, str]:
 
 def _digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class SmallRegistry:
+    """A registry that has one model under every name."""
+
+    port: int
+
+    def pull_name(self, worker: int, target: int) -> str:
+        return f"http://127.0.0.1:{self.port}/worker{worker}/model{target}:latest"
+
+
+@contextmanager
+def serve_model(files: Files) -> Iterator[SmallRegistry]:
+    """A registry on a free port that serves a model of these files until the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        name = ModelName("served")
+        digests = {file: str(store.write_blob([data])) for file, data in files.items()}
+        for _ in create_model(store, CreateRequest(name, files=digests)):
+            pass
+        manifest = store.manifests.joinpath(*name.path_parts).read_bytes()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                if "/manifests/" in self.path:
+                    data = manifest
+                else:
+                    data = store.blob_path(Digest.parse(self.path.rpartition("/")[2])).read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Silent."""
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            thread = Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                yield SmallRegistry(server.server_port)
+            finally:
+                server.shutdown()
+                thread.join()
