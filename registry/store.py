@@ -35,16 +35,11 @@ All methods may be called from several threads, and from several processes but f
 
 from __future__ import annotations
 
-import logging
 import os
-import re
-import secrets
 import shutil
 import stat
-import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,26 +47,23 @@ from pathlib import Path
 import filelock
 
 from registry.blob_writer import BlobWriter, hash_file
+from registry.collection import Collector
 from registry.disk import Disk, read_regular
 from registry.errors import (
     BlobNotFound,
     BrokenModel,
     InvalidDigest,
     InvalidName,
-    ManifestError,
     ModelNotFound,
-    StoreError,
     StoreLocked,
     as_store_error,
 )
-from registry.manifest import DIGEST_TEXT, MAX_MANIFEST_BYTES, Digest, Manifest
+from registry.manifest import Digest, Manifest
+from registry.manifest_tree import ManifestTree, name_of
 from registry.name import ModelName
+from registry.store_folder import StoreFolder, entries
 from registry.stored_model import StoredModel, load_model
 
-LOG = logging.getLogger(__name__)
-
-PRIVATE = ".hob"
-NUM_NAME_PARTS = 4
 MAX_NOTE_BYTES = 1024 * 1024
 
 
@@ -96,34 +88,31 @@ class Store:
     """
 
     def __init__(self, root: Path, *, disk: Disk | None = None, lock_timeout_s: float = 60) -> None:
+        self._folder = StoreFolder(root, disk or Disk(), lock_timeout_s)
         self.root = root
-        self.manifests = root / "manifests"
-        self.blobs = root / "blobs"
-        self.private = root / PRIVATE
-        self.disk = disk or Disk()
-        self._collectable = self.private / "collectable"
-        self._thread_lock = threading.RLock()
-        self._process_lock = filelock.FileLock(self.private / "lock", timeout=lock_timeout_s)
-        self._leases: Counter[Digest] = Counter()  # guarded by _thread_lock
-        self._postponed: set[Digest] = set()  # to collect when their leases end; guarded by _thread_lock
-        self._unnamed: set[Digest] = set()  # written here, in no manifest yet; guarded by _thread_lock
+        self.manifests = self._folder.manifests
+        self.blobs = self._folder.blobs
+        self.private = self._folder.private
+        self.disk = self._folder.disk
+        self._tree = ManifestTree(self.manifests)
+        self._collector = Collector(self._folder, self._tree)
 
     # ---- reading
 
     def list(self) -> list[StoredModel]:
         """Every sound model, the one changed last first."""
         models = []
-        for parts in self._walk():
+        for parts in self._tree.walk():
             with suppress(BrokenModel, ModelNotFound, InvalidName):  # broken() reports these
-                models.append(self._load(_name_of(parts)))
+                models.append(self._load(name_of(parts)))
         return sorted(models, key=lambda model: (-model.modified_at.timestamp(), model.name.full))
 
     def broken(self) -> Findings:
         """What under manifests/ is no sound model, and why."""
         findings = []
-        for parts in self._walk():
+        for parts in self._tree.walk():
             try:
-                self._load(_name_of(parts))
+                self._load(name_of(parts))
             except BrokenModel as error:
                 findings.append(Finding(error.name, error.reason))
             except InvalidName as error:
@@ -147,12 +136,7 @@ class Store:
         Raises:
             ModelNotFound: nothing is stored under it in any case.
         """
-        if os.path.lexists(self._manifest_path(name)):
-            return name
-        for parts in self._walk(name.path_parts):
-            if len(parts) == NUM_NAME_PARTS:
-                return _name_of(parts)
-        raise ModelNotFound(name.short)
+        return self._tree.resolve(name)
 
     def has_blob(self, digest: Digest) -> bool:
         try:
@@ -174,7 +158,7 @@ class Store:
 
     def blob_writer(self, expected: Digest | None = None, size: int | None = None) -> BlobWriter:
         """A context in which one blob is written piece by piece; nothing is left unless `commit` was reached."""
-        return BlobWriter(self.disk, self._temporary(), self._publish_blob, expected, size)
+        return BlobWriter(self.disk, self._folder.temporary(), self._publish_blob, expected, size)
 
     def write_blob(self, chunks: Iterable[bytes], expected: Digest | None = None, size: int | None = None) -> Digest:
         """Store bytes under their digest; what is there already is replaced by the same, so damage is repaired.
@@ -195,7 +179,7 @@ class Store:
         Raises:
             OutOfSpace, StoreError: the disk refused.
         """
-        folder = self._temporary()
+        folder = self._folder.temporary()
         with as_store_error("write into the models folder"):
             self.disk.make_directory(folder)
         try:
@@ -225,14 +209,14 @@ class Store:
             OutOfSpace, StoreError: the disk refused; the old or the new model is there whole.
         """
         data = manifest if isinstance(manifest, bytes) else manifest.encode()
-        with self._exclusive():
+        with self._folder.exclusive():
             model = load_model(name, data, datetime.now(UTC), self.blobs)
             with suppress(ModelNotFound):
                 name = self.resolve(name)
-            replaced = self._digests_named(name)
-            self._write_small(self._manifest_path(name), data)
-            self._unnamed -= model.manifest.digests()
-            self._collect_quietly(replaced - model.manifest.digests())
+            replaced = self._tree.digests_named(name)
+            self._folder.write_small(self._tree.path(name), data)
+            self._collector.give_up(model.manifest.digests())
+            self._collector.collect_quietly(replaced - model.manifest.digests())
             return self._load(name)
 
     def copy(self, source: ModelName, destination: ModelName) -> StoredModel:
@@ -241,9 +225,9 @@ class Store:
         Raises:
             ModelNotFound, BrokenModel: the source is not there or damaged.
         """
-        with self._exclusive():
+        with self._folder.exclusive():
             source = self.resolve(source)
-            data, _ = self._read_manifest(source)
+            data, _ = self._tree.read(source)
             if source == destination:
                 return self._load(source)
             return self.write_manifest(destination, data)
@@ -255,50 +239,37 @@ class Store:
             ModelNotFound: there is none.
             StoreError: the disk refused; the model is still there, or gone while some of its blobs stay.
         """
-        with self._exclusive():
+        with self._folder.exclusive():
             name = self.resolve(name)
-            digests = self._digests_named(name)
-            path = self._manifest_path(name)
+            digests = self._tree.digests_named(name)
+            path = self._tree.path(name)
             with as_store_error(f"remove {name}"):
                 for digest in digests:
-                    self._mark_collectable(digest)
+                    self._collector.mark(digest)
                 self.disk.unlink(path)
                 self.disk.sync_directory(path.parent)
-                self._remove_empty_directories(path.parent)
-            self._collect_quietly(digests)
+                self._folder.remove_empty_directories(path.parent)
+            self._collector.collect_quietly(digests)
 
-    @contextmanager
-    def lease(self, digests: Iterable[Digest] = ()) -> Iterator[None]:
+    def lease(self, digests: Iterable[Digest] = ()) -> AbstractContextManager[None]:
         """Protect blobs from deletion inside the block, for whoever is about to name them in a manifest.
 
         What was to be deleted meanwhile and is still not named goes at the end of the block.
         """
-        held = Counter(digests)
-        with self._thread_lock:
-            self._leases.update(held)
-        try:
-            yield
-        finally:
-            with self._thread_lock:
-                self._leases.subtract(held)
-                self._leases += Counter()  # drops what is down to zero
-                due = frozenset(self._postponed - self._leases.keys())
-                self._postponed -= due
-                if due:
-                    self._collect_quietly(due)
+        return self._collector.lease(digests)
 
     def discard(self, digests: Iterable[Digest]) -> None:
         """Give up blobs that were written for a model that is not going to be; others' stay."""
-        with self._exclusive():
-            self._unnamed.difference_update(digests)
-            self._collect_quietly(frozenset(digests))
+        with self._folder.exclusive():
+            self._collector.give_up(digests)
+            self._collector.collect_quietly(frozenset(digests))
 
     # ---- notes
 
     def read_note(self, key: str) -> bytes:
         """What was last noted under a key, b"" where nothing was."""
         try:
-            return read_regular(self.private / "notes" / key, MAX_NOTE_BYTES)[0]
+            return read_regular(self._folder.notes / key, MAX_NOTE_BYTES)[0]
         except FileNotFoundError:
             return b""
 
@@ -308,8 +279,8 @@ class Store:
         Raises:
             OutOfSpace, StoreError: the disk refused; the old note is still there.
         """
-        with self._exclusive():
-            self._write_small(self.private / "notes" / key, data)
+        with self._folder.exclusive():
+            self._folder.write_small(self._folder.notes / key, data)
 
     # ---- looking after the store
 
@@ -321,7 +292,7 @@ class Store:
             StoreLocked: another process is.
         """
         with as_store_error("write into the models folder"):
-            self._make_directories(self.private)
+            self._folder.make_directories(self.private)
             lock = filelock.FileLock(self.private / "daemon.lock", timeout=0)
             pid = self.private / "daemon.pid"
             try:
@@ -341,14 +312,13 @@ class Store:
 
         For the start of a daemon that holds the claim: it takes every temporary file for a dead process's.
         """
-        with self._exclusive(), as_store_error("clean up the models folder"):
-            for path in _entries(self.private / "tmp"):
+        with self._folder.exclusive(), as_store_error("clean up the models folder"):
+            for path in entries(self._folder.tmp):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)  # a workspace
                 else:
                     self.disk.unlink(path)
-            marks = [Digest.parse(path.name) for path in _entries(self._collectable)]
-            self._collect(frozenset(marks))
+            self._collector.collect(self._collector.marked())
 
     def check(self, *, rehash: bool = True) -> Findings:
         """All that is wrong: damaged manifests, and files under a digest's name that are something else.
@@ -357,7 +327,7 @@ class Store:
             rehash: read every blob whole; without it only names and sizes are looked at.
         """
         findings = self.broken()
-        for path in _entries(self.blobs):
+        for path in entries(self.blobs):
             try:
                 digest = Digest.parse(path.name)
             except InvalidDigest:
@@ -371,164 +341,22 @@ class Store:
 
     # ---- inside
 
-    def _manifest_path(self, name: ModelName) -> Path:
-        return self.manifests.joinpath(*name.path_parts)
-
-    def _walk(self, wanted: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-        """Paths under manifests/ in parts: four for what may be a model, fewer for a stray file on the way.
-
-        Links to directories are not followed. `wanted` leaves out what differs from it by more than case.
-        """
-        pending: list[tuple[str, ...]] = [()]
-        while pending:
-            parent = pending.pop()
-            for path in reversed(_entries(self.manifests.joinpath(*parent))):
-                parts = (*parent, path.name)
-                if path.name.startswith(".") or (wanted and path.name.lower() != wanted[len(parent)].lower()):
-                    continue
-                if len(parts) < NUM_NAME_PARTS and path.is_dir() and not path.is_symlink():
-                    pending.append(parts)
-                else:
-                    yield parts
-
-    def _read_manifest(self, name: ModelName) -> tuple[bytes, os.stat_result]:
-        try:
-            return read_regular(self._manifest_path(name), MAX_MANIFEST_BYTES)
-        except FileNotFoundError as error:
-            raise ModelNotFound(name.short) from error
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise BrokenModel(name.short, f"its manifest cannot be read: {reason}") from error
-
     def _load(self, name: ModelName) -> StoredModel:
         while True:
-            data, status = self._read_manifest(name)
+            data, status = self._tree.read(name)
             try:
                 return load_model(name, data, datetime.fromtimestamp(status.st_mtime, UTC), self.blobs)
             except BrokenModel:
                 # The blobs may be gone because the model was replaced since its manifest was read.
-                _, now = self._read_manifest(name)
+                _, now = self._tree.read(name)
                 if (now.st_ino, now.st_mtime_ns) == (status.st_ino, status.st_mtime_ns):
                     raise
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Hold the store's lock against other threads and processes. Reentrant in a thread."""
-        with self._thread_lock:
-            with as_store_error("write into the models folder"):
-                self._make_directories(self.private)
-                try:
-                    self._process_lock.acquire()
-                except filelock.Timeout as error:
-                    waited = self._process_lock.timeout
-                    raise StoreLocked(f"another process kept the models folder busy for {waited} s") from error
-            try:
-                yield
-            finally:
-                self._process_lock.release()
-
-    def _make_directories(self, path: Path) -> None:
-        """Create a directory and its parents, durably."""
-        if path.is_dir():
-            return
-        self._make_directories(path.parent)
-        with suppress(FileExistsError):  # another thread was faster
-            self.disk.make_directory(path)
-        self.disk.sync_directory(path.parent)
-
-    def _remove_empty_directories(self, path: Path) -> None:
-        while path != self.manifests and not any(path.iterdir()):
-            self.disk.remove_directory(path)
-            path = path.parent
-
-    def _temporary(self) -> Path:
-        """A path for a file that is about to be written."""
-        with as_store_error("write into the models folder"):
-            self._make_directories(self.private / "tmp")
-        return self.private / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
-
-    def _write_small(self, path: Path, data: bytes) -> None:
-        with as_store_error("write into the models folder"):
-            self._make_directories(path.parent)
-        with BlobWriter(self.disk, self._temporary(), lambda source, _: self._publish(source, path)) as writer:
-            writer.write(data)
-            writer.commit()
-
-    def _publish(self, temporary: Path, path: Path) -> None:
-        self.disk.rename(temporary, path)
-        self.disk.sync_directory(path.parent)
-
     def _publish_blob(self, temporary: Path, digest: Digest) -> None:
-        with self._exclusive():
-            self._make_directories(self.blobs)
+        with self._folder.exclusive():
+            self._folder.make_directories(self.blobs)
             if not self.has_blob(digest):
                 # Before the rename: a crash in between leaves a mark without a blob, which harms nobody.
-                self._mark_collectable(digest)
-            self._publish(temporary, self.blobs / digest.file_name)
-            self._unnamed.add(digest)
-
-    def _mark_collectable(self, digest: Digest) -> None:
-        self._make_directories(self._collectable)
-        with suppress(FileExistsError):
-            os.close(self.disk.create(self._collectable / digest.file_name))
-
-    def _digests_named(self, name: ModelName) -> frozenset[Digest]:
-        """The blobs that the manifest of `name` names; of a damaged one those that can be made out."""
-        try:
-            data, _ = self._read_manifest(name)
-        except (ModelNotFound, BrokenModel):
-            return frozenset()
-        try:
-            return Manifest.parse(data).digests()
-        except ManifestError:
-            return frozenset(map(Digest, re.findall(DIGEST_TEXT.pattern, data.decode("ascii", "replace"))))
-
-    def _collect_quietly(self, digests: frozenset[Digest]) -> None:
-        """Collect after a change that has already succeeded: a refusal of the disk is for the log only."""
-        try:
-            with self._exclusive():
-                self._collect(digests)
-        except (OSError, StoreError) as error:
-            LOG.warning("some unused blobs stay until the next start: %s", error)
-
-    def _collect(self, digests: frozenset[Digest]) -> None:
-        if not digests:
-            return
-        named: set[Digest] = set()
-        for parts in self._walk():
-            try:
-                name = _name_of(parts)
-                named |= Manifest.parse(self._read_manifest(name)[0]).digests()
-            except (InvalidName, ModelNotFound):
-                continue  # nothing that Hob or Ollama would have written, or deleted by an Ollama beside us
-            except (BrokenModel, ManifestError):
-                LOG.warning("unused blobs stay, because %s is damaged and may need them", name)
-                return
-        self._postponed |= digests & self._leases.keys()
-        for digest in sorted(digests - named - self._unnamed - self._leases.keys()):
-            mark = self._collectable / digest.file_name
-            if not mark.exists():
-                continue
-            with suppress(FileNotFoundError):
-                self.disk.unlink(self.blobs / digest.file_name)
-            self.disk.unlink(mark)
-
-
-def _entries(directory: Path) -> list[Path]:
-    """What is in a directory, sorted; nothing where it is missing or is none."""
-    try:
-        return sorted(directory.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _name_of(parts: tuple[str, ...]) -> ModelName:
-    """The name stored at manifests/<parts>.
-
-    Raises:
-        InvalidName: no name can be stored there.
-    """
-    if len(parts) != NUM_NAME_PARTS:
-        raise InvalidName("a manifest lies at host/namespace/model/tag")
-    host, namespace, model, tag = parts
-    return ModelName(model, tag, namespace, host)
+                self._collector.mark(digest)
+            self._folder.publish(temporary, self.blobs / digest.file_name)
+            self._collector.expect_name(digest)
