@@ -88,8 +88,13 @@ class Collector:
             try:
                 name = name_of(parts)
                 named |= Manifest.parse(self._tree.read(name)[0]).digests()
-            except (InvalidName, ModelNotFound):
-                continue  # nothing that Hob or Ollama would have written, or deleted by an Ollama beside us
+            except ModelNotFound:
+                continue  # deleted by an Ollama beside us
+            except InvalidName:
+                if self._tree.is_unreadable_directory(parts):
+                    LOG.warning("unused blobs stay, because manifests in %s cannot be read", "/".join(parts))
+                    return
+                continue  # nothing that Hob or Ollama would have written
             except (BrokenModel, ManifestError):
                 LOG.warning("unused blobs stay, because %s is damaged and may need them", name)
                 return

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from registry.disk import read_regular
-from registry.errors import BrokenModel, InvalidName, ManifestError, ModelNotFound
+from registry.errors import NO_RESOURCES, BrokenModel, InvalidName, ManifestError, ModelNotFound, unreadable
 from registry.manifest import DIGEST_TEXT, MAX_MANIFEST_BYTES, Digest, Manifest
 from registry.name import ModelName
-from registry.store_folder import entries
 
 NUM_NAME_PARTS = 4
 
@@ -31,19 +30,45 @@ class ManifestTree:
     def walk(self, wanted: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
         """Paths under the root in parts: four for what may be a model, fewer for a stray file on the way.
 
-        Links to directories are not followed. `wanted` leaves out what differs from it by more than case.
+        Links to directories are not followed, and a directory that cannot be read counts as stray. `wanted` leaves out
+        what differs from it by more than case.
+
+        Raises:
+            StoreError: the root cannot be read, or this process is short of file descriptors or memory.
         """
         pending: list[tuple[str, ...]] = [()]
         while pending:
             parent = pending.pop()
-            for path in reversed(entries(self._root.joinpath(*parent))):
-                parts = (*parent, path.name)
-                if path.name.startswith(".") or (wanted and path.name.lower() != wanted[len(parent)].lower()):
+            found = self._scan(parent)
+            if found is None:
+                yield parent
+                continue
+            for name, is_directory in found:
+                parts = (*parent, name)
+                if name.startswith(".") or (wanted and name.lower() != wanted[len(parent)].lower()):
                     continue
-                if len(parts) < NUM_NAME_PARTS and path.is_dir() and not path.is_symlink():
+                if is_directory and len(parts) < NUM_NAME_PARTS:
                     pending.append(parts)
                 else:
                     yield parts
+
+    def _scan(self, parts: tuple[str, ...]) -> list[tuple[str, bool]] | None:
+        """Names in a directory, the last first, with whether each is a directory; None where it cannot be read."""
+        try:
+            with os.scandir(self._root.joinpath(*parts)) as scanned:
+                found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in scanned]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            if not parts or error.errno in NO_RESOURCES:
+                raise unreadable("the models folder", error) from error
+            return None
+        return sorted(found, reverse=True)
+
+    def is_unreadable_directory(self, parts: tuple[str, ...]) -> bool:
+        """Whether what `walk` gave is a directory in which there may be manifests."""
+        path = self._root.joinpath(*parts)
+        return len(parts) < NUM_NAME_PARTS and path.is_dir() and not path.is_symlink()
 
     def resolve(self, name: ModelName) -> ModelName:
         """The stored spelling of a name.
@@ -64,12 +89,15 @@ class ManifestTree:
         Raises:
             ModelNotFound: there is none.
             BrokenModel: it is too long, no regular file, or cannot be read.
+            StoreError: this process is short of file descriptors or memory.
         """
         try:
             return read_regular(self.path(name), MAX_MANIFEST_BYTES)
         except FileNotFoundError as error:
             raise ModelNotFound(name.short) from error
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in NO_RESOURCES:
+                raise unreadable(f"the manifest of {name}", error) from error
             reason = getattr(error, "strerror", None) or str(error)
             raise BrokenModel(name.short, f"its manifest cannot be read: {reason}") from error
 

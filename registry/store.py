@@ -88,21 +88,21 @@ class Store:
     """
 
     def __init__(self, root: Path, *, disk: Disk | None = None, lock_timeout_s: float = 60) -> None:
-        self._folder = StoreFolder(root, disk or Disk(), lock_timeout_s)
+        self.folder = StoreFolder(root, disk or Disk(), lock_timeout_s)
         self.root = root
-        self.manifests = self._folder.manifests
-        self.blobs = self._folder.blobs
-        self.private = self._folder.private
-        self.disk = self._folder.disk
-        self._tree = ManifestTree(self.manifests)
-        self._collector = Collector(self._folder, self._tree)
+        self.manifests = self.folder.manifests
+        self.blobs = self.folder.blobs
+        self.private = self.folder.private
+        self.disk = self.folder.disk
+        self.tree = ManifestTree(self.manifests)
+        self._collector = Collector(self.folder, self.tree)
 
     # ---- reading
 
     def list(self) -> list[StoredModel]:
         """Every sound model, the one changed last first."""
         models = []
-        for parts in self._tree.walk():
+        for parts in self.tree.walk():
             with suppress(BrokenModel, ModelNotFound, InvalidName):  # broken() reports these
                 models.append(self._load(name_of(parts)))
         return sorted(models, key=lambda model: (-model.modified_at.timestamp(), model.name.full))
@@ -110,13 +110,15 @@ class Store:
     def broken(self) -> Findings:
         """What under manifests/ is no sound model, and why."""
         findings = []
-        for parts in self._tree.walk():
+        for parts in self.tree.walk():
             try:
                 self._load(name_of(parts))
             except BrokenModel as error:
                 findings.append(Finding(error.name, error.reason))
             except InvalidName as error:
-                findings.append(Finding("/".join(parts), f"it is no manifest: {error}"))
+                unread = self.tree.is_unreadable_directory(parts)
+                reason = "this folder cannot be read" if unread else f"it is no manifest: {error}"
+                findings.append(Finding("/".join(parts), reason))
             except ModelNotFound:
                 continue  # deleted since the walk began
         return findings
@@ -136,7 +138,7 @@ class Store:
         Raises:
             ModelNotFound: nothing is stored under it in any case.
         """
-        return self._tree.resolve(name)
+        return self.tree.resolve(name)
 
     def has_blob(self, digest: Digest) -> bool:
         try:
@@ -158,7 +160,7 @@ class Store:
 
     def blob_writer(self, expected: Digest | None = None, size: int | None = None) -> BlobWriter:
         """A context in which one blob is written piece by piece; nothing is left unless `commit` was reached."""
-        return BlobWriter(self.disk, self._folder.temporary(), self._publish_blob, expected, size)
+        return BlobWriter(self.disk, self.folder.temporary(), self._publish_blob, expected, size)
 
     def write_blob(self, chunks: Iterable[bytes], expected: Digest | None = None, size: int | None = None) -> Digest:
         """Store bytes under their digest; what is there already is replaced by the same, so damage is repaired.
@@ -179,7 +181,7 @@ class Store:
         Raises:
             OutOfSpace, StoreError: the disk refused.
         """
-        folder = self._folder.temporary()
+        folder = self.folder.temporary()
         with as_store_error("write into the models folder"):
             self.disk.make_directory(folder)
         try:
@@ -209,12 +211,12 @@ class Store:
             OutOfSpace, StoreError: the disk refused; the old or the new model is there whole.
         """
         data = manifest if isinstance(manifest, bytes) else manifest.encode()
-        with self._folder.exclusive():
+        with self.folder.exclusive():
             model = load_model(name, data, datetime.now(UTC), self.blobs)
             with suppress(ModelNotFound):
                 name = self.resolve(name)
-            replaced = self._tree.digests_named(name)
-            self._folder.write_small(self._tree.path(name), data)
+            replaced = self.tree.digests_named(name)
+            self.folder.write_small(self.tree.path(name), data)
             self._collector.give_up(model.manifest.digests())
             self._collector.collect_quietly(replaced - model.manifest.digests())
             return self._load(name)
@@ -225,9 +227,9 @@ class Store:
         Raises:
             ModelNotFound, BrokenModel: the source is not there or damaged.
         """
-        with self._folder.exclusive():
+        with self.folder.exclusive():
             source = self.resolve(source)
-            data, _ = self._tree.read(source)
+            data, _ = self.tree.read(source)
             if source == destination:
                 return self._load(source)
             return self.write_manifest(destination, data)
@@ -239,16 +241,16 @@ class Store:
             ModelNotFound: there is none.
             StoreError: the disk refused; the model is still there, or gone while some of its blobs stay.
         """
-        with self._folder.exclusive():
+        with self.folder.exclusive():
             name = self.resolve(name)
-            digests = self._tree.digests_named(name)
-            path = self._tree.path(name)
+            digests = self.tree.digests_named(name)
+            path = self.tree.path(name)
             with as_store_error(f"remove {name}"):
                 for digest in digests:
                     self._collector.mark(digest)
                 self.disk.unlink(path)
                 self.disk.sync_directory(path.parent)
-                self._folder.remove_empty_directories(path.parent)
+                self.folder.remove_empty_directories(path.parent)
             self._collector.collect_quietly(digests)
 
     def lease(self, digests: Iterable[Digest] = ()) -> AbstractContextManager[None]:
@@ -260,7 +262,7 @@ class Store:
 
     def discard(self, digests: Iterable[Digest]) -> None:
         """Give up blobs that were written for a model that is not going to be; others' stay."""
-        with self._folder.exclusive():
+        with self.folder.exclusive():
             self._collector.give_up(digests)
             self._collector.collect_quietly(frozenset(digests))
 
@@ -269,7 +271,7 @@ class Store:
     def read_note(self, key: str) -> bytes:
         """What was last noted under a key, b"" where nothing was."""
         try:
-            return read_regular(self._folder.notes / key, MAX_NOTE_BYTES)[0]
+            return read_regular(self.folder.notes / key, MAX_NOTE_BYTES)[0]
         except FileNotFoundError:
             return b""
 
@@ -279,8 +281,8 @@ class Store:
         Raises:
             OutOfSpace, StoreError: the disk refused; the old note is still there.
         """
-        with self._folder.exclusive():
-            self._folder.write_small(self._folder.notes / key, data)
+        with self.folder.exclusive():
+            self.folder.write_small(self.folder.notes / key, data)
 
     # ---- looking after the store
 
@@ -292,7 +294,7 @@ class Store:
             StoreLocked: another process is.
         """
         with as_store_error("write into the models folder"):
-            self._folder.make_directories(self.private)
+            self.folder.make_directories(self.private)
             lock = filelock.FileLock(self.private / "daemon.lock", timeout=0)
             pid = self.private / "daemon.pid"
             try:
@@ -312,8 +314,8 @@ class Store:
 
         For the start of a daemon that holds the claim: it takes every temporary file for a dead process's.
         """
-        with self._folder.exclusive(), as_store_error("clean up the models folder"):
-            for path in entries(self._folder.tmp):
+        with self.folder.exclusive(), as_store_error("clean up the models folder"):
+            for path in entries(self.folder.tmp):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)  # a workspace
                 else:
@@ -343,20 +345,20 @@ class Store:
 
     def _load(self, name: ModelName) -> StoredModel:
         while True:
-            data, status = self._tree.read(name)
+            data, status = self.tree.read(name)
             try:
                 return load_model(name, data, datetime.fromtimestamp(status.st_mtime, UTC), self.blobs)
             except BrokenModel:
                 # The blobs may be gone because the model was replaced since its manifest was read.
-                _, now = self._tree.read(name)
+                _, now = self.tree.read(name)
                 if (now.st_ino, now.st_mtime_ns) == (status.st_ino, status.st_mtime_ns):
                     raise
 
     def _publish_blob(self, temporary: Path, digest: Digest) -> None:
-        with self._folder.exclusive():
-            self._folder.make_directories(self.blobs)
+        with self.folder.exclusive():
+            self.folder.make_directories(self.blobs)
             if not self.has_blob(digest):
                 # Before the rename: a crash in between leaves a mark without a blob, which harms nobody.
                 self._collector.mark(digest)
-            self._folder.publish(temporary, self.blobs / digest.file_name)
+            self.folder.publish(temporary, self.blobs / digest.file_name)
             self._collector.expect_name(digest)

@@ -17,7 +17,7 @@ import filelock
 
 from registry.blob_writer import BlobWriter
 from registry.disk import Disk
-from registry.errors import StoreLocked, as_store_error
+from registry.errors import StoreLocked, as_store_error, unreadable
 
 PRIVATE = ".hob"
 
@@ -97,8 +97,14 @@ class StoreFolder:
 
 
 def entries(directory: Path) -> list[Path]:
-    """What is in a directory, sorted; nothing where it is missing or is none."""
+    """What is in a directory, sorted; nothing where it is missing or is none.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
     try:
         return sorted(directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise unreadable("the models folder", error) from error

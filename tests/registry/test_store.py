@@ -516,7 +516,7 @@ def test_a_reader_whose_model_is_replaced_under_it_gets_the_new_one(store: Store
             return answer
 
     racing = Store(store.root)
-    racing._tree = Racing(store.manifests)
+    racing.tree = Racing(store.manifests)
     assert racing.get(name("tale")).files["model.gguf"].read_bytes() == b"new"
 
 
@@ -528,7 +528,7 @@ def test_a_model_that_vanishes_while_listing_is_left_out(store: Store) -> None:
             raise ModelNotFound(name.short)
 
     vanishing = Store(store.root)
-    vanishing._tree = vanishing._collector._tree = Vanishing(store.manifests)
+    vanishing.tree = vanishing._collector._tree = Vanishing(store.manifests)
     assert vanishing.list() == []
     assert vanishing.broken() == []
     vanishing.discard([Digest.of(b"weights")])
