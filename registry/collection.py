@@ -2,7 +2,7 @@
 
 A blob goes when somebody said it may be unused, and
 (1) no manifest names it, (2) no lease protects it, (3) it is marked collectable: Hob wrote it, or somebody asked Hob to
-delete a model made of it; and (4) every manifest parses, since one that does not may name anything.
+delete the last model made of it; and (4) every manifest parses, since one that does not may name anything.
 
 Marks are empty files, since they must outlive the process. Leases need not: `Store.collect_garbage` runs once, at the
 start of the one daemon, before it serves. Only Store calls this.
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from registry.errors import BrokenModel, InvalidName, ManifestError, ModelNotFound, StoreError
+from registry.linked_blobs import LinkedBlobs
 from registry.manifest import Digest, Manifest
 from registry.manifest_tree import ManifestTree, name_of
 from registry.store_folder import StoreFolder, entries
@@ -27,9 +28,10 @@ LOG = logging.getLogger(__name__)
 class Collector:
     """Leases, marks, and the deletion of what has neither lease nor name."""
 
-    def __init__(self, folder: StoreFolder, tree: ManifestTree) -> None:
+    def __init__(self, folder: StoreFolder, tree: ManifestTree, links: LinkedBlobs) -> None:
         self._folder = folder
         self._tree = tree
+        self._links = links
         # All three are guarded by folder.lock.
         self._leases: Counter[Digest] = Counter()
         self._postponed: set[Digest] = set()  # to collect when their leases end
@@ -62,25 +64,32 @@ class Collector:
         with self._folder.lock:
             self._unnamed.difference_update(digests)
 
-    def mark(self, digest: Digest) -> None:
-        """Note on the disk that Hob may delete the blob once nothing refers to it."""
+    def mark(self, digest: Digest) -> bool:
+        """Note on the disk that Hob may delete the blob once nothing refers to it; False if that was noted before."""
         self._folder.make_directories(self._folder.collectable)
-        with suppress(FileExistsError):
+        try:
             os.close(self._folder.disk.create(self._folder.collectable / digest.file_name))
+        except FileExistsError:
+            return False
+        return True
 
     def marked(self) -> frozenset[Digest]:
         return frozenset(Digest.parse(path.name) for path in entries(self._folder.collectable))
 
-    def collect_quietly(self, digests: frozenset[Digest]) -> None:
+    def collect_quietly(self, digests: frozenset[Digest], new_marks: frozenset[Digest] = frozenset()) -> None:
         """Collect after a change that has already succeeded: a refusal of the disk is for the log only."""
         try:
             with self._folder.exclusive():
-                self.collect(digests)
+                self.collect(digests, new_marks)
         except (OSError, StoreError) as error:
             LOG.warning("some unused blobs stay until the next start: %s", error)
 
-    def collect(self, digests: frozenset[Digest]) -> None:
-        """Delete those of the blobs that may go. The caller holds the folder's lock."""
+    def collect(self, digests: frozenset[Digest], new_marks: frozenset[Digest] = frozenset()) -> None:
+        """Delete those of the blobs that may go. The caller holds the folder's lock.
+
+        Args:
+            new_marks: made for this collection only; who wrote those blobs decides once another model needs them.
+        """
         if not digests:
             return
         named: set[Digest] = set()
@@ -98,6 +107,8 @@ class Collector:
             except (BrokenModel, ManifestError):
                 LOG.warning("unused blobs stay, because %s is damaged and may need them", name)
                 return
+        for digest in sorted(new_marks & named):
+            self._folder.disk.unlink(self._folder.collectable / digest.file_name)
         self._postponed |= digests & self._leases.keys()
         for digest in sorted(digests - named - self._unnamed - self._leases.keys()):
             mark = self._folder.collectable / digest.file_name
@@ -105,4 +116,5 @@ class Collector:
                 continue
             with suppress(FileNotFoundError):
                 self._folder.disk.unlink(self._folder.blobs / digest.file_name)
+            self._links.forget(digest)
             self._folder.disk.unlink(mark)

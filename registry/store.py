@@ -4,6 +4,9 @@
     blobs/sha256-<hex>                           bytes whose sha256 is their name
     .hob/tmp/                                    files being written
     .hob/collectable/sha256-<hex>                empty; Hob may delete this blob once nothing refers to it
+    .hob/linked/sha256-<hex>                     what a blob was that is somebody's file, too: see `linked_blobs`
+    .hob/inbox/<32 hex digits>                   files that the CLI links here for the daemon to adopt
+    .hob/quarantine/                             what `fsck` found broken; people delete it
     .hob/notes/                                  what Hob remembers between two starts, such as `builtin_models`
     .hob/lock                                    held while manifests or names of blobs change
     .hob/daemon.lock                             held by the one daemon that serves from this store
@@ -20,7 +23,7 @@ reads again.
 
 *Deleting* removes the manifest first, then the blobs that it named, as far as
 (1) no other manifest names them, (2) no lease protects them, (3) they are marked collectable: Hob wrote them, or
-somebody asked Hob to delete a model made of them, so a blob that an Ollama beside us is just writing stays; and
+somebody asked Hob to delete the last model made of them, so a blob that an Ollama beside us is just writing stays; and
 (4) every manifest parses, since one that does not may name anything. What stays for these reasons goes at the next
 `collect_garbage`.
 
@@ -35,10 +38,12 @@ All methods may be called from several threads, and from several processes but f
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,9 +51,9 @@ from pathlib import Path
 
 import filelock
 
-from registry.blob_writer import BlobWriter, hash_file
+from registry.blob_writer import BlobWriter, check_digest, hash_descriptor, hash_file
 from registry.collection import Collector
-from registry.disk import Disk, read_regular
+from registry.disk import Disk, open_regular, read_regular
 from registry.errors import (
     BlobNotFound,
     BrokenModel,
@@ -58,6 +63,7 @@ from registry.errors import (
     StoreLocked,
     as_store_error,
 )
+from registry.linked_blobs import LinkedBlobs, Stamp, stamp_of
 from registry.manifest import Digest, Manifest
 from registry.manifest_tree import ManifestTree, name_of
 from registry.name import ModelName
@@ -65,6 +71,10 @@ from registry.store_folder import StoreFolder, entries
 from registry.stored_model import StoredModel, load_model
 
 MAX_NOTE_BYTES = 1024 * 1024
+NO_LINK = frozenset(
+    {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+)
+"""What the system says where a file cannot have a hard link in the models folder."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,8 @@ class Store:
         self.private = self.folder.private
         self.disk = self.folder.disk
         self.tree = ManifestTree(self.manifests)
-        self._collector = Collector(self.folder, self.tree)
+        self.links = LinkedBlobs(self.folder)
+        self._collector = Collector(self.folder, self.tree, self.links)
 
     # ---- reading
 
@@ -141,10 +152,12 @@ class Store:
         return self.tree.resolve(name)
 
     def has_blob(self, digest: Digest) -> bool:
+        """Whether a blob is here and nobody has written to it, as far as can be told without reading it."""
         try:
-            return stat.S_ISREG(os.lstat(self.blobs / digest.file_name).st_mode)
+            status = os.lstat(self.blobs / digest.file_name)
         except OSError:
             return False
+        return stat.S_ISREG(status.st_mode) and not self.links.is_changed(digest, status)
 
     def blob_path(self, digest: Digest) -> Path:
         """Where a blob's bytes are.
@@ -189,16 +202,59 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # the next start cleans up what cannot be removed
 
-    def adopt(self, path: Path) -> Digest:
+    def adopt(self, path: Path, expected: Digest | None = None) -> Digest:
         """Make a blob of a file in a workspace by moving it; its bytes must have been synced to the disk.
 
         Raises:
+            DigestMismatch: its bytes are others than `expected`; the file is where it was.
             OutOfSpace, StoreError: the disk refused; the file is where it was.
         """
         with as_store_error("write into the models folder"):
             digest = hash_file(path)
+            check_digest(expected, digest)
             self._publish_blob(path, digest)
         return digest
+
+    def link_blob(self, path: Path, expected: Digest | None = None) -> Digest | None:
+        """Make a blob of somebody's file by a hard link, after reading it whole.
+
+        Returns:
+            None where there can be no link, such as from another disk; then the bytes must be copied.
+
+        Raises:
+            DigestMismatch: its bytes are others than `expected`; nothing is left.
+            OutOfSpace, StoreError: the disk refused, or it is no regular file; nothing is left.
+        """
+        temporary = self.folder.temporary()
+        with as_store_error("link a file into the models folder"):
+            try:
+                self.disk.link(path, temporary)
+            except OSError as error:
+                if error.errno in NO_LINK:
+                    return None
+                raise
+            return self._adopt_linked(temporary, expected)
+
+    def take_from_inbox(self, key: str, expected: Digest) -> bool:
+        """Make a blob of a file that somebody who may write here has put into the inbox under a name of 32 hex digits.
+
+        Returns:
+            False where there is none; then its bytes must be sent.
+
+        Raises:
+            DigestMismatch: its bytes are others; it is gone from the inbox.
+            OutOfSpace, StoreError: the disk refused, or it is no file that this process may read; it is gone, too.
+        """
+        if not re.fullmatch("[0-9a-f]{32}", key) or not os.path.lexists(self.folder.inbox / key):
+            return False
+        temporary = self.folder.temporary()
+        with as_store_error("write into the models folder"):
+            try:
+                self.disk.rename(self.folder.inbox / key, temporary)  # from here on nobody else knows it
+            except FileNotFoundError:
+                return False
+            self._adopt_linked(temporary, expected)
+        return True
 
     def write_manifest(self, name: ModelName, manifest: Manifest | bytes) -> StoredModel:
         """Make `name` mean `manifest`, at once, and delete what only its predecessor needed.
@@ -212,7 +268,7 @@ class Store:
         """
         data = manifest if isinstance(manifest, bytes) else manifest.encode()
         with self.folder.exclusive():
-            model = load_model(name, data, datetime.now(UTC), self.blobs)
+            model = self._check_links(load_model(name, data, datetime.now(UTC), self.blobs))
             with suppress(ModelNotFound):
                 name = self.resolve(name)
             replaced = self.tree.digests_named(name)
@@ -246,12 +302,11 @@ class Store:
             digests = self.tree.digests_named(name)
             path = self.tree.path(name)
             with as_store_error(f"remove {name}"):
-                for digest in digests:
-                    self._collector.mark(digest)
+                new_marks = frozenset(digest for digest in digests if self._collector.mark(digest))
                 self.disk.unlink(path)
                 self.disk.sync_directory(path.parent)
                 self.folder.remove_empty_directories(path.parent)
-            self._collector.collect_quietly(digests)
+            self._collector.collect_quietly(digests, new_marks)
 
     def lease(self, digests: Iterable[Digest] = ()) -> AbstractContextManager[None]:
         """Protect blobs from deletion inside the block, for whoever is about to name them in a manifest.
@@ -309,17 +364,23 @@ class Store:
         finally:
             lock.release()
 
-    def collect_garbage(self) -> None:
-        """Delete temporary files and collectable blobs that no manifest names.
+    def collect_garbage(self, also: Iterable[Callable[[], object]] = ()) -> None:
+        """Delete temporary files, what was left in the inbox, and collectable blobs that no manifest names.
 
-        For the start of a daemon that holds the claim: it takes every temporary file for a dead process's.
+        For the start of a daemon that holds the claim: it takes every temporary file for a dead process's. What lies in
+        quarantine stays; people delete it.
+
+        Args:
+            also: what else is to be cleaned up under the same lock, such as partial downloads.
         """
         with self.folder.exclusive(), as_store_error("clean up the models folder"):
-            for path in entries(self.folder.tmp):
+            for path in [*entries(self.folder.tmp), *entries(self.folder.inbox)]:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)  # a workspace
                 else:
                     self.disk.unlink(path)
+            for clean in also:
+                clean()
             self._collector.collect(self._collector.marked())
 
     def check(self, *, rehash: bool = True) -> Findings:
@@ -347,18 +408,50 @@ class Store:
         while True:
             data, status = self.tree.read(name)
             try:
-                return load_model(name, data, datetime.fromtimestamp(status.st_mtime, UTC), self.blobs)
+                modified_at = datetime.fromtimestamp(status.st_mtime, UTC)
+                return self._check_links(load_model(name, data, modified_at, self.blobs))
             except BrokenModel:
                 # The blobs may be gone because the model was replaced since its manifest was read.
                 _, now = self.tree.read(name)
                 if (now.st_ino, now.st_mtime_ns) == (status.st_ino, status.st_mtime_ns):
                     raise
 
-    def _publish_blob(self, temporary: Path, digest: Digest) -> None:
+    def _check_links(self, model: StoredModel) -> StoredModel:
+        """The model, unless a blob of its that was whole a moment ago cannot be relied on."""
+        for digest in model.manifest.digests():
+            try:
+                is_changed = self.links.is_changed(digest, os.lstat(self.blobs / digest.file_name))
+            except OSError as error:
+                raise BrokenModel(model.name.short, f"its blob {digest} is missing") from error
+            if is_changed:
+                reason = f"its blob {digest} shares its bytes with a file that was written to; hob fsck reads it again"
+                raise BrokenModel(model.name.short, reason)
+        return model
+
+    def _adopt_linked(self, temporary: Path, expected: Digest | None) -> Digest:
+        """Publish a file in .hob/tmp that may have other names elsewhere; it is gone from there in any case."""
+        try:
+            with open_regular(temporary) as (fd, status):
+                digest = hash_descriptor(fd)
+                check_digest(expected, digest)
+                self.disk.sync(fd)  # its owner need not have done so
+            self._publish_blob(temporary, digest, stamp_of(status))
+        finally:
+            # After a failure, or where the blob is this same file, since a rename does nothing then.
+            if os.path.lexists(temporary):
+                with suppress(OSError):
+                    self.disk.unlink(temporary)
+        return digest
+
+    def _publish_blob(self, temporary: Path, digest: Digest, linked: Stamp | None = None) -> None:
         with self.folder.exclusive():
             self.folder.make_directories(self.blobs)
             if not self.has_blob(digest):
                 # Before the rename: a crash in between leaves a mark without a blob, which harms nobody.
                 self._collector.mark(digest)
+            if linked:
+                self.links.note(digest, linked)
             self.folder.publish(temporary, self.blobs / digest.file_name)
+            if not linked:
+                self.links.forget(digest)
             self._collector.expect_name(digest)

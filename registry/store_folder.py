@@ -36,6 +36,9 @@ class StoreFolder:
         self.private = root / PRIVATE
         self.tmp = self.private / "tmp"
         self.collectable = self.private / "collectable"
+        self.linked = self.private / "linked"
+        self.inbox = self.private / "inbox"
+        self.quarantine = self.private / "quarantine"
         self.notes = self.private / "notes"
         self.disk = disk
         self.lock = threading.RLock()
