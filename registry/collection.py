@@ -2,7 +2,8 @@
 
 A blob goes when somebody said it may be unused, and
 (1) no manifest names it, (2) no lease protects it, (3) it is marked collectable: Hob wrote it, or somebody asked Hob to
-delete the last model made of it; and (4) every manifest parses, since one that does not may name anything.
+delete the last model made of it; and (4) every manifest parses, since one that does not may name anything; one that
+`fsck` put into quarantine counts until another has its name.
 
 Marks are empty files, since they must outlive the process. Leases need not: `Store.collect_garbage` runs once, at the
 start of the one daemon, before it serves. Only Store calls this.
@@ -20,6 +21,7 @@ from registry.errors import BrokenModel, InvalidName, ManifestError, ModelNotFou
 from registry.linked_blobs import LinkedBlobs
 from registry.manifest import Digest, Manifest
 from registry.manifest_tree import ManifestTree, name_of
+from registry.name import ModelName
 from registry.store_folder import StoreFolder, entries
 
 LOG = logging.getLogger(__name__)
@@ -92,21 +94,9 @@ class Collector:
         """
         if not digests:
             return
-        named: set[Digest] = set()
-        for parts in self._tree.walk():
-            try:
-                name = name_of(parts)
-                named |= Manifest.parse(self._tree.read(name)[0]).digests()
-            except ModelNotFound:
-                continue  # deleted by an Ollama beside us
-            except InvalidName:
-                if self._tree.is_unreadable_directory(parts):
-                    LOG.warning("unused blobs stay, because manifests in %s cannot be read", "/".join(parts))
-                    return
-                continue  # nothing that Hob or Ollama would have written
-            except (BrokenModel, ManifestError):
-                LOG.warning("unused blobs stay, because %s is damaged and may need them", name)
-                return
+        named = self._named()
+        if named is None:
+            return
         for digest in sorted(new_marks & named):
             self._folder.disk.unlink(self._folder.collectable / digest.file_name)
         self._postponed |= digests & self._leases.keys()
@@ -118,3 +108,41 @@ class Collector:
                 self._folder.disk.unlink(self._folder.blobs / digest.file_name)
             self._links.forget(digest)
             self._folder.disk.unlink(mark)
+
+    def _named(self) -> set[Digest] | None:
+        """Every blob that a manifest names; None where that is not known, for the reason in the log."""
+        named: set[Digest] = set()
+        for parts in self._tree.walk():
+            try:
+                name = name_of(parts)
+                named |= Manifest.parse(self._tree.read(name)[0]).digests()
+            except ModelNotFound:
+                continue  # deleted by an Ollama beside us
+            except InvalidName:
+                if self._tree.is_unreadable_directory(parts):
+                    LOG.warning("unused blobs stay, because manifests in %s cannot be read", "/".join(parts))
+                    return None
+                continue  # nothing that Hob or Ollama would have written
+            except (BrokenModel, ManifestError):
+                LOG.warning("unused blobs stay, because %s is damaged and may need them", name)
+                return None
+        if missed := self._quarantined():
+            LOG.warning(
+                "unused blobs stay, because the damaged manifest of %s may need them; pull or create it again, or "
+                "delete the folder .hob/quarantine",
+                missed,
+            )
+            return None
+        return named
+
+    def _quarantined(self) -> ModelName | None:
+        """A model whose damaged manifest lies in quarantine, while it has no other."""
+        for run in entries(self._folder.quarantine):
+            for parts in ManifestTree(run / "manifests").walk():
+                try:
+                    self._tree.resolve(name_of(parts))
+                except InvalidName:
+                    continue
+                except ModelNotFound:
+                    return name_of(parts)
+        return None

@@ -66,8 +66,9 @@ from registry.errors import (
 from registry.linked_blobs import LinkedBlobs, Stamp, stamp_of
 from registry.manifest import Digest, Manifest
 from registry.manifest_tree import ManifestTree, name_of
+from registry.model_list import ModelList
 from registry.name import ModelName
-from registry.store_folder import StoreFolder, entries
+from registry.store_folder import StoreFolder, entries, is_ollama_temporary
 from registry.stored_model import StoredModel, load_model
 
 MAX_NOTE_BYTES = 1024 * 1024
@@ -107,15 +108,13 @@ class Store:
         self.tree = ManifestTree(self.manifests)
         self.links = LinkedBlobs(self.folder)
         self._collector = Collector(self.folder, self.tree, self.links)
+        self._list = ModelList(self.manifests, self.blobs, self.tree, self._load)
 
     # ---- reading
 
     def list(self) -> list[StoredModel]:
         """Every sound model, the one changed last first."""
-        models = []
-        for parts in self.tree.walk():
-            with suppress(BrokenModel, ModelNotFound, InvalidName):  # broken() reports these
-                models.append(self._load(name_of(parts)))
+        models = self._list.read()
         return sorted(models, key=lambda model: (-model.modified_at.timestamp(), model.name.full))
 
     def broken(self) -> Findings:
@@ -394,7 +393,8 @@ class Store:
             try:
                 digest = Digest.parse(path.name)
             except InvalidDigest:
-                findings.append(Finding(path.name, "its name is no digest"))
+                if not is_ollama_temporary(path.name):
+                    findings.append(Finding(path.name, "its name is no digest"))
                 continue
             if not self.has_blob(digest):
                 findings.append(Finding(path.name, "it is no regular file"))

@@ -7,6 +7,7 @@ whole ones inside `exclusive`. It knows paths and bytes, no models.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import threading
 from collections.abc import Iterator
@@ -111,3 +112,8 @@ def entries(directory: Path) -> list[Path]:
         return []
     except OSError as error:
         raise unreadable("the models folder", error) from error
+
+
+def is_ollama_temporary(file_name: str) -> bool:
+    """Whether a file among the blobs is one that an Ollama beside us is writing, and cleans up by itself."""
+    return re.fullmatch(r"sha256-([0-9a-f]{64}-partial(-\d+)?|\d{1,20})", file_name) is not None

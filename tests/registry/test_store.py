@@ -528,7 +528,7 @@ def test_a_model_that_vanishes_while_listing_is_left_out(store: Store) -> None:
             raise ModelNotFound(name.short)
 
     vanishing = Store(store.root)
-    vanishing.tree = vanishing._collector._tree = Vanishing(store.manifests)
+    vanishing.tree = vanishing._collector._tree = vanishing._list._tree = Vanishing(store.manifests)
     assert vanishing.list() == []
     assert vanishing.broken() == []
     vanishing.discard([Digest.of(b"weights")])
