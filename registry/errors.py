@@ -28,6 +28,8 @@ from contextlib import contextmanager
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What this process lacks just now; it says nothing about the file."""
 
 
 class RegistryError(Exception):
@@ -138,3 +140,8 @@ def as_store_error(action: str) -> Iterator[None]:
         if error.errno in NO_PERMISSION:
             raise StoreError(f"cannot {action}: the models folder is not writable for this user") from error
         raise StoreError(f"cannot {action}: {error.strerror or type(error).__name__}") from error
+
+
+def unreadable(what: str, error: OSError) -> StoreError:
+    """The error of reading something in the models folder."""
+    return StoreError(f"cannot read {what}: {error.strerror or error}")

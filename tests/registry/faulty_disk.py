@@ -71,7 +71,8 @@ class FaultyDisk(Disk):
 
     def sync(self, fd: int) -> None:
         self._step()  # and no fsync: these tests lose power by themselves
-        self._unsynced_files.discard(self._open[fd])
+        if fd in self._open:  # else it is a linked file, whose bytes others have written
+            self._unsynced_files.discard(self._open[fd])
 
     def rename(self, source: Path, target: Path) -> None:
         self._step()
@@ -81,6 +82,11 @@ class FaultyDisk(Disk):
             self._unsynced_files.remove(source)
             self._unsynced_files.add(target)
         self._unsynced_entries.append((target.parent, lambda: _put_back(target, old)))
+
+    def link(self, source: Path, target: Path) -> None:
+        self._step()
+        super().link(source, target)
+        self._unsynced_entries.append((target.parent, lambda: target.unlink(missing_ok=True)))
 
     def unlink(self, path: Path) -> None:
         self._step()
