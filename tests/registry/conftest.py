@@ -1,14 +1,34 @@
-"""A store in a fresh folder."""
+"""A store in a fresh folder, and servers to pull from and push to."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from registry.registry_client import Access
+from registry.retries import RetryPolicy
 from registry.store import Store
+from tests.registry.docker_registry import PROGRAM, DockerRegistry
+from tests.registry.local_server import far
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "models")
+
+
+@pytest.fixture
+def access() -> Iterator[Access]:
+    """Asks servers of this machine as if they were elsewhere, knows no logins, and does not wait between tries."""
+    with far() as transport:
+        yield Access(transport, lambda _: None, RetryPolicy(max_attempts=3), sleep=lambda _: None)
+
+
+@pytest.fixture
+def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    if not PROGRAM.exists():
+        pytest.skip("docker-registry is not installed; on Debian: apt-get install docker-registry")
+    with DockerRegistry(tmp_path_factory.mktemp("docker")) as registry:
+        yield registry
