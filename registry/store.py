@@ -4,6 +4,7 @@
     blobs/sha256-<hex>                           bytes whose sha256 is their name
     .hob/tmp/                                    files being written
     .hob/collectable/sha256-<hex>                empty; Hob may delete this blob once nothing refers to it
+    .hob/partials/                               blobs that are being downloaded: see `registry.partials`
     .hob/notes/                                  what Hob remembers between two starts, such as `builtin_models`
     .hob/lock                                    held while manifests or names of blobs change
     .hob/daemon.lock                             held by the one daemon that serves from this store
@@ -214,6 +215,38 @@ class Store:
             self._publish_blob(path, digest)
         return digest
 
+    def publish_blob(self, path: Path, digest: Digest) -> None:
+        """Make a blob of a file by moving it; its bytes are known to hash to `digest` and were synced to the disk.
+
+        Raises:
+            OutOfSpace, StoreError: the disk refused; the file is where it was or in its place.
+        """
+        with as_store_error("write into the models folder"):
+            self._publish_blob(path, digest)
+
+    def keep_blob(self, digest: Digest, size: int | None = None) -> bool:
+        """Whether a blob is here, with this many bytes; if so it stays until a manifest has named it."""
+        with self._thread_lock:
+            try:
+                status = os.lstat(self.blobs / digest.file_name)
+            except OSError:
+                return False
+            if not stat.S_ISREG(status.st_mode) or size not in (None, status.st_size):
+                return False
+            self._unnamed.add(digest)
+            return True
+
+    def private_folder(self, *parts: str) -> Path:
+        """A folder for Hob alone, on the blobs' disk; made where it is missing.
+
+        Raises:
+            OutOfSpace, StoreError: the disk refused.
+        """
+        folder = self.private.joinpath(*parts)
+        with as_store_error("write into the models folder"):
+            self._make_directories(folder)
+        return folder
+
     def write_manifest(self, name: ModelName, manifest: Manifest | bytes) -> StoredModel:
         """Make `name` mean `manifest`, at once, and delete what only its predecessor needed.
 
@@ -336,10 +369,13 @@ class Store:
         finally:
             lock.release()
 
-    def collect_garbage(self) -> None:
+    def collect_garbage(self, keep: frozenset[Digest] = frozenset()) -> None:
         """Delete temporary files and collectable blobs that no manifest names.
 
         For the start of a daemon that holds the claim: it takes every temporary file for a dead process's.
+
+        Args:
+            keep: blobs that stay though no manifest names them, such as those of an interrupted pull.
         """
         with self._exclusive(), as_store_error("clean up the models folder"):
             for path in _entries(self.private / "tmp"):
@@ -348,7 +384,7 @@ class Store:
                 else:
                     self.disk.unlink(path)
             marks = [Digest.parse(path.name) for path in _entries(self._collectable)]
-            self._collect(frozenset(marks))
+            self._collect(frozenset(marks) - keep)
 
     def check(self, *, rehash: bool = True) -> Findings:
         """All that is wrong: damaged manifests, and files under a digest's name that are something else.
