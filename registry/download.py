@@ -83,6 +83,11 @@ class Download:
         return self._is_cancelled
 
     @property
+    def has_begun(self) -> bool:
+        """Whether it is known how much is here already."""
+        return self.result.done() or self._transfer is not None
+
+    @property
     def total(self) -> int:
         """Bytes in all; 0 as long as nobody knows."""
         size = self._transfer.size if self._transfer is not None else self.blob.size
@@ -170,6 +175,7 @@ class Download:
                 if not problem:
                     return hashes
                 if was_wrong:
+                    partial.clear()
                     raise RemoteError(f"{self.blob.label}: the server sent other bytes than announced: {problem}")
                 was_wrong = True
             except VersionChanged as error:
@@ -379,6 +385,8 @@ def _follow(
         for download in downloads:
             if download.result.done():
                 download.result.result()
+            if not download.has_begun:
+                continue
             status = _status(download.blob, download.completed, download.total)
             if shown.get(download.blob.key) != status or time.monotonic() - heard_s >= HEARTBEAT_S:
                 shown[download.blob.key] = status

@@ -20,8 +20,8 @@ unless other workers got on meanwhile: then this one retires, since some servers
 A connection that crawls is replaced; one that is silent is the source's to notice.
 
 *Ends.* Whoever fails, or cancels, sets `_failure`; everybody looks at it before anything else. `run` does not wait for
-workers that are stuck in a read: it takes their claims away, after which they can change nothing, and their threads end
-when the read does.
+workers that are stuck in a read: it takes their claims away, after which they can change nothing, and interrupts the
+read.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import FileIO
@@ -42,10 +43,12 @@ from registry.journal import Segment
 from registry.manifest import Digest
 from registry.partials import Partial
 from registry.remote import RangeReply, RemoteBlob
+from registry.retries import RetryPolicy
 
 READ_BYTES = 1024 * 1024
 END = sys.maxsize
 """Where a claim ends as long as the blob's size is not known."""
+RETRIES = RetryPolicy(max_attempts=6)
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,10 @@ class TransferLimits:
     """The journal is told of so much at a time: what a crash costs, for each stream."""
     sync_bytes: int = 256 * 1024 * 1024
     """So much is hashed between two fsyncs, which spares the last one most of its work."""
-    max_attempts: int = 6
-    """Failures in a row, without progress, after which a download fails."""
+    retries: RetryPolicy = RETRIES
+    """Attempts are those in a row that make no progress."""
     min_progress_bytes: int = 64 * 1024
     """An attempt that brought less made no progress."""
-    backoff_s: float = 0.5
-    """The longest wait after a first failure; it doubles with each further one."""
-    max_backoff_s: float = 30
-    max_retry_after_s: float = 120
-    """A server that asks to be left alone for longer is not waited for."""
     window_s: float = 15
     """Over how long the rate of a connection is taken."""
     min_bytes_per_s: float = 1024
@@ -144,6 +142,8 @@ class Claim:
     is_closed: bool = False
     window_start_s: float = 0.0
     window_bytes: int = 0
+    interrupt: Callable[[], None] = lambda: None
+    """Ends its worker's read."""
     bytes_per_s: float = 0.0
     """In the last window that is over; 0 before that."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -269,6 +269,7 @@ class Transfer:
             self._changed.notify_all()
         for claim in claims:
             self._give_back(claim)
+            claim.interrupt()
 
     # ---- the workers
 
@@ -288,7 +289,7 @@ class Transfer:
                     num_failures += 1
                     if not error.is_temporary:
                         raise
-                    if num_failures >= self._limits.max_attempts:
+                    if num_failures >= self._limits.retries.max_attempts:
                         if self.completed - completed_before < self._limits.min_progress_bytes:
                             raise RemoteError(f"{error}; gave up after {num_failures} attempts") from error
                         if self._retire():
@@ -334,11 +335,16 @@ class Transfer:
             position = reply.start
             self._check(reply, claim)
             claim.window_start_s = time.monotonic()
+            claim.interrupt = reply.interrupt
+            if self._is_done:  # whoever ended the transfer did not see `interrupt` in time
+                return
             for data in reply.chunks:
                 position += len(data)
                 self._watch_rate(claim, len(data))
                 # A server without ranges begins at 0, whatever is here already.
                 if position > claim.position and not self._take(claim, data[claim.position - position :]):
+                    with suppress(RemoteError):  # a body that was read to its end leaves a connection for the next
+                        next(reply.chunks, None)
                     return
             self._end_of_body(claim, reply)
 
@@ -454,17 +460,11 @@ class Transfer:
             return True
 
     def _pause(self, error: RemoteError, num_failures: int) -> None:
-        """Wait before the next attempt: as long as the server asks for, with all workers, or a random while."""
-        wait_s = random.uniform(0.5, 1) * min(
-            self._limits.backoff_s * 2 ** (num_failures - 1), self._limits.max_backoff_s
-        )
-        if error.retry_after_s is not None:
-            if error.retry_after_s > self._limits.max_retry_after_s:
-                raise RemoteError(f"{error}; it asks to try again in {error.retry_after_s:.0f} s") from error
-            wait_s = max(wait_s, error.retry_after_s)
-            with self._changed:
-                self._not_before_s = max(self._not_before_s, time.monotonic() + wait_s)
+        """Wait before the next attempt; all workers wait, where it is the server that asks for it."""
+        wait_s = self._limits.retries.pause_s(num_failures, error, random.random())
         with self._changed:
+            if error.retry_after_s is not None:
+                self._not_before_s = max(self._not_before_s, time.monotonic() + wait_s)
             self._changed.wait_for(lambda: self._is_done, timeout=wait_s)
 
     def _fail(self, error: BaseException) -> None:
