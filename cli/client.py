@@ -109,6 +109,20 @@ class Client:
         request = api.PullRequest(model=model, insecure=insecure or None)
         return self._stream("POST", "/api/pull", request, api.ProgressResponse)
 
+    def push(self, model: str, *, insecure: bool = False) -> Iterator[api.ProgressResponse]:
+        """Progress of an upload."""
+        request = api.PullRequest(model=model, insecure=insecure or None)
+        return self._stream("POST", "/api/push", request, api.ProgressResponse)
+
+    def remote_tags(self, model: str, *, insecure: bool = False) -> list[api.RemoteTag]:
+        """The variants in which a model can be pulled."""
+        request = api.PullRequest(model=model, insecure=insecure or None)
+        return self._ask("POST", "/api/remote-tags", request, api.RemoteTagsResponse).tags
+
+    def search(self, query: str) -> list[api.CatalogModel]:
+        """What the catalog has for some words."""
+        return self._ask("POST", "/api/search", api.SearchRequest(query=query), api.SearchResponse).models
+
     def create(self, request: api.CreateRequest) -> Iterator[api.ProgressResponse]:
         """Progress of making a model."""
         return self._stream("POST", "/api/create", request, api.ProgressResponse)

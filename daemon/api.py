@@ -352,6 +352,41 @@ class ProgressResponse(Reply):
     completed: int = 0
 
 
+class RemoteTag(Reply):
+    """A variant of a model that can be pulled."""
+
+    tag: str
+    size: int = 0
+    """Bytes of all its files; 0 where the source does not say."""
+
+
+class RemoteTagsResponse(Reply):
+    """POST /api/remote-tags, whose request is that of a pull: what `hob pull --list-tags` shows."""
+
+    tags: list[RemoteTag]
+
+
+class SearchRequest(Request):
+    """POST /api/search."""
+
+    query: str = ""
+
+
+class CatalogModel(Reply):
+    """A model of the catalog."""
+
+    name: str
+    description: str
+    tags: list[RemoteTag]
+    capabilities: list[str] = []
+
+
+class SearchResponse(Reply):
+    """POST /api/search: the best match first."""
+
+    models: list[CatalogModel]
+
+
 class CopyRequest(Request):
     """POST /api/copy."""
 

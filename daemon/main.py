@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import uvicorn
@@ -30,17 +31,28 @@ from starlette.types import ASGIApp
 
 from daemon.app import build_app
 from daemon.clock import SystemClock
+from daemon.creation import check_source
 from daemon.generation import Generator as TextGenerator
 from daemon.library import Library
 from daemon.model_manager import ManagerConfig, ModelManager
 from daemon.quantizing import Quantizer
 from daemon.services import Services
+from daemon.transfers import Transfers
 from engine.client import EngineClient
 from engine.sampling_params import MAX_SEED
 from modelfiles.settings import Settings, SettingsError
 from registry.builtin_models import install
+from registry.catalog import Catalog, CatalogSource
+from registry.download import Downloads
 from registry.errors import RegistryError, StoreLocked
+from registry.hub import HubSource
+from registry.oci import OCISource
+from registry.partials import collect_partials
+from registry.registry_client import Access
+from registry.sources import Sources
 from registry.store import Store
+from registry.transfer import TransferLimits
+from registry.transport import Transport
 
 logger = logging.getLogger("hob.daemon")
 
@@ -50,6 +62,8 @@ IDLE_CONNECTION_S = 75
 LAST_WORDS_S = 5.0
 """After the grace time: for error lines to leave, before connections are cut."""
 BACKLOG = 1024
+PARTIAL_AGE_S = 7 * 24 * 3600.0
+"""What was downloaded of a model that nobody asked for again is kept for so long."""
 
 
 class StartError(Exception):
@@ -176,6 +190,7 @@ async def serve(settings: Settings, listener: socket.socket, *, in_background: b
             library=Library(store),
             models=models,
             quantizer=Quantizer(EngineClient.start, num_threads=settings.num_threads),
+            transfers=_transfers(stack, store, settings),
             generator=TextGenerator(models, clock, _random_seed, _new_call_id),
             clock=clock,
             shut_down=shut_down if in_background else None,
@@ -267,12 +282,21 @@ def _manager_config(settings: Settings) -> ManagerConfig:
     )
 
 
+def _transfers(stack: ExitStack, store: Store, settings: Settings) -> Transfers:
+    downloads = Downloads(store, TransferLimits(max_streams=settings.max_transfer_streams))
+    stack.callback(downloads.close, LAST_WORDS_S)
+    transport = stack.enter_context(Transport(user_agent=f"hob/{version('hob-llm')}"))
+    access, catalog, hub = Access(transport), Catalog.load(), HubSource(transport, check_source)
+    sources = Sources(hub, CatalogSource(catalog, hub), OCISource(access))
+    return Transfers(store, sources, downloads, access, catalog)
+
+
 def _prepare_store(stack: ExitStack, store: Store, settings: Settings) -> None:
     """Claim the store, clean it up, and put the built-in models into it. Whatever fails, what is stored can be used."""
     try:
         stack.enter_context(store.claim())
         if settings.prune:
-            store.collect_garbage()
+            store.collect_garbage(keep=collect_partials(store, PARTIAL_AGE_S))
         install(store)
     except StoreLocked as error:
         logger.warning("%s; this one leaves cleaning up to it", error)
