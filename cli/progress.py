@@ -69,7 +69,7 @@ class Lines:
         percent = 100 * event.completed // event.total
         size = human_bytes(event.total)
         if event.digest not in self._shown:
-            resumed = f", resumed at {percent}%" if 0 < percent < 100 else ""
+            resumed = f", resumed at {percent}%" if 0 < percent < 100 and _is_download(event) else ""
             self._write(f"{event.status}: {size}{resumed}")
         elif percent // STEP_PERCENT > self._shown[event.digest] // STEP_PERCENT:
             self._write(f"{event.status}: {percent}% of {size}")
@@ -107,7 +107,10 @@ class Bars:
         if event.digest not in self._bars:
             self._remove_sum()  # so that it comes below the new one
             self._bars[event.digest] = self._progress.add_task(
-                event.status, total=event.total or None, completed=event.completed, before=event.completed
+                event.status,
+                total=event.total or None,
+                completed=event.completed,
+                before=event.completed if _is_download(event) else 0,
             )
         self._progress.update(self._bars[event.digest], completed=event.completed, total=event.total or None)
         self._show_sum()
@@ -127,6 +130,11 @@ class Bars:
         if self._all is not None:
             self._progress.remove_task(self._all)
             self._all = None
+
+
+def _is_download(event: ProgressResponse) -> bool:
+    """Whether it goes on from where an earlier command ended; other work starts anew."""
+    return event.status.startswith("pulling ")
 
 
 class StatusColumn(ProgressColumn):

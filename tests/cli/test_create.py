@@ -77,7 +77,10 @@ def test_quantizing_is_asked_for_and_its_progress_shown(daemon: FakeDaemon, hob:
         {"status": "success"},
     ]
     outcome = hob("create", "mine", "--quantize", "q4_K_M")
-    assert (outcome.status, outcome.err) == (0, "quantizing BF16 model to Q4_K_M\nsuccess\n")
+    assert (outcome.status, outcome.err) == (
+        0,
+        "quantizing BF16 model to Q4_K_M: 9 B\nquantizing BF16 model to Q4_K_M: 100% of 9 B\nsuccess\n",
+    )
     assert daemon.bodies("/api/create") == [{"model": "mine", "from": "tale", "quantize": "q4_K_M"}]
 
 

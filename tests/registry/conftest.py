@@ -38,6 +38,7 @@ def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker
         yield registry
 
 
+@pytest.fixture
 def hub() -> Iterator[HubServer]:
     with HubServer() as server:
         yield server
