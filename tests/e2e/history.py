@@ -221,13 +221,17 @@ class SmallRegistry:
 
 
 @contextmanager
-def serve_model(files: Files) -> Iterator[SmallRegistry]:
-    """A registry on a free port that serves a model of these files until the block ends."""
+def serve_model(files: Files, **words: Any) -> Iterator[SmallRegistry]:
+    """A registry on a free port that serves a model of these files until the block ends.
+
+    Args:
+        words: fields of CreateRequest, such as a template.
+    """
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         name = ModelName("served")
         digests = {file: str(store.write_blob([data])) for file, data in files.items()}
-        for _ in create_model(store, CreateRequest(name, files=digests)):
+        for _ in create_model(store, CreateRequest(name, files=digests, **words)):
             pass
         manifest = store.manifests.joinpath(*name.path_parts).read_bytes()
 
