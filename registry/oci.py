@@ -183,7 +183,7 @@ class _TagsJSON(msgspec.Struct):
 def _fetch_tags(client: RegistryClient, url: str) -> tuple[list[str], str]:
     """One page, and the address of the next, "" where there is none."""
     with client.send("GET", url) as reply:
-        reply.check(f'model "{client.name.namespace}/{client.name.model}"', client.remedy)
+        reply.check(f'list of tags of "{client.name.namespace}/{client.name.model}"', client.remedy)
         body = reply.read(MAX_MANIFEST_BYTES, "a list of tags")
         match = NEXT_PAGE.search(reply.headers.get("link", ""))
         following = str(parse_url(match[1], reply.url)) if match else ""

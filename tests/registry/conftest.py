@@ -59,3 +59,9 @@ def tls(certificate: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context
+
+
+@pytest.fixture
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the certificate one that transports of this environment trust."""
+    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")

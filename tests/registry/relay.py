@@ -50,17 +50,17 @@ class _Connection(socketserver.BaseRequestHandler):
         relay = self.server.relay
         cut = relay.cuts.pop(0) if relay.cuts else None
         with socket.create_connection(relay.target) as target:
-            back = threading.Thread(target=_copy, args=(target, self.request, None))
+            back = threading.Thread(target=copy, args=(target, self.request))
             back.start()
-            if _copy(self.request, target, cut):
+            if copy(self.request, target, cut):
                 relay.num_cut += 1
             with suppress(OSError):
                 target.shutdown(socket.SHUT_RDWR)
             back.join()
 
 
-def _copy(source: socket.socket, destination: socket.socket, cut: int | None) -> bool:
-    """Whether it ended by a cut. The other side learns of the end."""
+def copy(source: socket.socket, destination: socket.socket, cut: int | None = None) -> bool:
+    """Send on what comes, to its end or to the cut; whether it was cut."""
     num_bytes = 0
     is_cut = False
     with suppress(OSError):

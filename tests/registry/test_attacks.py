@@ -56,6 +56,7 @@ from registry.oci import INDEXES, OCISource
 from registry.push import push_model
 from registry.registry_client import Access
 from registry.store import Store
+from registry.transport import Transport
 from tests.registry.local_server import PRIVATE, LocalServer, Request, Response
 from tests.registry.ollama_registry import BlobServer, OllamaRegistry
 from tests.registry.pulling import pull
@@ -394,19 +395,11 @@ def test_s21_a_realm_that_redirects(
     assert evil.requests == []
 
 
-def test_s21_a_realm_without_tls(
-    access: Access,
-    registry: OllamaRegistry,
-    tls: ssl.SSLContext,
-    certificate: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
-    access.transport._use_environment = True
-    with LocalServer(registry, tls=tls) as server, LocalServer(registry) as plain:
+def test_s21_a_realm_without_tls(access: Access, registry: OllamaRegistry, tls: ssl.SSLContext, trusted: None) -> None:
+    with Transport() as transport, LocalServer(registry, tls=tls) as server, LocalServer(registry) as plain:
         registry.token, registry.realm = "t0ken", f"{plain.url}/token"
         with pytest.raises(RemoteError, match="without TLS"):
-            OCISource(access).find(ModelName.parse(f"127.0.0.1:{server.port}/{MODEL}"))
+            OCISource(replace(access, transport=transport)).find(ModelName.parse(f"127.0.0.1:{server.port}/{MODEL}"))
     assert plain.requests == []
 
 
