@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import httpx
 
-from registry.errors import RemoteError, RemoteUnreachable
+from registry.errors import RemoteUnreachable
 from registry.reply import Origin, Timeouts
 
 
-def as_remote_error(error: Exception, origin: Origin, timeouts: Timeouts, proxy: str) -> RemoteError:
+def as_remote_error(error: Exception, origin: Origin, timeouts: Timeouts, proxy: str) -> RemoteUnreachable:
     """The sentence for a request that got no answer.
 
     Args:
@@ -21,8 +21,6 @@ def as_remote_error(error: Exception, origin: Origin, timeouts: Timeouts, proxy:
     causes = list(_causes(error))
     way = f"{origin} through the proxy {proxy}" if proxy else str(origin)
     for cause in causes:
-        if isinstance(cause, RemoteError):
-            return cause
         if isinstance(cause, ssl.SSLCertVerificationError):
             return RemoteUnreachable(
                 f"the certificate of {origin} cannot be trusted ({cause.verify_message}); set SSL_CERT_FILE to the "

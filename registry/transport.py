@@ -175,9 +175,10 @@ class Transport:
             question.method, url, headers=headers, content=question.body, extensions={"timeout": waits}
         )
         route = _Route(proxy, url.scheme == "https", question.insecure, least)
+        pool = self._pool(route)
         try:
-            response = self._pool(route).handle_request(request)
-        except (httpx.TransportError, RemoteError, OSError) as error:
+            response = pool.handle_request(request)
+        except (httpx.TransportError, OSError) as error:
             name = httpx.URL(proxy).host if proxy else ""
             raise as_remote_error(error, origin, timeouts, name) from error
         return response, self._reach(response, origin, proxy)
@@ -235,7 +236,10 @@ class Transport:
         if not route.is_tls:
             return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used; the real one takes 0.1 s to load
         if route.insecure not in self._contexts:
-            made = httpx.create_ssl_context(verify=not route.insecure, trust_env=self._use_environment)
+            try:
+                made = httpx.create_ssl_context(verify=not route.insecure, trust_env=self._use_environment)
+            except OSError as error:
+                raise RemoteError("SSL_CERT_FILE or SSL_CERT_DIR names certificates that cannot be read") from error
             self._contexts[route.insecure] = made
         return self._contexts[route.insecure]
 

@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -431,6 +432,14 @@ def test_a_certificate_must_be_trusted(transport: Transport, tls: ssl.SSLContext
 def test_an_authority_of_the_environment(tls: ssl.SSLContext, trusted: None) -> None:
     with Transport() as transport, LocalServer(lambda _: Response(body=b"hello"), tls=tls) as server:
         assert get(transport, server.url) == b"hello"
+
+
+def test_certificates_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+    with Transport() as transport, pytest.raises(RemoteError, match="SSL_CERT_FILE") as caught:
+        get(transport, "https://models.invalid/")
+    assert not caught.value.is_temporary
+    assert "missing.pem" not in str(caught.value)
 
 
 def test_https_where_http_is_spoken(transport: Transport) -> None:
