@@ -12,10 +12,10 @@ The numbers are those of the list of published flaws that the tests of the whole
     S07  archives                                           none are taken
     S08  files of a few bytes                               test_gguf.py, test_model_files.py
     S09  truncated files                                    test_gguf.py, test_model_files.py
-    S10  missing keys, wrong types                          test_gguf.py
+    S10  missing keys, wrong types                          test_gguf.py, tests/engine/test_config.py
     S11  huge declared sizes                                test_gguf.py, test_safetensors.py
     S12  alignment 0                                        test_gguf.py
-    S13  counts of 0                                        tests of model_facts and the engine's configuration
+    S13  counts of 0                                        tests/engine/test_config.py
     S14  string lengths, old versions                       test_gguf.py
     S15  negative and huge counts                           test_gguf.py
     S16  tensors beyond the end of the file                 test_gguf.py, test_safetensors.py
@@ -26,7 +26,7 @@ The numbers are those of the list of published flaws that the tests of the whole
     S21  tokens from another host's realm                   here
     S22  links into the local network                       here; test_transport.py
     S23  DNS rebinding                                      tests/daemon/test_security.py
-    S24  an open port without a key                         tests/daemon/test_security.py
+    S24  a port that is open to all                         tests/daemon/test_main.py: only on purpose
     S25  names out of headers                               here
     S26  debugging pages                                    there are none
     S27  names that reach a shell                           here
