@@ -97,24 +97,31 @@ class _Entry(msgspec.Struct, rename="camel"):
     digest: str
 
 
-class _IndexJSON(msgspec.Struct, rename="camel"):
-    media_type: str = ""
-    manifests: list[_Entry] | None = None
+class _KindJSON(msgspec.Struct, rename="camel"):
+    """What tells an index from a manifest; b"" for a key that is not there."""
+
+    media_type: object = ""
+    manifests: msgspec.Raw = msgspec.Raw()
+    config: msgspec.Raw = msgspec.Raw()
+    layers: msgspec.Raw = msgspec.Raw()
 
 
 def _only_manifest(data: bytes, client: RegistryClient) -> Digest | None:
     """The one manifest that an index names; None where the bytes are no index.
 
     Raises:
-        RemoteError: it names several.
+        RemoteError: it names several, or can be read in two ways (CVE-2021-41190).
     """
+    unusable = f"{client.host} describes {client.name} in a way that Hob cannot use"
     try:
-        index = msgspec.json.decode(data, type=_IndexJSON)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None  # then it is no manifest either, which the strict reader says better
-    if index.manifests is None and index.media_type not in INDEXES:
-        return None
-    entries = index.manifests or []
+        kind = msgspec.json.decode(data, type=_KindJSON)
+        if not kind.manifests and kind.media_type not in INDEXES:
+            return None
+        entries = msgspec.json.decode(kind.manifests or b"[]", type=list[_Entry])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise RemoteError(f"{unusable}: {error}") from error
+    if kind.config or kind.layers:
+        raise RemoteError(f"{unusable}: as one model and as a list of several at once")
     if len(entries) != 1:
         raise RemoteError(
             f"{client.host} has {len(entries)} variants of {client.name} under one tag, such as for several kinds of "
@@ -123,7 +130,7 @@ def _only_manifest(data: bytes, client: RegistryClient) -> Digest | None:
     try:
         return Digest.parse(entries[0].digest)
     except InvalidDigest as error:
-        raise RemoteError(f"{client.host} describes {client.name} by an {error}") from error
+        raise RemoteError(f"{unusable}: it names an {error}") from error
 
 
 def _check_is_model(manifest: Manifest, client: RegistryClient) -> None:
@@ -176,7 +183,7 @@ class _TagsJSON(msgspec.Struct):
 def _fetch_tags(client: RegistryClient, url: str) -> tuple[list[str], str]:
     """One page, and the address of the next, "" where there is none."""
     with client.send("GET", url) as reply:
-        reply.check(f'model "{client.name.namespace}/{client.name.model}"', client.remedy)
+        reply.check(f'list of tags of "{client.name.namespace}/{client.name.model}"', client.remedy)
         body = reply.read(MAX_MANIFEST_BYTES, "a list of tags")
         match = NEXT_PAGE.search(reply.headers.get("link", ""))
         following = str(parse_url(match[1], reply.url)) if match else ""

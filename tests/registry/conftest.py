@@ -1,7 +1,9 @@
-"""A store in a fresh folder, servers to pull from and push to, and a hub on this machine."""
+"""A store in a fresh folder, and servers to pull from and push to."""
 
 from __future__ import annotations
 
+import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +40,31 @@ def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker
         yield registry
 
 
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 that signs itself, with its key."""
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test"
+    try:
+        subprocess.run(
+            [*words.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", path, "-out", f"{path}.crt"],
+            check=True,
+            capture_output=True,
+        )
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    with path.open("a") as file:
+        file.write(Path(f"{path}.crt").read_text())
+    return path
+
+
+@pytest.fixture
+def tls(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
     with HubServer() as server:
@@ -52,6 +79,6 @@ def transport() -> Iterator[Transport]:
 
 
 @pytest.fixture
-def source(hub: HubServer, transport: Transport) -> HubSource:
+def hub_source(hub: HubServer, transport: Transport) -> HubSource:
     """Asks the hub as nobody in particular."""
     return HubSource(transport, endpoint=hub.endpoint, token="", policy=NO_RETRIES)

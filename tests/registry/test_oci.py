@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from dataclasses import replace
 
 import msgspec
 import pytest
 
-from registry.errors import RemoteDenied, RemoteError, RemoteNotFound
+from registry.errors import RemoteDenied, RemoteError, RemoteNotFound, RemoteUnreachable
 from registry.manifest import CONFIG_MEDIA_TYPE, MODEL, Digest, Layer, Manifest
 from registry.name import ModelName
 from registry.oci import INDEXES, OCI_MANIFEST, OCISource
 from registry.registry_client import Access
 from registry.remote import RemoteTag
 from registry.store import Store
+from registry.transport import Transport
 from tests.registry.local_server import LocalServer, Request, Response
 from tests.registry.ollama_registry import BlobServer, OllamaRegistry
 from tests.registry.pulling import pull
@@ -148,6 +150,16 @@ def test_a_registry_without_tls(source: OCISource, server: LocalServer) -> None:
         source.find(name)
     assert server.requests == []
     assert len(source.find(name, insecure=True).blobs) == 3
+
+
+def test_a_registry_with_tls(access: Access, registry: OllamaRegistry, tls: ssl.SSLContext, trusted: None) -> None:
+    with Transport() as transport, LocalServer(registry, tls=tls) as server:
+        name = ModelName.parse(f"127.0.0.1:{server.port}/library/tiny")
+        with pytest.raises(RemoteUnreachable, match=r"cannot be trusted .* --insecure"):
+            OCISource(access).find(name)
+        assert server.requests == []
+        assert len(OCISource(replace(access, transport=transport)).find(name).blobs) == 3
+        assert len(OCISource(access).find(name, insecure=True).blobs) == 3
 
 
 # ---- manifests
@@ -290,5 +302,5 @@ def test_tags_without_an_end(source: OCISource, server: LocalServer) -> None:
 
 def test_tags_of_a_missing_model(source: OCISource, server: LocalServer) -> None:
     server.respond = lambda _: Response(404)
-    with pytest.raises(RemoteNotFound, match='has no model "library/tiny"'):
+    with pytest.raises(RemoteNotFound, match='has no list of tags of "library/tiny"'):
         source.tags(ModelName.parse(named(server)), insecure=True)

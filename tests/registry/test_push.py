@@ -23,6 +23,7 @@ from registry.store import Store
 from tests.registry.docker_registry import LOGIN, PROGRAM, DockerRegistry
 from tests.registry.local_server import LocalServer, Request, Response
 from tests.registry.pulling import pull
+from tests.registry.relay import Relay
 from tests.registry.small_models import contents, put_model
 
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
@@ -115,6 +116,19 @@ def test_an_empty_blob(docker_registry: DockerRegistry, access: Access, store: S
     push(store, access, name)
     store.delete(ModelName.parse(name))
     pull(OCISource(access), name, store)
+    assert store.check() == []
+
+
+def test_connections_that_break_during_an_upload(docker_registry: DockerRegistry, access: Access, store: Store) -> None:
+    """A real registry keeps what it got or begins anew; what it has in the end is right."""
+    with Relay(docker_registry.host, [None, 700_000, 100_000]) as relay:  # uploads have connections of their own
+        name = f"http://{relay.host}/me/tiny"
+        put_model(store, name, WEIGHTS)
+        push(store, access, name, chunk_bytes=200_000)
+        store.delete(ModelName.parse(name))
+        pull(OCISource(access), name, store)
+        access.transport.close()
+    assert relay.num_cut == 2
     assert store.check() == []
 
 
