@@ -16,7 +16,7 @@ and texts; what could run code is never asked for (`registry.hub_files`).
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ import msgspec
 
 from registry.create import CheckSource, CreateRequest, CreateStatus, create_model
 from registry.disk import read_regular
-from registry.errors import CreateError, RemoteDenied
+from registry.errors import CreateError, RemoteDenied, RemoteError
 from registry.hub_api import HubAPI, Repository
 from registry.hub_files import LICENSES, MAX_WORDS_BYTES, SAFETENSORS, WORDS, HubFile, sort_files
 from registry.manifest import Digest
@@ -36,12 +36,19 @@ from registry.retries import RetryPolicy, with_retries
 from registry.store import Store
 from registry.transport import Transport
 
+CheckArchitecture = Callable[[str], object]
+
+PROJECTOR_ARCHITECTURE = "clip"
+"""What the hub says of a repository whose projector it happened to look into: nothing about the model."""
+
 
 class HubSource:
     """Finds models on a hub. See HubAPI about how many of them to make.
 
     Args:
         check_source: raises ValueError for weights that cannot be run; whoever knows the engine passes it.
+        check_architecture: the same for what config.json or GGUF metadata call an architecture. It is asked before
+            anything is fetched, where the hub has looked into the files; `check_source` has the last word.
         endpoint, token: as in HubAPI.
     """
 
@@ -49,6 +56,7 @@ class HubSource:
         self,
         transport: Transport,
         check_source: CheckSource | None = None,
+        check_architecture: CheckArchitecture | None = None,
         *,
         endpoint: str = "",
         token: str | None = None,
@@ -56,6 +64,7 @@ class HubSource:
     ) -> None:
         self._transport = transport
         self._check_source = check_source
+        self._check_architecture = check_architecture
         self._api = HubAPI(transport, endpoint=endpoint, token=token)
         self._policy = policy or RetryPolicy()
 
@@ -70,6 +79,7 @@ class HubSource:
         if repository.is_gated and not token:
             raise RemoteDenied(f"{repository.name} is gated: {self._api.conditions(repository.name)}")
         files = sort_files(repository.files).choose(repository.name, name.variant)
+        self._check(repository, files)
         download = _Download(self._transport, self._api, repository, token, insecure)
         blobs = {file.path: download.blob(file) for file in files}
         publisher = _Publisher(stored_as or name, {path: blob.key for path, blob in blobs.items()}, self._check_source)
@@ -86,6 +96,16 @@ class HubSource:
             for variant in variants
             if not variant.num_missing
         ]
+
+    def _check(self, repository: Repository, files: tuple[HubFile, ...]) -> None:
+        is_gguf = any(file.path.lower().endswith(".gguf") for file in files)
+        architecture = repository.gguf_architecture if is_gguf else repository.hf_architecture
+        if not self._check_architecture or architecture in ("", PROJECTOR_ARCHITECTURE):
+            return
+        try:
+            self._check_architecture(architecture)
+        except ValueError as error:
+            raise RemoteError(f"{repository.name} was not pulled: {error}") from error
 
     def _repository(self, name: ModelName, token: str, insecure: bool) -> Repository:
         repository = f"{name.namespace}/{name.model}"

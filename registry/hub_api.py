@@ -47,6 +47,10 @@ class Repository:
     is_gated: bool
     """Whether people must accept conditions before they get its files."""
     files: tuple[HubFile, ...]
+    hf_architecture: str = ""
+    """What config.json names, as the hub read it; "" where it did not say."""
+    gguf_architecture: str = ""
+    """The same of a GGUF file's metadata."""
 
 
 class HubAPI:
@@ -180,7 +184,14 @@ class HubAPI:
             raise RemoteError(f"{self.host} answers with commit {commit} of {name} where {revision} was asked for")
         if len(siblings) > MAX_LAYERS:
             raise RemoteError(f"{name} has {len(siblings)} files; the limit is {MAX_LAYERS}")
-        return Repository(name, commit, bool(info.gated), tuple(self._file(name, sibling) for sibling in siblings))
+        return Repository(
+            name,
+            commit,
+            bool(info.gated),
+            tuple(self._file(name, sibling) for sibling in siblings),
+            hf_architecture=_text(info.config, "architectures"),
+            gguf_architecture=_text(info.gguf, "architecture"),
+        )
 
     def _file(self, name: str, sibling: Any) -> HubFile:
         path, size, git_hash, lfs = sibling.rfilename, sibling.size, sibling.blob_id, sibling.lfs
@@ -198,6 +209,13 @@ class HubAPI:
                 raise RemoteError(f"{self.host} gives {path[:80]!r} of {name} two sizes")
         is_hash = isinstance(git_hash, str) and re.fullmatch("[0-9a-f]{40}", git_hash)
         return HubFile(path, size, digest, git_hash if is_hash and digest is None else "")
+
+
+def _text(values: Any, key: str) -> str:
+    """A text of the hub's choice among what it adds to a description, of a list the first; "" for anything else."""
+    value = values.get(key) if isinstance(values, dict) else None
+    first = value[0] if isinstance(value, list) and value else value
+    return first if isinstance(first, str) else ""
 
 
 class _Bridge(httpx2.BaseTransport):

@@ -59,6 +59,8 @@ class HubRepository:
     branches: dict[str, str] = field(default_factory=dict)
     members: set[str] = field(default_factory=set)
     """Tokens that may read it."""
+    looked_into: dict[str, Any] = field(default_factory=dict)
+    """What the hub says of the files' insides, under "config" and "gguf"."""
 
     def commit(self, files: Files, branch: str = "main") -> str:
         """Make a branch hold these files; returns the commit."""
@@ -148,6 +150,7 @@ class HubServer:
             "gated": repository.gated,
             "tags": ["text-generation"],
             "lastModified": "2026-01-01T00:00:00.000Z",
+            **repository.looked_into,
             "siblings": [_sibling(path, read(data)) for path, data in sorted(repository.commits[commit].items())],
         }
         told = self.tamper(description)

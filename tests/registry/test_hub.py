@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
-from daemon.creation import check_source
+from daemon.creation import check_architecture, check_source
 from registry.errors import RemoteDenied, RemoteError, RemoteNotFound, RemoteUnreachable
 from registry.hub import HubSource
 from registry.manifest import FILE, LICENSE, MODEL, PARAMS, PROJECTOR, SYSTEM, TEMPLATE
@@ -150,6 +151,37 @@ def test_blobs_carry_the_hubs_hashes_and_ranges(hub: HubServer, source: HubSourc
         assert reply.validator
     with small.open(4, None) as reply:
         assert b"".join(reply.chunks) == text[4:]
+
+
+@pytest.mark.parametrize(
+    ("tag", "looked_into", "refused"),
+    [
+        (
+            "latest",
+            {"gguf": {"architecture": "mamba"}},
+            "'mamba', which is not one that Hob runs; it runs llama, mistral",
+        ),
+        ("safetensors", {"config": {"architectures": ["BertModel"]}}, "'BertModel', which is not one"),
+        ("latest", {"gguf": {"architecture": "qwen2"}, "config": {"architectures": ["BertModel"]}}, ""),
+        ("safetensors", {"gguf": {"architecture": "mamba"}, "config": {"architectures": ["Qwen3ForCausalLM"]}}, ""),
+        ("latest", {"gguf": {"architecture": "clip"}}, ""),
+        ("latest", {"gguf": {"architecture": 7}, "config": []}, ""),
+        ("safetensors", {"config": {"architectures": []}}, ""),
+        ("safetensors", {"gguf": 7, "config": {"architectures": [[]]}}, ""),
+    ],
+)
+def test_what_the_engine_does_not_run_is_not_fetched(
+    hub: HubServer, transport: Transport, tmp_path: Path, tag: str, looked_into: dict[str, Any], refused: str
+) -> None:
+    files = {"model.safetensors": safetensors_bytes(), "config.json": b"{}", "m-Q8_0.gguf": gguf_bytes(tmp_path)}
+    hub.add("o/r", files, looked_into=looked_into)
+    source = HubSource(transport, None, check_architecture, endpoint=hub.endpoint, token="", policy=NO_RETRIES)
+    if not refused:
+        assert source.find(name(f"hf.co/o/r:{tag}")).blobs
+        return
+    with pytest.raises(RemoteError, match=f"o/r was not pulled: its architecture is {refused}"):
+        source.find(name(f"hf.co/o/r:{tag}"))
+    assert len(hub.requests) == 1
 
 
 # ---- revisions
