@@ -334,6 +334,15 @@ def test_what_the_hub_may_answer(
     assert error.value.retry_after_s == (7 if answer.status == 429 else None)
 
 
+def test_the_hub_tells_when_its_limit_of_requests_ends(hub: HubServer, source: HubSource) -> None:
+    for remaining, retry_after_s in ((0, 55), (3, None)):
+        hub.answers["/api/models/o/r"] = Answer(429, headers={"RateLimit": f'"api";r={remaining};t=55'})
+        with pytest.raises(RemoteError, match=r"HTTP 429") as error:
+            source.find(name("hf.co/o/r"))
+        assert error.value.is_temporary
+        assert error.value.retry_after_s == retry_after_s
+
+
 def test_it_is_asked_again_after_a_passing_failure(hub: HubServer, transport: Transport, tmp_path: Path) -> None:
     hub.add("o/r", {"m-Q8_0.gguf": gguf_bytes(tmp_path)})
     source = HubSource(transport, endpoint=hub.endpoint, token="", policy=RetryPolicy(max_attempts=2, first_pause_s=0))
@@ -372,6 +381,29 @@ def test_plain_http_is_for_this_machine_and_for_who_asks_for_it(transport: Trans
     source = HubSource(transport, endpoint="http://192.0.2.1:9/hub", token="", policy=NO_RETRIES)
     with pytest.raises(RemoteError, match=r"HF_ENDPOINT is plain http at 192.0.2.1:9, .* --insecure"):
         source.find(name("hf.co/o/r"))
+
+
+@pytest.mark.parametrize("token", ["hf_a b", "hf_\xe4", "hf_a\nHost: x"])
+def test_a_token_that_is_none(hub: HubServer, transport: Transport, token: str) -> None:
+    source = HubSource(transport, endpoint=hub.endpoint, token=token, policy=NO_RETRIES)
+    with pytest.raises(RemoteDenied, match="has characters that no token of the hub has"):
+        source.find(name("hf.co/o/r"))
+    assert not hub.requests
+
+
+def test_a_repository_that_was_renamed(hub: HubServer, source: HubSource, store: Store, tmp_path: Path) -> None:
+    repository = hub.add("o/new", {"m-Q8_0.gguf": gguf_bytes(tmp_path), "system": b"Hi."})
+    commit = repository.branches["main"]
+    hub.answers["/api/models/o/old"] = Answer(307, headers={"Location": "/api/models/o/new?blobs=true"})
+    for path in ("m-Q8_0.gguf", "system"):
+        location = {"Location": f"/o/new/resolve/{commit}/{path}"}
+        hub.answers[f"/o/old/resolve/{commit}/{path}"] = Answer(307, headers=location)
+    assert pull(store, source.find(name("hf.co/o/old"))).system == "Hi."
+
+
+def test_names_of_files_are_quoted(hub: HubServer, source: HubSource, store: Store, tmp_path: Path) -> None:
+    hub.add("o/r", {"sub dir/a #1?%20&ü.gguf": gguf_bytes(tmp_path)})
+    assert pull(store, source.find(name("hf.co/o/r"))).config["file_type"] == "F16"
 
 
 def test_offline(source: HubSource, monkeypatch: pytest.MonkeyPatch) -> None:
