@@ -73,12 +73,6 @@ class Variant:
     names: frozenset[str] = field(default=frozenset())
     """What else asks for it, in lower case: its file names."""
 
-    @property
-    def size(self) -> int | None:
-        """Bytes of all files."""
-        sizes = [file.size for file in self.weights]
-        return None if None in sizes else sum(size for size in sizes if size is not None)
-
 
 @dataclass(frozen=True)
 class RepositoryFiles:
@@ -110,6 +104,10 @@ class RepositoryFiles:
                 f"{repository} has {variant.tag} without {variant.num_missing} of its shards; take another of its "
                 f"variants: {self._listed()}"
             )
+        return self.files_of(variant)
+
+    def files_of(self, variant: Variant) -> tuple[HubFile, ...]:
+        """All files to fetch for a variant."""
         if variant.tag == SAFETENSORS:
             return (*variant.weights, *(file for file in self.words if file.path in LICENSES))
         return (*variant.weights, *([self.projector] if self.projector else []), *self.words)
@@ -153,6 +151,12 @@ class RepositoryFiles:
             f"{repository} has no model that Hob reads: there are no .gguf files, and no model*.safetensors with a "
             "config.json beside them"
         )
+
+
+def total_size(files: Iterable[HubFile]) -> int | None:
+    """Bytes of files, None where the hub does not say of one."""
+    sizes = [file.size for file in files]
+    return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 def sort_files(files: Iterable[HubFile]) -> RepositoryFiles:

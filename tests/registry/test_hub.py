@@ -110,6 +110,8 @@ def test_words_and_projector_of_a_gguf_repository(
     assert model.params == {"temperature": 0.5, "stop": ["a"]}
     assert model.licenses == ("MIT",)
     assert [path.read_bytes() for path in model.projectors] == [clip]
+    sizes = {tag.tag: tag.size for tag in source.tags(name("hf.co/o/r"))}
+    assert sizes["Q4_K_M"] == sum(blob.size or 0 for blob in source.find(name("hf.co/o/r")).blobs)
     kinds = [layer.media_type for layer in model.manifest.layers]
     assert kinds == [MODEL, PROJECTOR, TEMPLATE, SYSTEM, PARAMS, LICENSE]
     assert blob_names(store) == live_blob_names(store), "the bytes of params, which are written anew, are given up"
