@@ -110,6 +110,20 @@ class Reply:
                 raise too_long
         return bytes(body)
 
+    def drain(self, is_empty: bool) -> None:
+        """Take in a small rest that nobody asked for, so that the connection can be used again.
+
+        Args:
+            is_empty: whether no body comes, whatever length is announced.
+        """
+        if not self._response.is_stream_consumed and (is_empty or (self.length or 0) <= MAX_ERROR_BYTES):
+            with suppress(RemoteError):
+                num_bytes = 0
+                for chunk in self.chunks():
+                    num_bytes += len(chunk)
+                    if num_bytes > MAX_ERROR_BYTES:  # no length was announced, or no body was due
+                        return
+
     def chunks(self, clock: Callable[[], float] = time.monotonic) -> Iterator[bytes]:
         """The body as it comes.
 

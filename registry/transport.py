@@ -18,17 +18,18 @@ from __future__ import annotations
 import re
 import ssl
 import threading
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpcore
 import httpx
 
 from registry.addresses import GuardedBackend, NearbyAddress, Reach, ReachOf, literal_reach, reach_of
 from registry.errors import RemoteError
-from registry.reply import MAX_ERROR_BYTES, Origin, Reply, Timeouts, as_remote_error
+from registry.reply import Origin, Reply, Timeouts, as_remote_error
 
 MAX_REDIRECTS = 5
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -100,6 +101,7 @@ class Transport:
         insecure: bool = False,
         linked_from: Reply | None = None,
         follow: bool = True,
+        patience_s: float | None = None,
     ) -> Iterator[Reply]:
         """Ask once; the reply, whatever its status, is open inside the block.
 
@@ -109,12 +111,14 @@ class Transport:
             insecure: whether plain HTTP after HTTPS, and certificates that cannot be verified, will do.
             linked_from: the reply that named this URL; without it the URL is a person's.
             follow: whether redirects of GET and HEAD are followed; other methods' never are.
+            patience_s: how long the answer may take where that is longer than usual.
 
         Raises:
             RemoteUnreachable: no answer came.
             RemoteError: a redirect that must not be followed, or a URL that is none.
         """
         giver = linked_from
+        timeouts = self.timeouts if patience_s is None else replace(self.timeouts, silence_s=patience_s)
         secrets = tuple(word for word in authorization.split() if len(word) >= 8)
         target = parse_url(url)
         first = Origin.of(target)
@@ -122,15 +126,15 @@ class Transport:
             if giver is not None:
                 self._check_link(giver, target, insecure)
             allowed = authorization if Origin.of(target) == first else ""
-            response, reach = self._exchange(method, target, headers, allowed, body, insecure, giver)
+            response, reach = self._exchange(method, target, headers, allowed, body, insecure, giver, timeouts)
             try:
-                reply = Reply(response, target, reach, self.timeouts, secrets)
+                reply = Reply(response, target, reach, timeouts, secrets)
                 if not (follow and method in ("GET", "HEAD") and reply.status in REDIRECTS):
                     yield reply
+                    reply.drain(is_empty=method == "HEAD")
                     return
                 giver, target = reply, _location(reply)
-                with suppress(RemoteError):  # a read body leaves a connection that can be used again
-                    reply.read(MAX_ERROR_BYTES, "a redirect")
+                reply.drain(is_empty=method == "HEAD")
             finally:
                 response.close()
         raise RemoteError(f"{first} redirects more than {MAX_REDIRECTS} times, the last time to {Origin.of(target)}")
@@ -144,6 +148,7 @@ class Transport:
         body: Body,
         insecure: bool,
         giver: Reply | None,
+        timeouts: Timeouts,
     ) -> tuple[httpx.Response, Reach]:
         origin = Origin.of(url)
         proxy = self._proxy_for(origin)
@@ -151,7 +156,6 @@ class Transport:
         lines = {"User-Agent": self._user_agent, "Accept": "*/*", "Accept-Encoding": "identity", **(headers or {})}
         if authorization:
             lines["Authorization"] = authorization
-        timeouts = self.timeouts
         request = httpx.Request(
             method,
             url,
@@ -261,7 +265,14 @@ def parse_url(text: str, base: httpx.URL | None = None) -> httpx.URL:
         raise RemoteError(f"{_giver(base)} has the scheme {url.scheme[:20]!r}; Hob follows http and https")
     if not HOST.fullmatch(host) or url.userinfo:
         raise RemoteError(f"{_giver(base)} has no proper host or holds a user name; Hob follows neither")
-    return url
+    return url.copy_with(fragment=None)
+
+
+def with_query(url: str, parameters: Mapping[str, str]) -> str:
+    """The URL with more parameters; what is in it stays as it is, since it may be signed."""
+    if not parameters:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}{urllib.parse.urlencode(parameters)}"
 
 
 def _giver(base: httpx.URL | None) -> str:
