@@ -14,6 +14,7 @@ from registry.hub import HubSource
 from registry.registry_client import Access
 from registry.retries import NO_RETRIES, RetryPolicy
 from registry.store import Store
+from registry.transport import Transport
 from tests.registry.docker_registry import PROGRAM, DockerRegistry
 from tests.registry.hub_server import HubServer
 from tests.registry.local_server import far
@@ -78,6 +79,6 @@ def transport() -> Iterator[Transport]:
 
 
 @pytest.fixture
-def source(hub: HubServer, transport: Transport) -> HubSource:
+def hub_source(hub: HubServer, transport: Transport) -> HubSource:
     """Asks the hub as nobody in particular."""
     return HubSource(transport, endpoint=hub.endpoint, token="", policy=NO_RETRIES)
