@@ -143,6 +143,13 @@ def test_safetensors_with_what_describes_them() -> None:
     assert sorted(chosen(files)) == sorted([*listed, "LICENSE"])
 
 
+def test_safetensors_in_folders_count_where_there_are_no_others() -> None:
+    inside = ["weights/model-00001-of-00001.safetensors", "weights/model.safetensors.index.json"]
+    assert sorted(chosen(repository("config.json", "x/config.json", *inside))) == ["config.json", *inside]
+    beside = repository("config.json", "model.safetensors", *inside)
+    assert sorted(chosen(beside)) == ["config.json", "model.safetensors"]
+
+
 def test_safetensors_without_a_configuration_are_no_model() -> None:
     with pytest.raises(RemoteError, match=r"no model that Hob reads: there are no \.gguf files, and no model"):
         chosen(repository("model.safetensors", "unet/config.json"))
