@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import msgspec
@@ -104,6 +105,20 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
     path.write_text('{"models": [{"name": "m", "unknown": 1}]}')
     with pytest.raises(msgspec.ValidationError):
         Catalog.load(path)
+
+
+def test_the_check_against_a_hub(catalog: Catalog, hub: HubServer, hub_source: HubSource, root: Path) -> None:
+    check = runpy.run_path(str(root / "tools" / "check_catalog.py"))["check"]
+    entry = catalog.resolve(name("tinyllama"))
+    assert entry is not None
+    assert "has no repository TheBloke/TinyLlama" in check(hub_source, entry)
+    hub.add(entry.variant.repository, {"t.Q8_0.gguf": b""})
+    assert "has no Q4_K_M; it has Q8_0" in check(hub_source, entry)
+    hub.add(entry.variant.repository, {"t.Q4_K_M.gguf": b""})
+    assert "has 0 MB where the catalog says 669" in check(hub_source, entry)
+    sibling = {"rfilename": "t.Q4_K_M.gguf", "size": 668_788_096}
+    hub.tamper = lambda description: {**description, "siblings": [sibling]}
+    assert check(hub_source, entry) == ""
 
 
 # ---- names
