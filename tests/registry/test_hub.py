@@ -317,6 +317,7 @@ def test_a_gated_repository(hub: HubServer, transport: Transport, store: Store, 
     with pytest.raises(RemoteDenied, match=f"accept its conditions at {hub.endpoint}/o/r, and set HF_TOKEN") as error:
         fetch(store, hub_source.find(name("hf.co/o/r")))
     assert not token or token not in str(error.value)
+    assert token or len(hub.requests) == 1, "without a token no file is asked for"
     member = HubSource(transport, endpoint=hub.endpoint, token="hf_member", policy=NO_RETRIES)
     pull(store, member.find(name("hf.co/o/r")))
 
@@ -371,10 +372,16 @@ def test_it_is_asked_again_after_a_passing_failure(hub: HubServer, transport: Tr
     assert len(hub.requests) == 2
 
 
-def test_nothing_but_the_description_is_asked_for(hub: HubServer, hub_source: HubSource, tmp_path: Path) -> None:
+def test_nothing_but_the_description_is_asked_for(
+    hub: HubServer, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No telemetry, and no list of programs by which huggingface_hub would tell who calls."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "programs.json"))
+    monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", None)
     hub.add("o/r", {"m-Q8_0.gguf": gguf_bytes(tmp_path)})
-    hub_source.find(name("hf.co/o/r"))
+    HubSource(transport, token="", policy=NO_RETRIES).find(name("hf.co/o/r"))
     (request,) = hub.requests
     assert request.path == "/api/models/o/r?blobs=true"
     assert request.headers["user-agent"] == "hob"
