@@ -11,6 +11,7 @@ from daemon import api
 from daemon.errors import BadRequest
 from daemon.library import parse_name
 from daemon.transfers import Transfers
+from engine.architectures import ARCHITECTURES, BY_GGUF_NAME, BY_HF_CLASS
 from engine.config import ModelConfig
 from engine.conversion.file_types import FileTypeError, parse_file_type
 from engine.models.tensor_plan import check_tensors
@@ -77,6 +78,17 @@ def _file_type(text: str) -> str:
         return parse_file_type(text) if text else ""
     except FileTypeError as error:
         raise BadRequest(str(error)) from error
+
+
+def check_architecture(name: str) -> None:
+    """Whether the engine runs an architecture, by what config.json or GGUF metadata call it.
+
+    Raises:
+        ValueError: it does not; the message lists those that it runs.
+    """
+    if name not in BY_HF_CLASS and name not in BY_GGUF_NAME:
+        known = ", ".join(dict.fromkeys(row.name for row in ARCHITECTURES))
+        raise ValueError(f"its architecture is {name[:80]!r}, which is not one that Hob runs; it runs {known}")
 
 
 def check_source(source: ModelSource) -> None:

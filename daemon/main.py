@@ -27,11 +27,12 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
+from huggingface_hub import close_session
 from starlette.types import ASGIApp
 
 from daemon.app import build_app
 from daemon.clock import SystemClock
-from daemon.creation import check_source
+from daemon.creation import check_architecture, check_source
 from daemon.generation import Generator as TextGenerator
 from daemon.library import Library
 from daemon.model_manager import ManagerConfig, ModelManager
@@ -285,8 +286,9 @@ def _manager_config(settings: Settings) -> ManagerConfig:
 def _transfers(stack: ExitStack, store: Store, settings: Settings) -> Transfers:
     downloads = Downloads(store, TransferLimits(max_streams=settings.max_transfer_streams))
     stack.callback(downloads.close, LAST_WORDS_S)
+    stack.callback(close_session)
     transport = stack.enter_context(Transport(user_agent=f"hob/{version('hob-llm')}"))
-    access, catalog, hub = Access(transport), Catalog.load(), HubSource(transport, check_source)
+    access, catalog, hub = Access(transport), Catalog.load(), HubSource(transport, check_source, check_architecture)
     sources = Sources(hub, CatalogSource(catalog, hub), OCISource(access))
     return Transfers(store, sources, downloads, access, catalog)
 

@@ -16,18 +16,18 @@ and texts; what could run code is never asked for (`registry.hub_files`).
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
-from registry.create import CheckSource, CreateRequest, CreateStatus, create_model
+from registry.create import NEW_BLOB, OLD_BLOB, CheckSource, CreateRequest, CreateStatus, create_model
 from registry.disk import read_regular
-from registry.errors import CreateError, RemoteDenied
+from registry.errors import CreateError, RemoteDenied, RemoteError
 from registry.hub_api import HubAPI, Repository
-from registry.hub_files import LICENSES, MAX_WORDS_BYTES, SAFETENSORS, WORDS, HubFile, sort_files
+from registry.hub_files import LICENSES, MAX_WORDS_BYTES, SAFETENSORS, WORDS, HubFile, sort_files, total_size
 from registry.manifest import Digest
 from registry.name import DEFAULT_TAG, ModelName
 from registry.range_request import open_range
@@ -36,12 +36,22 @@ from registry.retries import RetryPolicy, with_retries
 from registry.store import Store
 from registry.transport import Transport
 
+CheckArchitecture = Callable[[str], object]
+
+PROJECTOR_ARCHITECTURE = "clip"
+"""What the hub says of a repository whose projector it happened to look into: nothing about the model."""
+
+UNTOLD = (NEW_BLOB.partition("{")[0], OLD_BLOB.partition("{")[0], "success")
+"""Beginnings of statuses of `create` that say nothing new of files which have just been seen to arrive."""
+
 
 class HubSource:
     """Finds models on a hub. See HubAPI about how many of them to make.
 
     Args:
         check_source: raises ValueError for weights that cannot be run; whoever knows the engine passes it.
+        check_architecture: the same for what config.json or GGUF metadata call an architecture. It is asked before
+            anything is fetched, where the hub has looked into the files; `check_source` has the last word.
         endpoint, token: as in HubAPI.
     """
 
@@ -49,6 +59,7 @@ class HubSource:
         self,
         transport: Transport,
         check_source: CheckSource | None = None,
+        check_architecture: CheckArchitecture | None = None,
         *,
         endpoint: str = "",
         token: str | None = None,
@@ -56,6 +67,7 @@ class HubSource:
     ) -> None:
         self._transport = transport
         self._check_source = check_source
+        self._check_architecture = check_architecture
         self._api = HubAPI(transport, endpoint=endpoint, token=token)
         self._policy = policy or RetryPolicy()
 
@@ -70,6 +82,7 @@ class HubSource:
         if repository.is_gated and not token:
             raise RemoteDenied(f"{repository.name} is gated: {self._api.conditions(repository.name)}")
         files = sort_files(repository.files).choose(repository.name, name.variant)
+        self._check(repository, files)
         download = _Download(self._transport, self._api, repository, token, insecure)
         blobs = {file.path: download.blob(file) for file in files}
         publisher = _Publisher(stored_as or name, {path: blob.key for path, blob in blobs.items()}, self._check_source)
@@ -79,13 +92,26 @@ class HubSource:
     def tags(self, name: ModelName, *, insecure: bool = False) -> list[RemoteTag]:
         """As Source.tags; the name's revision counts."""
         repository = self._repository(name, self._api.token(), insecure)
-        variants = sort_files(repository.files).variants
-        is_only = len(variants) == 1
+        files = sort_files(repository.files)
+        is_only = len(files.variants) == 1
         return [
-            RemoteTag(DEFAULT_TAG if is_only and variant.tag == SAFETENSORS else variant.tag, variant.size)
-            for variant in variants
+            RemoteTag(
+                DEFAULT_TAG if is_only and variant.tag == SAFETENSORS else variant.tag,
+                total_size(files.files_of(variant)),
+            )
+            for variant in files.variants
             if not variant.num_missing
         ]
+
+    def _check(self, repository: Repository, files: tuple[HubFile, ...]) -> None:
+        is_gguf = any(file.path.lower().endswith(".gguf") for file in files)
+        architecture = repository.gguf_architecture if is_gguf else repository.hf_architecture
+        if not self._check_architecture or architecture in ("", PROJECTOR_ARCHITECTURE):
+            return
+        try:
+            self._check_architecture(architecture)
+        except ValueError as error:
+            raise RemoteError(f"{repository.name} was not pulled: {error}") from error
 
     def _repository(self, name: ModelName, token: str, insecure: bool) -> Repository:
         repository = f"{name.namespace}/{name.model}"
@@ -117,7 +143,8 @@ class _Download:
                 insecure=self.insecure,
                 remedy=self.api.conditions(self.repository.name),
             ) as reply:
-                yield reply
+                # The hub's hash is what pins the bytes; ETags may differ between two machines of its storage.
+                yield replace(reply, validator="") if file.digest or file.git_hash else reply
 
         url = self.api.url(self.repository, file.path)
         key = str(file.digest) if file.digest else f"git:{file.git_hash}" if file.git_hash else url
@@ -153,7 +180,7 @@ class _Publisher:
                 licenses=[texts[path] for path in LICENSES if path in texts],
             )
             for status in create_model(store, request, self.check_source):
-                if status.status != "success":
+                if not status.status.startswith(UNTOLD):
                     yield status
         except CreateError:
             store.discard(digests.values())

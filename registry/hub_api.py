@@ -19,12 +19,13 @@ from typing import Any
 import httpx2
 import huggingface_hub  # imports little; HfApi and what it needs come with the first request (0.1 s)
 from huggingface_hub import constants, errors
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # exported where mypy does not look
 
 from registry.addresses import Reach, literal_reach
 from registry.errors import InvalidDigest, RemoteDenied, RemoteError, RemoteNotFound
 from registry.hub_files import HubFile
 from registry.manifest import MAX_LAYERS, Digest
-from registry.reply import MAX_ERROR_BYTES, TEMPORARY
+from registry.reply import MAX_ERROR_BYTES, TEMPORARY, Reply
 from registry.transport import Transport, parse_url
 
 MAX_INFO_BYTES = 16 * 1024 * 1024
@@ -47,6 +48,10 @@ class Repository:
     is_gated: bool
     """Whether people must accept conditions before they get its files."""
     files: tuple[HubFile, ...]
+    hf_architecture: str = ""
+    """What config.json names, as the hub read it; "" where it did not say."""
+    gguf_architecture: str = ""
+    """The same of a GGUF file's metadata."""
 
 
 class HubAPI:
@@ -75,14 +80,15 @@ class HubAPI:
         Raises:
             RemoteDenied: a saved token cannot be read or renewed.
         """
-        if self._token is not None:
-            return self._token
-        if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
-            return ""
-        try:
-            return huggingface_hub.get_token() or ""
-        except (OSError, ValueError, errors.OIDCError, errors.DeviceCodeError) as error:
-            raise RemoteDenied("the saved token for the hub cannot be used; run `hf auth login` again") from error
+        token = self._token
+        if token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+            try:
+                token = huggingface_hub.get_token()
+            except (OSError, ValueError, errors.OIDCError, errors.DeviceCodeError) as error:
+                raise RemoteDenied("the saved token for the hub cannot be used; run `hf auth login` again") from error
+        if token and not re.fullmatch("[!-~]+", token):
+            raise RemoteDenied("HF_TOKEN, or the saved token, has characters that no token of the hub has")
+        return token or ""
 
     def url(self, repository: Repository, path: str) -> str:
         """Where a file's bytes are."""
@@ -150,7 +156,7 @@ class HubAPI:
         # Asked by nobody, the hub answers 401 for what it does not have and for what is private alike.
         if status == 404 or (status == 401 and not has_token):
             who = "that the token of HF_TOKEN may see" if has_token else "that is public"
-            remedy = "" if has_token else "; for a private one set HF_TOKEN to a token that may read it"
+            remedy = "" if has_token else "; for a private one set HF_TOKEN where the daemon runs"
             return RemoteNotFound(f"{self.host} has no repository {name} {who}{remedy}")
         if status == 401:
             return RemoteDenied(
@@ -180,7 +186,14 @@ class HubAPI:
             raise RemoteError(f"{self.host} answers with commit {commit} of {name} where {revision} was asked for")
         if len(siblings) > MAX_LAYERS:
             raise RemoteError(f"{name} has {len(siblings)} files; the limit is {MAX_LAYERS}")
-        return Repository(name, commit, bool(info.gated), tuple(self._file(name, sibling) for sibling in siblings))
+        return Repository(
+            name,
+            commit,
+            bool(info.gated),
+            tuple(self._file(name, sibling) for sibling in siblings),
+            hf_architecture=_text(info.config, "architectures"),
+            gguf_architecture=_text(info.gguf, "architecture"),
+        )
 
     def _file(self, name: str, sibling: Any) -> HubFile:
         path, size, git_hash, lfs = sibling.rfilename, sibling.size, sibling.blob_id, sibling.lfs
@@ -200,6 +213,24 @@ class HubAPI:
         return HubFile(path, size, digest, git_hash if is_hash and digest is None else "")
 
 
+def _text(values: Any, key: str) -> str:
+    """A text of the hub's choice among what it adds to a description, of a list the first; "" for anything else."""
+    value = values.get(key) if isinstance(values, dict) else None
+    first = value[0] if isinstance(value, list) and value else value
+    return first if isinstance(first, str) else ""
+
+
+def _raise_temporary(reply: Reply) -> None:
+    """As reply.check, and where the hub tells when its limit of requests ends, asking again then."""
+    try:
+        reply.check(ANSWER)
+    except RemoteError as error:
+        limit = parse_ratelimit_headers(reply.headers)
+        if limit is None or limit.remaining or error.retry_after_s is not None:
+            raise
+        raise RemoteError(str(error), is_temporary=True, retry_after_s=limit.reset_in_seconds) from error
+
+
 class _Bridge(httpx2.BaseTransport):
     """Carries out huggingface_hub's requests with ours. Redirects are followed below, where they are looked at."""
 
@@ -216,7 +247,7 @@ class _Bridge(httpx2.BaseTransport):
             insecure=_IS_INSECURE.get(),
         ) as reply:
             if reply.status in TEMPORARY or reply.status >= 500:
-                reply.check(ANSWER)
+                _raise_temporary(reply)
             is_error = reply.status >= 400
             body = reply.read(MAX_ERROR_BYTES if is_error else MAX_INFO_BYTES, ANSWER)
             kept = {key: reply.headers[key] for key in HEADERS_OF_ERRORS if key in reply.headers}

@@ -16,6 +16,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -59,6 +60,8 @@ class HubRepository:
     branches: dict[str, str] = field(default_factory=dict)
     members: set[str] = field(default_factory=set)
     """Tokens that may read it."""
+    looked_into: dict[str, Any] = field(default_factory=dict)
+    """What the hub says of the files' insides, under "config" and "gguf"."""
 
     def commit(self, files: Files, branch: str = "main") -> str:
         """Make a branch hold these files; returns the commit."""
@@ -148,6 +151,7 @@ class HubServer:
             "gated": repository.gated,
             "tags": ["text-generation"],
             "lastModified": "2026-01-01T00:00:00.000Z",
+            **repository.looked_into,
             "siblings": [_sibling(path, read(data)) for path, data in sorted(repository.commits[commit].items())],
         }
         told = self.tamper(description)
@@ -255,7 +259,8 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in {"Content-Length": str(len(body)), **extra}.items():
             self.send_header(key, value)
         self.end_headers()
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # a client that has read enough
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Nothing: requests are remembered."""
