@@ -146,7 +146,12 @@ class Download:
         journal = partial.journal
         if journal is not None and journal.digest is not None and self._store.keep_blob(journal.digest, journal.size):
             return journal.digest
-        hashes = self._fetch_verified(partial, self._resume(partial))
+        try:
+            hashes = self._fetch_verified(partial, self._resume(partial))
+        except BaseException:
+            if self.blob.size is None:  # nobody could go on with it, and an endless one would fill the disk
+                partial.clear()
+            raise
         partial.finish(hashes.digest)
         self._store.publish_blob(partial.path, hashes.digest)
         return hashes.digest
@@ -324,9 +329,9 @@ class Downloads:
 
         self._started = [other for other in self._started if other.is_alive]
         download = Download(self._store, blob, self._limits, self._free, is_over)
+        download.start()  # `is_over` waits for the lock that is held here
         self._active[blob.key] = download
         self._started.append(download)
-        download.start()
         return download
 
 

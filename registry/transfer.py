@@ -60,7 +60,7 @@ class TransferLimits:
     max_chunk_bytes: int = 64 * 1024 * 1024
     segment_bytes: int = 4 * 1024 * 1024
     """The journal is told of so much at a time: what a crash costs, for each stream."""
-    sync_bytes: int = 256 * 1024 * 1024
+    sync_bytes: int = 64 * 1024 * 1024
     """So much is hashed between two fsyncs, which spares the last one most of its work."""
     retries: RetryPolicy = RETRIES
     """Attempts are those in a row that make no progress."""
@@ -74,10 +74,10 @@ class TransferLimits:
     """A connection below this share of the fastest is replaced, too."""
 
     def chunk_bytes(self, size: int | None) -> int:
-        """How much one request asks for: enough of them that all streams have work to the end."""
+        """How much one request asks for. What comes is hashed in order, so large ones of a small blob come late."""
         if size is None:
             return END
-        return min(max(size // (4 * self.max_streams), self.min_chunk_bytes), self.max_chunk_bytes)
+        return min(max(size // (16 * self.max_streams), self.min_chunk_bytes), self.max_chunk_bytes)
 
 
 class RangesIgnored(Exception):

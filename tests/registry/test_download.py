@@ -12,10 +12,10 @@ import pytest
 
 from registry.create import CreateStatus
 from registry.download import Downloads, check_space
-from registry.errors import OutOfSpace, RemoteError, RemoteNotFound
+from registry.errors import OutOfSpace, RemoteError, RemoteNotFound, StoreLocked
 from registry.manifest import Digest
 from registry.name import ModelName
-from registry.partials import collect_partials
+from registry.partials import collect_partials, open_partial
 from registry.remote import RangeReply, RemoteBlob, RemoteModel
 from registry.retries import RetryPolicy
 from registry.store import Store
@@ -250,6 +250,26 @@ def test_a_connection_that_crawls_is_replaced(store: Store) -> None:
             downloads.fetch(source.blob())
 
 
+def test_an_endless_file_does_not_fill_the_disk_for_good(store: Store, downloads: Downloads) -> None:
+    source = RemoteBytes(DATA, total=None)
+    fail_at(source, 200_000)
+    with pytest.raises(RemoteError, match="gone"):
+        downloads.fetch(source.blob(size=None))
+    assert list((store.private / "partials").glob("*/data")) == []
+
+
+def test_progress_is_told(store: Store, downloads: Downloads) -> None:
+    told, calls = threading.Event(), []
+
+    def tell(completed: int, total: int) -> None:
+        calls.append((completed, total))
+        told.set()
+
+    source = RemoteBytes(DATA, on_piece=lambda position: position < 200_000 or told.wait(60))
+    downloads.fetch(source.blob(), tell)
+    assert all(0 <= completed <= total == len(DATA) for completed, total in calls)
+
+
 # ---- versions, where no hash tells
 
 
@@ -437,6 +457,26 @@ def test_closing_ends_those_who_wait(store: Store) -> None:
     downloads.close()
     waiting.join()
     assert "the download was stopped; what came is kept" in str(errors[0])
+
+
+def test_two_processes_do_not_write_one_file(store: Store, downloads: Downloads) -> None:
+    source = RemoteBytes(DATA)
+    with (
+        open_partial(Store(store.root), source.blob().key),
+        pytest.raises(StoreLocked, match="another process is downloading the same file"),
+    ):
+        downloads.fetch(source.blob())
+    downloads.fetch(source.blob())
+    assert stored(store, DATA)
+
+
+def test_what_is_being_written_is_not_collected(store: Store) -> None:
+    with open_partial(store, "key") as partial:
+        partial.begin(10)
+        collect_partials(Store(store.root), max_age_s=-1)
+        assert partial.path.exists()
+    collect_partials(Store(store.root), max_age_s=-1)
+    assert names_in(store.private / "partials") == set()
 
 
 # ---- a model
