@@ -14,5 +14,5 @@ history: ; $(PYTHON) tools/store_history.py --out benchmarks/results/store.jsonl
 check-catalog: ; $(PYTHON) tools/check_catalog.py $(ARGS)
 sanitize: ; $(PYTHON) tools/sanitize.py
 build: ; $(PYTHON) -m hatchling build -t wheel
-bench: ; for file in $(filter-out benchmarks/report.py benchmarks/random_model.py benchmarks/random_gguf.py benchmarks/padded_stories.py benchmarks/gpu%,$(wildcard benchmarks/*.py)); do $(PYTHON) $$file || exit 1; done
+bench: ; for file in $(filter-out benchmarks/report.py benchmarks/random_model.py benchmarks/random_gguf.py benchmarks/padded_stories.py benchmarks/blob_server.py benchmarks/gpu%,$(wildcard benchmarks/*.py)); do PYTHONPATH=. $(PYTHON) $$file || exit 1; done
 bench-gpu: ; $(PYTHON) benchmarks/gpu.py --out benchmarks/results/gpu.jsonl $(ARGS)

@@ -12,12 +12,12 @@ from registry.errors import RemoteError
 from registry.manifest import Digest
 from registry.remote import RangeReply, RemoteBlob
 from registry.retries import RetryPolicy
-from registry.transfer import TransferLimits
+from registry.transfer_limits import TransferLimits
 
 SMALL_LIMITS = TransferLimits(
     max_streams=3,
     min_chunk_bytes=16_000,
-    max_chunk_bytes=64_000,
+    max_chunk_bytes=16_000,
     segment_bytes=4_000,
     sync_bytes=100_000,
     retries=RetryPolicy(max_attempts=4, first_pause_s=0.001, max_pause_s=0.002, max_retry_after_s=0.01),

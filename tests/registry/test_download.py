@@ -10,16 +10,17 @@ from dataclasses import replace
 
 import pytest
 
+from registry.blob_download import check_space
 from registry.create import CreateStatus
-from registry.download import Downloads, check_space
-from registry.errors import OutOfSpace, RemoteError, RemoteNotFound
+from registry.download import Downloads
+from registry.errors import OutOfSpace, RemoteError, RemoteNotFound, StoreLocked
 from registry.manifest import Digest
 from registry.name import ModelName
-from registry.partials import collect_partials
+from registry.partials import collect_partials, open_partial
 from registry.remote import RangeReply, RemoteBlob, RemoteModel
 from registry.retries import RetryPolicy
 from registry.store import Store
-from registry.transfer import TransferLimits
+from registry.transfer_limits import TransferLimits
 from tests.registry.remote_bytes import SMALL_LIMITS, RemoteBytes, broken, git_hash, random_bytes
 from tests.registry.small_models import blob_names, names_in
 
@@ -56,7 +57,7 @@ def test_a_blob_arrives(store: Store, downloads: Downloads, num_bytes: int) -> N
     assert downloads.fetch(source.blob()) == Digest.of(source.data)
     assert stored(store, source.data)
     assert source.num_sent == num_bytes
-    assert all(stop is not None and stop - start <= 64_000 for start, stop in source.requests)
+    assert all(stop is not None and stop - start <= 16_000 for start, stop in source.requests)
     assert len(blob_names(store)) == 1
 
 
@@ -202,11 +203,14 @@ def test_short_bodies_are_asked_for_again(store: Store, downloads: Downloads) ->
 def test_long_bodies_are_cut(store: Store, downloads: Downloads) -> None:
     class Long(RemoteBytes):
         def _pieces(self, start: int, stop: int | None) -> Iterator[bytes]:
-            yield from super()._pieces(start, stop)
+            for piece in super()._pieces(start, stop):
+                yield piece if len(piece) == self.piece_bytes else piece + b"more"
             yield b"more"
 
-    downloads.fetch(Long(DATA).blob())
+    source = Long(DATA, piece_bytes=1_500)
+    downloads.fetch(source.blob())
     assert stored(store, DATA)
+    assert source.num_sent == len(DATA)
 
 
 def test_another_range_than_asked_for_is_not_taken(store: Store, downloads: Downloads) -> None:
@@ -248,6 +252,26 @@ def test_a_connection_that_crawls_is_replaced(store: Store) -> None:
     for downloads in opened(store, limits):
         with pytest.raises(RemoteError, match=r"the server sends \d+ bytes a second; gave up after 4 attempts"):
             downloads.fetch(source.blob())
+
+
+def test_an_endless_file_does_not_fill_the_disk_for_good(store: Store, downloads: Downloads) -> None:
+    source = RemoteBytes(DATA, total=None)
+    fail_at(source, 200_000)
+    with pytest.raises(RemoteError, match="gone"):
+        downloads.fetch(source.blob(size=None))
+    assert list((store.private / "partials").glob("*/data")) == []
+
+
+def test_progress_is_told(store: Store, downloads: Downloads) -> None:
+    told, calls = threading.Event(), []
+
+    def tell(completed: int, total: int) -> None:
+        calls.append((completed, total))
+        told.set()
+
+    source = RemoteBytes(DATA, on_piece=lambda position: position < 200_000 or told.wait(60))
+    downloads.fetch(source.blob(), tell)
+    assert all(0 <= completed <= total == len(DATA) for completed, total in calls)
 
 
 # ---- versions, where no hash tells
@@ -437,6 +461,26 @@ def test_closing_ends_those_who_wait(store: Store) -> None:
     downloads.close()
     waiting.join()
     assert "the download was stopped; what came is kept" in str(errors[0])
+
+
+def test_two_processes_do_not_write_one_file(store: Store, downloads: Downloads) -> None:
+    source = RemoteBytes(DATA)
+    with (
+        open_partial(Store(store.root), source.blob().key),
+        pytest.raises(StoreLocked, match="another process is downloading the same file"),
+    ):
+        downloads.fetch(source.blob())
+    downloads.fetch(source.blob())
+    assert stored(store, DATA)
+
+
+def test_what_is_being_written_is_not_collected(store: Store) -> None:
+    with open_partial(store, "key") as partial:
+        partial.begin(10)
+        collect_partials(Store(store.root), max_age_s=-1)
+        assert partial.path.exists()
+    collect_partials(Store(store.root), max_age_s=-1)
+    assert names_in(store.private / "partials") == set()
 
 
 # ---- a model
