@@ -25,10 +25,25 @@ class Disk:
         """
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
+    def reopen(self, path: Path) -> int:
+        """Open a file that is there, to write into its middle or at its end.
+
+        Returns:
+            The descriptor, which the caller closes.
+        """
+        return os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
     def write(self, fd: int, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
+
+    def write_at(self, fd: int, data: bytes, offset: int) -> None:
+        """Write at a place of a file; several threads may do so at once."""
+        view = memoryview(data)
+        while view:
+            num_bytes = os.pwrite(fd, view, offset)
+            view, offset = view[num_bytes:], offset + num_bytes
 
     def sync(self, fd: int) -> None:
         os.fsync(fd)

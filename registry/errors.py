@@ -6,6 +6,7 @@
     ├── ManifestError        (ValueError)  bytes that are no manifest
     ├── CreateError          (ValueError)  a create request that cannot become a model
     ├── RemoteError                        a registry or hub could not give what was asked
+    │   ├── RemoteUnreachable              no answer came from it at all
     │   ├── RemoteNotFound                 it has no such model
     │   └── RemoteDenied                   it wants other credentials
     └── StoreError                         the disk said no
@@ -68,6 +69,10 @@ class RemoteError(RegistryError):
         super().__init__(message)
         self.is_temporary = is_temporary
         self.retry_after_s = retry_after_s
+
+
+class RemoteUnreachable(RemoteError):
+    """No connection to the source could be made, or it ended before an answer came."""
 
 
 class RemoteNotFound(RemoteError):

@@ -4,6 +4,7 @@
     blobs/sha256-<hex>                           bytes whose sha256 is their name
     .hob/tmp/                                    files being written
     .hob/collectable/sha256-<hex>                empty; Hob may delete this blob once nothing refers to it
+    .hob/partials/                               blobs that are being downloaded: see `registry.partials`
     .hob/linked/sha256-<hex>                     what a blob was that is somebody's file, too: see `linked_blobs`
     .hob/inbox/<32 hex digits>                   files that the CLI links here for the daemon to adopt
     .hob/quarantine/                             what `fsck` found broken; people delete it
@@ -43,7 +44,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -255,6 +256,38 @@ class Store:
             self._adopt_linked(temporary, expected)
         return True
 
+    def publish_blob(self, path: Path, digest: Digest) -> None:
+        """Make a blob of a file by moving it; its bytes are known to hash to `digest` and were synced to the disk.
+
+        Raises:
+            OutOfSpace, StoreError: the disk refused; the file is where it was or in its place.
+        """
+        with as_store_error("write into the models folder"):
+            self._publish_blob(path, digest)
+
+    def keep_blob(self, digest: Digest, size: int | None = None) -> bool:
+        """Whether a blob is here, with this many bytes; if so it stays until a manifest has named it."""
+        with self.folder.lock:
+            try:
+                status = os.lstat(self.blobs / digest.file_name)
+            except OSError:
+                return False
+            if size not in (None, status.st_size) or not self.has_blob(digest):
+                return False
+            self._collector.expect_name(digest)
+            return True
+
+    def private_folder(self, *parts: str) -> Path:
+        """A folder for Hob alone, on the blobs' disk; made where it is missing.
+
+        Raises:
+            OutOfSpace, StoreError: the disk refused.
+        """
+        folder = self.private.joinpath(*parts)
+        with as_store_error("write into the models folder"):
+            self.folder.make_directories(folder)
+        return folder
+
     def write_manifest(self, name: ModelName, manifest: Manifest | bytes) -> StoredModel:
         """Make `name` mean `manifest`, at once, and delete what only its predecessor needed.
 
@@ -363,14 +396,14 @@ class Store:
         finally:
             lock.release()
 
-    def collect_garbage(self, also: Iterable[Callable[[], object]] = ()) -> None:
+    def collect_garbage(self, keep: frozenset[Digest] = frozenset()) -> None:
         """Delete temporary files, what was left in the inbox, and collectable blobs that no manifest names.
 
         For the start of a daemon that holds the claim: it takes every temporary file for a dead process's. What lies in
         quarantine stays; people delete it.
 
         Args:
-            also: what else is to be cleaned up under the same lock, such as partial downloads.
+            keep: blobs that stay though no manifest names them, such as those of an interrupted pull.
         """
         with self.folder.exclusive(), as_store_error("clean up the models folder"):
             for path in [*entries(self.folder.tmp), *entries(self.folder.inbox)]:
@@ -378,9 +411,7 @@ class Store:
                     shutil.rmtree(path, ignore_errors=True)  # a workspace
                 else:
                     self.disk.unlink(path)
-            for clean in also:
-                clean()
-            self._collector.collect(self._collector.marked())
+            self._collector.collect(self._collector.marked() - keep)
 
     def check(self, *, rehash: bool = True) -> Findings:
         """All that is wrong: damaged manifests, and files under a digest's name that are something else.

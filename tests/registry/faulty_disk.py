@@ -43,9 +43,12 @@ class FaultyDisk(Disk):
         for _, undo in reversed(self._unsynced_entries):
             undo()
 
-    def _step(self) -> None:
+    def _live(self) -> None:
         if self._is_dead:
             raise Killed
+
+    def _step(self) -> None:
+        self._live()
         step, self.num_changes = self.num_changes, self.num_changes + 1
         if step == self.fault_at:
             if self.error is not None:
@@ -60,7 +63,23 @@ class FaultyDisk(Disk):
         self._unsynced_files.add(path)
         return fd
 
+    def reopen(self, path: Path) -> int:
+        fd = super().reopen(path)
+        self._open[fd] = path
+        return fd
+
+    def write_at(self, fd: int, data: bytes, offset: int) -> None:
+        self._live()
+        try:
+            self._step()
+        except BaseException:
+            super().write_at(fd, data[: len(data) // 2], offset)
+            raise
+        self._unsynced_files.add(self._open[fd])
+        super().write_at(fd, data, offset)
+
     def write(self, fd: int, data: bytes) -> None:
+        self._live()
         try:
             self._step()
         except BaseException:
