@@ -1,7 +1,7 @@
 # Nothing to install but what `./install.sh --test` puts into .venv-test. PYTHON picks another environment.
 PYTHON ?= $(if $(wildcard .venv-test/bin/python),.venv-test/bin/python,python3)
 
-.PHONY: install lint check test test-gpu test-llama faults sanitize build bench bench-gpu
+.PHONY: install lint check test test-gpu test-llama check-catalog faults sweep sanitize build bench bench-gpu
 
 install: ; ./install.sh
 lint: ; $(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
@@ -10,6 +10,8 @@ test: ; $(PYTHON) -m pytest
 test-gpu: ; $(PYTHON) tools/test_gpu.py
 test-llama: ; $(PYTHON) tools/test_llama.py
 faults: ; $(PYTHON) tools/fault_sweep.py --out benchmarks/results/store.jsonl $(ARGS)
+check-catalog: ; $(PYTHON) tools/check_catalog.py $(ARGS)
+sweep: ; nice -n 10 $(PYTHON) tools/store_sweep.py --out benchmarks/results/store.jsonl $(ARGS)
 sanitize: ; $(PYTHON) tools/sanitize.py
 build: ; $(PYTHON) -m hatchling build -t wheel
 bench: ; for file in $(filter-out benchmarks/report.py benchmarks/random_model.py benchmarks/random_gguf.py benchmarks/padded_stories.py benchmarks/gpu%,$(wildcard benchmarks/*.py)); do $(PYTHON) $$file || exit 1; done

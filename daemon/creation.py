@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from daemon import api
 from daemon.errors import BadRequest
 from daemon.library import parse_name
+from engine.architectures import ARCHITECTURES, BY_GGUF_NAME, BY_HF_CLASS
 from engine.config import ModelConfig
 from engine.conversion.file_types import FileTypeError, parse_file_type
 from engine.models.tensor_plan import check_tensors
@@ -75,6 +76,17 @@ def pull_events(store: Store, name: ModelName) -> Iterator[api.ProgressResponse]
     restore(store, name)
     yield api.ProgressResponse(status="writing manifest")
     yield api.ProgressResponse(status="success")
+
+
+def check_architecture(name: str) -> None:
+    """Whether the engine runs an architecture, by what config.json or GGUF metadata call it.
+
+    Raises:
+        ValueError: it does not; the message lists those that it runs.
+    """
+    if name not in BY_HF_CLASS and name not in BY_GGUF_NAME:
+        known = ", ".join(dict.fromkeys(row.name for row in ARCHITECTURES))
+        raise ValueError(f"its architecture is {name[:80]!r}, which is not one that Hob runs; it runs {known}")
 
 
 def check_source(source: ModelSource) -> None:
