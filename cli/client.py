@@ -143,6 +143,12 @@ class Client:
         _raise_for_error(response)
         return True
 
+    def offer_blob(self, digest: str, inbox_name: str) -> bool:
+        """Tell the daemon of a file in its inbox. False where it does not take it: then its bytes must be sent."""
+        with self._reached():
+            response = self._http.post(f"/api/blobs/{digest}", headers={api.INBOX_HEADER: inbox_name})
+        return response.is_success
+
     def send_blob(self, digest: str, chunks: Iterable[bytes]) -> None:
         """Send a file's bytes. The daemon refuses them unless they hash to `digest`."""
         with self._reached():

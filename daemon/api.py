@@ -17,6 +17,9 @@ import msgspec
 API_VERSION = "0.32.15"
 """The level of Ollama's API that this contract follows; editors refuse servers below 0.6.4."""
 
+INBOX_HEADER = "Hob-Inbox"
+"""Of POST /api/blobs/{digest}: the name of a file in the daemon's inbox that holds the bytes; the body is empty."""
+
 MAX_TOP_LOGPROBS = 20
 
 KeepAlive = int | float | str

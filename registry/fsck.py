@@ -250,8 +250,9 @@ def _read(path: Path, digest: Digest) -> Generator[int, None, _Verdict]:
     sha256 = hashlib.sha256()
     completed = 0
     try:
-        with open_regular(path) as (fd, _):
-            while chunk := os.read(fd, CHUNK_BYTES):
+        with open_regular(path) as (fd, status):
+            # No further than its size was: somebody may be appending to it faster than we read.
+            while completed <= status.st_size and (chunk := os.read(fd, CHUNK_BYTES)):
                 sha256.update(chunk)
                 completed += len(chunk)
                 yield completed

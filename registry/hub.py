@@ -85,7 +85,7 @@ class HubSource:
         self._check(repository, files)
         download = _Download(self._transport, self._api, repository, token, insecure)
         blobs = {file.path: download.blob(file) for file in files}
-        publisher = _Publisher(stored_as or name, {path: blob.key for path, blob in blobs.items()}, self._check_source)
+        publisher = Publisher(stored_as or name, {path: blob.key for path, blob in blobs.items()}, self._check_source)
         distinct = {blob.key: blob for blob in blobs.values()}  # two files may have the same bytes
         return RemoteModel(stored_as or name, tuple(distinct.values()), publisher.publish)
 
@@ -152,7 +152,7 @@ class _Download:
 
 
 @dataclass(frozen=True)
-class _Publisher:
+class Publisher:
     """Makes a model of fetched files."""
 
     name: ModelName

@@ -4,10 +4,10 @@
     blobs/sha256-<hex>                           bytes whose sha256 is their name
     .hob/tmp/                                    files being written
     .hob/collectable/sha256-<hex>                empty; Hob may delete this blob once nothing refers to it
+    .hob/partials/                               blobs that are being downloaded: see `registry.partials`
     .hob/linked/sha256-<hex>                     what a blob was that is somebody's file, too: see `linked_blobs`
     .hob/inbox/<32 hex digits>                   files that the CLI links here for the daemon to adopt
     .hob/quarantine/                             what `fsck` found broken; people delete it
-    .hob/partials/                               blobs that are being downloaded: see `registry.partials`
     .hob/notes/                                  what Hob remembers between two starts, such as `builtin_models`
     .hob/lock                                    held while manifests or names of blobs change
     .hob/daemon.lock                             held by the one daemon that serves from this store
@@ -273,7 +273,7 @@ class Store:
                 status = os.lstat(self.blobs / digest.file_name)
             except OSError:
                 return False
-            if not self.has_blob(digest) or size not in (None, status.st_size):
+            if size not in (None, status.st_size) or not self.has_blob(digest):
                 return False
             self._collector.expect_name(digest)
             return True

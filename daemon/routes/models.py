@@ -21,6 +21,7 @@ from daemon.services import Services
 from daemon.show import show
 from daemon.streaming import EmptyResponse, JSONResponse, progress_reply
 from modelfiles.parameters import check_options
+from registry.errors import BlobNotFound
 from registry.manifest import Digest
 from registry.store import Store
 from registry.stored_model import StoredModel
@@ -133,6 +134,10 @@ async def _put_blob(services: Services, request: Request) -> ASGIApp:
     digest = Digest.parse(request.path_params["digest"])
     if await asyncio.to_thread(services.store.has_blob, digest):
         return EmptyResponse(200)
+    if key := request.headers.get(api.INBOX_HEADER):
+        if not await asyncio.to_thread(services.store.take_from_inbox, key, digest):
+            raise BlobNotFound(str(digest))
+        return EmptyResponse(201)
     try:
         await asyncio.to_thread(_write_blob, services.store, digest, request, asyncio.get_running_loop())
     except ClientDisconnect:

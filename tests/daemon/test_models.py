@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from datetime import datetime
@@ -15,6 +16,7 @@ import pytest
 from daemon import api
 from daemon.creation import check_source
 from modelfiles.parser import parse
+from modelfiles.settings import Settings
 from modelfiles.source import ModelSource
 from tests.daemon.conftest import World
 
@@ -236,6 +238,30 @@ async def test_blobs_refuse_what_is_not_their_digest(world: World) -> None:
     for wrong in ("sha256:xyz", "sha256:" + "A" * 64, "md5:" + "0" * 64, "sha256:..%2f..%2fetc"):
         assert (await world.http.head(f"/api/blobs/{wrong}")).status_code in (400, 404)
         assert (await world.http.post(f"/api/blobs/{wrong}", content=b"x")).status_code in (400, 404)
+
+
+async def test_a_blob_can_be_a_file_in_the_inbox(world: World, tmp_path: Path) -> None:
+    inbox = Settings.load({"HOB_MODELS": str(world.store.root)}).inbox_dir  # where the CLI puts links
+    inbox.mkdir()
+    file = tmp_path / "weights.gguf"
+    file.write_bytes(b"weights")
+    digest, key = f"sha256:{hashlib.sha256(b'weights').hexdigest()}", "0123456789abcdef" * 2
+    os.link(file, inbox / key)
+
+    async def offer(key: str, digest: str = digest) -> tuple[int, str]:
+        response = await world.http.post(f"/api/blobs/{digest}", headers={"Hob-Inbox": key})
+        return response.status_code, response.text
+
+    for wrong in ("0" * 32, "../" + key, str(file)):
+        assert await offer(wrong) == (404, f'{{"error":"blob {digest} not found; upload it first"}}')
+    assert await offer(key) == (201, "")
+    assert (world.store.blobs / digest.replace(":", "-")).samefile(file)
+    assert await offer(key) == (200, "")
+    os.link(file, inbox / key)
+    status, text = await offer(key, "sha256:" + "0" * 64)
+    assert status == 400
+    assert "digest mismatch" in text
+    assert list(inbox.iterdir()) == []
 
 
 async def test_the_daemon_itself(world: World) -> None:

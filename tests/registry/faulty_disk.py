@@ -96,11 +96,17 @@ class FaultyDisk(Disk):
     def rename(self, source: Path, target: Path) -> None:
         self._step()
         old = target.read_bytes() if target.is_file() else None
+        new = source.read_bytes() if source.is_file() else None
         super().rename(source, target)
         if source in self._unsynced_files:
             self._unsynced_files.remove(source)
             self._unsynced_files.add(target)
-        self._unsynced_entries.append((target.parent, lambda: _put_back(target, old)))
+
+        def undo() -> None:
+            _put_back(target, old)
+            _put_back(source, new)
+
+        self._unsynced_entries.append((target.parent, undo))
 
     def link(self, source: Path, target: Path) -> None:
         self._step()
