@@ -123,6 +123,18 @@ class Client:
         """What the catalog has for some words."""
         return self._ask("POST", "/api/search", api.SearchRequest(query=query), api.SearchResponse).models
 
+    def fsck(self, *, rehash: bool) -> Iterator[api.FsckResponse]:
+        """Progress of a look at the whole store, and what is broken."""
+        return self._stream("POST", "/api/fsck", api.FsckRequest(rehash=rehash), api.FsckResponse)
+
+    def importable(self, source: str) -> list[api.ImportableModel]:
+        """Models that another program on the daemon's machine has."""
+        return self._ask("POST", "/api/importable", api.ImportRequest(source), api.ImportableResponse).models
+
+    def import_model(self, source: str, model: str) -> Iterator[api.ProgressResponse]:
+        """Progress of taking one of them into the store."""
+        return self._stream("POST", "/api/import", api.ImportRequest(source, model), api.ProgressResponse)
+
     def create(self, request: api.CreateRequest) -> Iterator[api.ProgressResponse]:
         """Progress of making a model."""
         return self._stream("POST", "/api/create", request, api.ProgressResponse)

@@ -390,6 +390,53 @@ class SearchResponse(Reply):
     models: list[CatalogModel]
 
 
+class FsckRequest(Request):
+    """POST /api/fsck."""
+
+    rehash: bool | None = None
+    """False: read only what has a suspicious size."""
+
+
+class FsckResponse(Reply):
+    """POST /api/fsck: progress, damage, and "success" at the end, whatever was found."""
+
+    status: str
+    digest: str = ""
+    """With `total` and `completed`: the reading of the store, as one bar."""
+    total: int = 0
+    completed: int = 0
+    subject: str = ""
+    """What is broken: a blob's file name, a model's name or a path under manifests/."""
+    reason: str = ""
+    models: list[str] = []
+    """Those that cannot be used because of it."""
+    quarantined: bool = False
+
+
+class ImportRequest(Request):
+    """POST /api/import, and /api/importable, which needs no model."""
+
+    source: str
+    """"ollama" or "huggingface"."""
+    model: str | None = None
+    stream: bool | None = None
+
+
+class ImportableModel(Reply):
+    """A model that another program on the daemon's machine has."""
+
+    name: str
+    size: int
+    stored: bool
+    """Whether a model of this name is in the store."""
+
+
+class ImportableResponse(Reply):
+    """POST /api/importable."""
+
+    models: list[ImportableModel]
+
+
 class CopyRequest(Request):
     """POST /api/copy."""
 

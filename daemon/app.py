@@ -14,7 +14,7 @@ from daemon.api import ErrorReply
 from daemon.bodies import ClientLeft
 from daemon.clock import Clock
 from daemon.errors import describe, headers_for
-from daemon.routes import generate, models, system, transfers
+from daemon.routes import generate, models, system, transfers, upkeep
 from daemon.security import HostCheck, OriginCheck, SecurityMiddleware
 from daemon.services import Services
 from daemon.streaming import send_json
@@ -41,6 +41,7 @@ def build_app(
         *generate.routes(services),
         *models.routes(services),
         *transfers.routes(services),
+        *upkeep.routes(services),
     ]
     router = Router(routes, redirect_slashes=False, default=_not_found)
     secured = SecurityMiddleware(router, HostCheck(loopback=loopback, names=host_names), OriginCheck(origins))

@@ -52,7 +52,7 @@ from registry.partials import collect_partials
 from registry.registry_client import Access
 from registry.sources import Sources
 from registry.store import Store
-from registry.transfer import TransferLimits
+from registry.transfer_limits import TransferLimits
 from registry.transport import Transport
 
 logger = logging.getLogger("hob.daemon")

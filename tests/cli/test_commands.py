@@ -363,3 +363,37 @@ def test_only_an_option_that_is_close_is_suggested(hob: Hob, option: str, said: 
 def test_help_says_what_is_not_available(hob: Hob) -> None:
     words = " ".join(hob("run", "--help").out.split())
     assert words.lower().count("not available in this version.") == 3  # --format, --truncate, --dimensions
+
+
+def test_fsck(daemon: FakeDaemon, hob: Hob) -> None:
+    reading = {"status": "reading the store", "digest": "store", "total": 100, "completed": 100}
+    daemon.routes["POST", "/api/fsck"] = [reading, {"status": "success"}]
+    assert hob("fsck") == Outcome(0, "the store is sound\n", "reading the store: 100 B\n")
+    damage = {"status": "damaged", "subject": "sha256-aa", "reason": "it holds other bytes", "models": ["a:1", "b:2"]}
+    daemon.routes["POST", "/api/fsck"] = [reading, {**damage, "quarantined": True}, {"status": "success"}]
+    outcome = hob("fsck", "--quick")
+    assert outcome.status == 1
+    assert outcome.out == (
+        "sha256-aa: it holds other bytes; it was moved to .hob/quarantine in the models folder; needed by a:1, b:2\n"
+    )
+    assert outcome.err.endswith("Error: 1 thing is wrong in the store; see above\n")
+    assert daemon.bodies("/api/fsck") == [{"rehash": True}, {"rehash": False}]
+
+
+def test_import(daemon: FakeDaemon, hob: Hob) -> None:
+    models = [
+        {"name": "qwen:7b", "size": 4_700_000_000, "stored": False},
+        {"name": "tale:latest", "size": 13_000_000, "stored": True},
+    ]
+    daemon.routes |= {
+        ("POST", "/api/importable"): {"models": models},
+        ("POST", "/api/import"): [{"status": "success"}],
+    }
+    assert hob("import", "ollama").out.splitlines() == [
+        "NAME           SIZE      IN THE STORE", "qwen:7b        4.7 GB    no", "tale:latest    13 MB     yes",
+    ]  # fmt: skip
+    assert hob("import", "ollama", "--all").out == "imported 'qwen:7b'\n"
+    assert hob("import", "huggingface", "hf.co/a/b", "hf.co/c/d").out == "imported 'hf.co/a/b'\nimported 'hf.co/c/d'\n"
+    assert daemon.bodies("/api/import")[0] == {"source": "ollama", "model": "qwen:7b"}
+    assert hob("import", "elsewhere").status == 2
+    assert hob("import", "ollama", "a", "--all").status == 2
