@@ -22,17 +22,15 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
-from huggingface_hub import close_session
 from starlette.types import ASGIApp
 
 from daemon.app import build_app
 from daemon.clock import SystemClock
-from daemon.creation import check_architecture, check_source
 from daemon.generation import Generator as TextGenerator
 from daemon.library import Library
 from daemon.model_manager import ManagerConfig, ModelManager
@@ -43,17 +41,12 @@ from engine.client import EngineClient
 from engine.sampling_params import MAX_SEED
 from modelfiles.settings import Settings, SettingsError
 from registry.builtin_models import install
-from registry.catalog import Catalog, CatalogSource
-from registry.download import Downloads
 from registry.errors import RegistryError, StoreLocked
-from registry.hub import HubSource
-from registry.oci import OCISource
 from registry.partials import collect_partials
-from registry.registry_client import Access
-from registry.sources import Sources
 from registry.store import Store
-from registry.transfer_limits import TransferLimits
-from registry.transport import Transport
+
+if TYPE_CHECKING:
+    from daemon.remote import Remote
 
 logger = logging.getLogger("hob.daemon")
 
@@ -284,13 +277,14 @@ def _manager_config(settings: Settings) -> ManagerConfig:
 
 
 def _transfers(stack: ExitStack, store: Store, settings: Settings) -> Transfers:
-    downloads = Downloads(store, TransferLimits(max_streams=settings.max_transfer_streams))
-    stack.callback(downloads.close, LAST_WORDS_S)
-    stack.callback(close_session)
-    transport = stack.enter_context(Transport(user_agent=f"hob/{version('hob-llm')}"))
-    access, catalog, hub = Access(transport), Catalog.load(), HubSource(transport, check_source, check_architecture)
-    sources = Sources(hub, CatalogSource(catalog, hub), OCISource(access))
-    return Transfers(store, sources, downloads, access, catalog)
+    def connect() -> Remote:
+        from daemon.remote import open_remote  # see there why not before
+
+        return open_remote(store, settings.max_transfer_streams)
+
+    transfers = Transfers(store, connect)
+    stack.callback(transfers.close, LAST_WORDS_S)
+    return transfers
 
 
 def _prepare_store(stack: ExitStack, store: Store, settings: Settings) -> None:

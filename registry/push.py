@@ -17,19 +17,17 @@ from pathlib import Path
 import msgspec
 
 from registry.create import CreateStatus
-from registry.disk import read_regular
 from registry.errors import (
     BlobNotFound,
     BrokenModel,
     InvalidName,
     ManifestError,
-    ModelNotFound,
     RemoteDenied,
     RemoteError,
     StoreError,
     as_store_error,
 )
-from registry.manifest import MANIFEST_MEDIA_TYPE, MAX_MANIFEST_BYTES, Layer, Manifest
+from registry.manifest import MANIFEST_MEDIA_TYPE, Layer, Manifest
 from registry.name import DEFAULT_HOST, DEFAULT_NAMESPACE, ModelName
 from registry.oci import LABEL_DIGITS
 from registry.registry_client import Access, RegistryClient
@@ -82,14 +80,11 @@ def push_model(
 
 def _read_manifest(store: Store, name: ModelName) -> tuple[bytes, Manifest]:
     """The manifest's bytes as they are, since their digest is the model's."""
+    data, _ = store.tree.read(name)
     try:
-        data, _ = read_regular(store.manifests.joinpath(*name.path_parts), MAX_MANIFEST_BYTES)
         return data, Manifest.parse(data)
-    except FileNotFoundError as error:
-        raise ModelNotFound(name.short) from error
-    except (OSError, ValueError) as error:
-        reason = str(error) if isinstance(error, ManifestError) else "its manifest cannot be read"
-        raise BrokenModel(name.short, reason) from error
+    except ManifestError as error:
+        raise BrokenModel(name.short, str(error)) from error
 
 
 def _push_blob(store: Store, client: RegistryClient, layer: Layer, chunk_bytes: int) -> Iterator[CreateStatus]:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.routing import Route
@@ -18,9 +19,11 @@ from daemon.library import parse_name
 from daemon.services import Services
 from daemon.streaming import JSONResponse, NDJSONReply, iterate_in_thread, progress_reply
 from registry.fsck import Damage, fsck
-from registry.import_models import import_source
 from registry.name import ModelName
 from registry.store import Store
+
+if TYPE_CHECKING:
+    from registry.adoption import ImportSource
 
 CHECKING = "reading the store"
 
@@ -56,8 +59,7 @@ def _fsck_events(store: Store, *, rehash: bool) -> Iterator[api.FsckResponse]:
 
 async def _importable(services: Services, request: Request) -> JSONResponse:
     body = await read(request, api.ImportRequest)
-    source = import_source(body.source, os.environ)
-    found = await asyncio.to_thread(source.models, services.store)
+    found = await asyncio.to_thread(lambda: _source(body.source).models(services.store))
     models = [api.ImportableModel(name=model.name.short, size=model.size, stored=model.is_stored) for model in found]
     return JSONResponse(api.ImportableResponse(models=models))
 
@@ -69,7 +71,14 @@ async def _import(services: Services, request: Request) -> ASGIApp:
 
 
 def _import_events(store: Store, source: str, name: ModelName) -> Iterator[api.ProgressResponse]:
-    for event in import_source(source, os.environ).adopt(store, name, check_source):
+    for event in _source(source).adopt(store, name, check_source):
         yield api.ProgressResponse(
             status=event.status, digest=event.digest, total=event.total, completed=event.completed
         )
+
+
+def _source(name: str) -> ImportSource:
+    # Imported here because huggingface_hub, whose cache it may be, costs as much as the daemon's whole start.
+    from registry.import_models import import_source
+
+    return import_source(name, os.environ)

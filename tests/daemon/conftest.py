@@ -20,6 +20,7 @@ from daemon.generation import Generator
 from daemon.library import Library
 from daemon.model_manager import ManagerConfig, ModelManager
 from daemon.quantizing import Quantizer
+from daemon.remote import Remote
 from daemon.services import Services
 from daemon.transfers import Transfers
 from registry.catalog import Catalog
@@ -155,7 +156,8 @@ async def world(tmp_path: Path, filled_store: Path, manager_config: ManagerConfi
     shelf = Shelf(tmp_path / "shelf")
     transport = Transport(use_environment=False)
     downloads = Downloads(store)
-    transfers = Transfers(store, Sources(shelf, shelf, shelf), downloads, Access(transport), Catalog.load())
+    remote = Remote(store, Sources(shelf, shelf, shelf), Catalog.load(), downloads, Access(transport))
+    transfers = Transfers(store, lambda: remote)
     quantizer = Quantizer(start_engine)
     services = Services(store, Library(store), manager, quantizer, transfers, generator, clock, shut_down)
     app = build_app(services)
@@ -164,8 +166,7 @@ async def world(tmp_path: Path, filled_store: Path, manager_config: ManagerConfi
         world = World(app, store, manager, services, http, shelf)
         yield world
         await manager.close()
-    transport.close()
-    downloads.close()
+    remote.close(timeout_s=60)
     assert all(engine.closed.is_set() for engine in world.engines)
 
 
