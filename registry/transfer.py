@@ -113,7 +113,7 @@ class Transfer:
         self._changed = threading.Condition()  # guards all that follows, and what is above
         self._extents = Extents(resumed, END if size is None else size)
         self._claims: set[Claim] = set()
-        self._num_workers = 1 if is_sequential else max(1, limits.max_streams)
+        self._num_workers = 1 if is_sequential or size is None else limits.num_streams(size, size - self.completed)
         self._not_before_s = 0.0
         self._failure: BaseException | None = None
         self._is_over = False
