@@ -116,7 +116,7 @@ def test_a_source_without_ranges_sends_it_in_one_stream(store: Store, downloads:
     downloads.fetch(source.blob())
     assert stored(store, DATA)
     assert source.requests[-1][1] is None
-    assert source.num_sent <= 2 * len(DATA)
+    assert source.num_sent <= len(DATA) + 3 * (16_000 + 2 * 1_700)  # a chunk and a bit, until it was noticed
 
 
 # ---- failures
