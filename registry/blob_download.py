@@ -23,7 +23,7 @@ from registry.partials import Partial, open_partial, partial_bytes
 from registry.remote import RemoteBlob
 from registry.store import Store
 from registry.transfer import Cancelled, RangesIgnored, Transfer, VersionChanged
-from registry.transfer_limits import END, TransferLimits
+from registry.transfer_limits import TransferLimits
 
 MAX_VERSIONS = 3
 """How often the file may change at its source while it is fetched."""
@@ -168,8 +168,9 @@ class BlobDownload:
                     raise RemoteError(f"{self.blob.label}: the file changes while it is downloaded") from error
                 num_versions += 1
             except RangesIgnored:
+                # One stream goes on behind the first run, and brings again what lies beyond.
                 is_sequential = True
-                resumed = self._first_run(partial)
+                resumed = self._transfer.first_run if self._transfer is not None else []
                 continue
             is_sequential = True
             partial.begin(self.blob.size)
@@ -193,12 +194,6 @@ class BlobDownload:
             return transfer.run()
         finally:
             self._threads += transfer.threads
-
-    def _first_run(self, partial: Partial) -> list[Segment]:
-        """What one stream can go on behind; the rest is dropped, since that stream brings it again."""
-        run = self._transfer.first_run if self._transfer is not None else []
-        partial.drop(run[-1].stop if run else 0, END)
-        return run
 
 
 def check_space(store: Store, blobs: Iterable[RemoteBlob], free: FreeBytes = free_bytes) -> None:

@@ -1,7 +1,7 @@
 """Transfer: a blob's bytes from their source into a partial file, over several connections, hashed in order.
 
-`registry.download` runs one at a time for a blob, and starts another where this one says that the rest must come in
-another way (`RangesIgnored`, `VersionChanged`).
+`registry.blob_download` runs one at a time for a blob, and starts another where this one says that the rest must come
+in another way (`RangesIgnored`, `VersionChanged`).
 
 Theory of operation.
 
@@ -80,6 +80,15 @@ class Claim:
     """Held while bytes are written; taken before the transfer's."""
 
 
+@dataclass
+class Failures:
+    """A worker's failures in a row."""
+
+    num: int = 0
+    completed_before: int = 0
+    """Bytes that were here at the first of them."""
+
+
 class Transfer:
     """One way of getting what a partial file lacks.
 
@@ -113,7 +122,7 @@ class Transfer:
         self._changed = threading.Condition()  # guards all that follows, and what is above
         self._extents = Extents(resumed, END if size is None else size)
         self._claims: set[Claim] = set()
-        self._num_workers = 1 if is_sequential else max(1, limits.max_streams)
+        self._num_workers = 1 if is_sequential or size is None else limits.num_streams(size, size - self.completed)
         self._not_before_s = 0.0
         self._failure: BaseException | None = None
         self._is_over = False
@@ -201,33 +210,43 @@ class Transfer:
     # ---- the workers
 
     def _work(self) -> None:
-        num_failures = completed_before = 0
+        failures = Failures()
         try:
             while (claim := self._claim()) is not None:
                 start = claim.position
                 try:
                     self._receive(claim)
-                    num_failures = 0
+                    failures.num = 0
                 except RemoteError as error:
-                    if claim.position - start >= self._limits.min_progress_bytes:
-                        num_failures = 0
-                    if num_failures == 0:
-                        completed_before = self.completed
-                    num_failures += 1
-                    if not error.is_temporary:
-                        raise
-                    if num_failures >= self._limits.retries.max_attempts:
-                        if self.completed - completed_before < self._limits.min_progress_bytes:
-                            raise RemoteError(f"{error}; gave up after {num_failures} attempts") from error
-                        if self._retire():
-                            return
-                        num_failures = 1
                     self._give_back(claim)
-                    self._pause(error, num_failures)
+                    if claim.position - start >= self._limits.min_progress_bytes:
+                        failures.num = 0
+                    if not self._goes_on(error, failures):
+                        return
                 finally:
                     self._give_back(claim)
         except BaseException as error:
             self._fail(error)
+
+    def _goes_on(self, error: RemoteError, failures: Failures) -> bool:
+        """Wait after a failure; whether this worker then goes on.
+
+        Raises:
+            RemoteError: there is no point in that.
+        """
+        if not error.is_temporary:
+            raise error
+        if failures.num == 0:
+            failures.completed_before = self.completed
+        failures.num += 1
+        if failures.num >= self._limits.retries.max_attempts:
+            if self.completed - failures.completed_before < self._limits.min_progress_bytes:
+                raise RemoteError(f"{error}; gave up after {failures.num} attempts") from error
+            if self._retire():
+                return False
+            failures.num = 1
+        self._pause(error, failures.num)
+        return True
 
     def _claim(self) -> Claim | None:
         """Wait for something to fetch; None where nothing is left to do."""

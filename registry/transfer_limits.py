@@ -40,3 +40,7 @@ class TransferLimits:
         if size is None:
             return END
         return min(max(size // (16 * self.max_streams), self.min_chunk_bytes), self.max_chunk_bytes)
+
+    def num_streams(self, size: int, num_missing: int) -> int:
+        """How many connections what is missing of a blob is worth; one at least, since what is here may be wrong."""
+        return max(1, min(self.max_streams, -(-num_missing // self.chunk_bytes(size))))

@@ -45,6 +45,7 @@ class RemoteBytes:
     """What replies say of the size; -1 is the truth."""
     on_request: Callable[[int, int], object] = lambda number, start: None
     on_piece: Callable[[int], object] = lambda position: None
+    on_interrupt: Callable[[], object] = lambda: None
     requests: list[tuple[int, int | None]] = field(default_factory=list)
     num_sent: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -58,7 +59,10 @@ class RemoteBytes:
         if not self.has_ranges:
             start, stop = 0, None
         total = len(self.data) if self.total == -1 else self.total
-        yield RangeReply(start, total, self.validator, self._pieces(start, stop))
+        yield RangeReply(start, total, self.validator, self._pieces(start, stop), self._interrupt)
+
+    def _interrupt(self) -> None:
+        self.on_interrupt()
 
     def _pieces(self, start: int, stop: int | None) -> Iterator[bytes]:
         end = len(self.data) if stop is None else stop

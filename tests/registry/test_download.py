@@ -68,6 +68,14 @@ def test_a_blob_that_is_here_is_not_asked_for(store: Store, downloads: Downloads
     assert source.requests == []
 
 
+def test_a_blob_that_is_here_stays_until_a_manifest_names_it(store: Store, downloads: Downloads) -> None:
+    """Also where another process has left it."""
+    Store(store.root).write_blob([DATA])
+    downloads.fetch(RemoteBytes(DATA).blob())
+    store.collect_garbage()
+    assert stored(store, DATA)
+
+
 def test_a_blob_that_has_another_size_than_it_should_is_fetched_again(store: Store, downloads: Downloads) -> None:
     digest = store.write_blob([DATA])
     store.blob_path(digest).write_bytes(DATA[:100])
@@ -104,11 +112,11 @@ def test_a_git_hash_is_compared_where_there_is_no_digest(store: Store, downloads
 
 
 def test_a_source_without_ranges_sends_it_in_one_stream(store: Store, downloads: Downloads) -> None:
-    source = RemoteBytes(DATA, has_ranges=False)
+    source = RemoteBytes(DATA, has_ranges=False, piece_bytes=1_700)
     downloads.fetch(source.blob())
     assert stored(store, DATA)
     assert source.requests[-1][1] is None
-    assert source.num_sent <= 2 * len(DATA)
+    assert source.num_sent <= len(DATA) + 3 * (16_000 + 2 * 1_700)  # a chunk and a bit, until it was noticed
 
 
 # ---- failures
@@ -441,6 +449,24 @@ def test_the_last_one_who_leaves_stops_it_and_the_next_one_goes_on(store: Store)
         assert again.num_sent == 150_000
         go_on.set()
     assert stored(store, DATA)
+
+
+def test_who_leaves_ends_the_wait_for_a_silent_server(store: Store) -> None:
+    half, interrupted = threading.Event(), threading.Event()
+
+    def fall_silent(position: int) -> None:
+        if position == 150_000:
+            half.set()
+            assert interrupted.wait(60)
+            raise broken("interrupted")
+
+    source = RemoteBytes(DATA, on_piece=fall_silent, on_interrupt=interrupted.set)
+    for downloads in opened(store, ONE_STREAM):
+        generator = downloads.fetch_all(model_of(source.blob()))
+        next(generator)
+        assert half.wait(60)
+        generator.close()
+        assert interrupted.wait(60)
 
 
 def test_closing_ends_those_who_wait(store: Store) -> None:
