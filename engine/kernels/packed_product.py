@@ -33,7 +33,7 @@ from engine.kernels.launch import (
     num_processors,
     wait_for_predecessor,
 )
-from engine.kernels.packed_tile import kernel_tensor, load_tile
+from engine.kernels.packed_tile import ROW_SCALE, kernel_tensor, load_tile
 from engine.quantization.packed_format import Code, PackedWeight
 
 Tensor = torch.Tensor
@@ -139,6 +139,8 @@ def _packed_product_kernel(
         y = tl.dot(dot_operand(w3), dot_operand(x3), y, input_precision="ieee")
         if HOLDS:
             y = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [y], dtype=tl.float32, is_pure=True, pack=1)
+    if SCALE == ROW_SCALE:
+        y *= tl.load(scales_ptr + row)[:, None]
     if SPLITS > 1:
         out_ptr += tl.program_id(2).to(tl.int64) * num_tokens * num_rows
     if HAS_BIAS:
@@ -176,6 +178,8 @@ def packed_product(
     """
     num_tokens = x.shape[0]
     _check(x, weight, bias, out)
+    if weight.column_order is not None:
+        x = x.index_select(1, weight.column_order)
     if out is None:
         out = torch.empty(num_tokens, weight.num_rows, dtype=x.dtype, device=x.device)
     if num_tokens == 0:
