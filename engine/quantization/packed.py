@@ -30,8 +30,7 @@ from engine.quantization.packed_format import (
     pack,
 )
 from engine.quantization.packed_scheme import ROW_FORMATS, pack_affine, scheme_format
-from engine.quantization.quantized_tensor import CheckpointMatrix, QuantizedTensor, QuantizedTensorError, StoredType
-from engine.quantization.row_types import NotFiniteError, quantize_rows
+from engine.quantization.quantized_tensor import CheckpointMatrix, QuantizedTensor, StoredType, quantized_rows
 from engine.quantization.scheme import WeightScheme
 from modelfiles.gguf import GGMLType
 
@@ -147,12 +146,8 @@ def _writer(tensor: CheckpointTensor, format: PackedFormat, destination: Destina
     assert dtype is not None, "a plain type has a format only where one is asked for"
 
     def quantize(raw: Tensor, planes: Planes) -> None:
-        values = dequantize(type, raw.view(-1, PLAIN_DTYPES[type].itemsize)).view(-1, num_columns)
-        try:
-            codes, scales = quantize_rows(values, dtype)
-        except NotFiniteError as error:
-            raise QuantizedTensorError(f'the tensor "{tensor.name}" has {error}; get the file again') from error
-        pack_affine(format, Affine(codes, scales, None, num_columns), planes)
+        values = dequantize(type, raw.view(-1, PLAIN_DTYPES[type].itemsize))
+        pack_affine(format, quantized_rows(tensor, values, dtype), planes)
 
     return quantize
 

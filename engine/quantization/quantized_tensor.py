@@ -22,6 +22,7 @@ import torch
 from engine.quantization import unpack
 from engine.quantization.affine import Affine, order_of
 from engine.quantization.checkpoint import PIECE_ELEMENTS, STAGED_ELEMENTS, CheckpointTensor, Stager
+from engine.quantization.row_types import NotFiniteError, quantize_rows
 from engine.quantization.scheme import Packing, WeightScheme
 from modelfiles.gguf import GGMLType
 
@@ -338,3 +339,22 @@ CheckpointMatrix = CheckpointTensor | QuantizedTensor
 """A matrix of any checkpoint."""
 StoredType = GGMLType | WeightScheme
 """What its codes are: a type of GGUF's, or a scheme of a quantised safetensors checkpoint."""
+
+
+def quantized_rows(tensor: CheckpointTensor, values: Tensor, dtype: torch.dtype) -> Affine:
+    """Rows of an unquantised tensor in 8 bits, with a scale each.
+
+    Args:
+        values: [num_rows, num_columns], or as many, in floating point.
+        dtype: as for `quantize_rows`.
+
+    Raises:
+        QuantizedTensorError: one is NaN or infinite.
+    """
+    try:
+        codes, scales = quantize_rows(values.reshape(-1, tensor.num_columns), dtype)
+    except NotFiniteError as error:
+        raise QuantizedTensorError(
+            f'{error}: the tensor "{tensor.name}" has some; the file is damaged, or training failed: get it again'
+        ) from error
+    return Affine(codes, scales, None, tensor.num_columns)

@@ -13,11 +13,11 @@ import torch
 
 from engine.quantization import int4_op, packed
 from engine.quantization.base import Dense, QuantMethod
-from engine.quantization.checkpoint import Destination
-from engine.quantization.int4_cpu import BYTE_TYPES, NIBBLE_TYPES, Int4Packed, Int8Packed
+from engine.quantization.checkpoint import PLAIN_DTYPES, Destination
+from engine.quantization.int4_cpu import Int4Packed, Int8Packed, code_bits
 from engine.quantization.packed import Packed
 from engine.quantization.quantized_tensor import CheckpointMatrix, QuantizedTensor, StoredType
-from engine.quantization.scheme import WeightScheme
+from engine.quantization.rounded import Rounded
 
 
 class StoredMatrix(Protocol):
@@ -68,13 +68,15 @@ def segments_bytes(matrices: Sequence[StoredMatrix], destination: Destination) -
 
 
 def _cpu_method(matrix: StoredMatrix, destination: Destination) -> type[QuantMethod]:
-    # In float32, the measure that other paths are compared with, nothing is rounded.
+    type, weight_dtype = matrix.type, destination.weight_dtype
+    is_rounded = type in PLAIN_DTYPES and weight_dtype is not None
+    # In float32, the measure that other paths are compared with, nothing is rounded but what shall be.
     is_packable = destination.dtype == torch.bfloat16 and matrix.num_columns % int4_op.GROUP == 0
-    if not is_packable or int4_op.layout() is None or isinstance(matrix.type, WeightScheme):
-        return Dense
-    if matrix.type in NIBBLE_TYPES:
-        return Int4Packed
-    return Int8Packed if matrix.type in BYTE_TYPES else Dense
+    if is_packable and int4_op.layout() is not None:
+        bits = 8 if is_rounded and weight_dtype == torch.int8 else code_bits(type, matrix.num_columns)
+        if bits is not None:
+            return Int4Packed if bits == 4 else Int8Packed
+    return Rounded if is_rounded else Dense
 
 
 def _runs(matrices: Sequence[StoredMatrix], destination: Destination) -> Iterator[tuple[type[QuantMethod], int, int]]:
