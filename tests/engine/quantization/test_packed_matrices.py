@@ -24,6 +24,8 @@ from tests.engine.quantization import packers
 from tests.engine.quantization.packers import opened
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+KERNELS = GPU if torch.cuda.is_available() else CPU
+"""Where kernels run."""
 AWQ = WeightScheme("awq", 4, 1, 16, has_zeros=True)
 GPTQ = WeightScheme("gptq", 4, 1, 16, has_zeros=True, zero_offset=1)
 ACT_ORDER = replace(GPTQ, has_group_index=True)
@@ -117,13 +119,15 @@ def test_matrices_of_one_order_are_joined(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 def test_rows_and_products_of_reordered_columns() -> None:
     made = packers.gptq(np.random.default_rng(0), 32, 64, 16, is_shuffled=True)
-    matrix = Packed.from_checkpoint([opened(made, ACT_ORDER)], Destination(CPU, torch.float32))
+    with Staging(KERNELS, buffer_bytes=1 << 14, num_buffers=2, num_threads=2) as staging:
+        matrix = Packed.from_checkpoint([opened(made, ACT_ORDER)], Destination(KERNELS, torch.float32, staging))
     rows = torch.tensor([31, 0, 5])
-    torch.testing.assert_close(matrix.embed(rows), made.values[rows])
+    torch.testing.assert_close(matrix.embed(rows.to(KERNELS)).cpu(), made.values[rows])
     x = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(matrix.linear(x, None), x @ made.values.T, rtol=1e-4, atol=1e-4)
+    y = matrix.linear(x.to(KERNELS), None).cpu()
+    torch.testing.assert_close(y, x @ made.values.T, rtol=1e-4, atol=1e-4)
     moved = matrix.map_tensors(torch.clone)
-    torch.testing.assert_close(moved.embed(rows), made.values[rows])
+    torch.testing.assert_close(moved.embed(rows.to(KERNELS)).cpu(), made.values[rows])
 
 
 # ---- quantised here
