@@ -61,12 +61,14 @@ def test_rows(name: str, device: torch.device) -> None:
         assert error(packed_rows(weight, dtype, chosen, pdl=True), expected) < limit
 
 
-@pytest.mark.parametrize(("num_tokens", "dtype"), [(1, torch.float32), (20, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("num_tokens", "num_rows", "dtype"), [(1, 16, torch.float32), (20, 48, torch.bfloat16)], ids=str
+)
 @NAMES
-def test_product(name: str, num_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+def test_product(name: str, num_tokens: int, num_rows: int, dtype: torch.dtype, device: torch.device) -> None:
     torch.manual_seed(0)
-    weight = packed_affine(SCHEMES[name], random_affine(SCHEMES[name], 48, 512, device))
-    bias, x = torch.randn(48, device=device).to(dtype), torch.randn(num_tokens, 512, device=device).to(dtype)
+    weight = packed_affine(SCHEMES[name], random_affine(SCHEMES[name], num_rows, 512, device))
+    bias, x = torch.randn(num_rows, device=device).to(dtype), torch.randn(num_tokens, 512, device=device).to(dtype)
     expected = reference_packed.packed_product(x, weight, bias)
     assert error(packed_product(x, weight, bias, pdl=True), expected) < MAX_ERROR[dtype]
 
