@@ -1,7 +1,8 @@
 """Rows of a packed matrix, expanded: all of them for a long prompt's product, or those of a step's tokens.
 
 One program for a few rows and a part of their columns. What it computes is what `packed_product` multiplies by, to the
-bit. Called by `quantization.packed`.
+bit; where a row has one scale, it is that rounded once, while the product multiplies its sum. Called by
+`quantization.packed`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import triton
 import triton.language as tl
 
 from engine.kernels.launch import launch_options, wait_for_predecessor
-from engine.kernels.packed_tile import kernel_tensor, load_tile
+from engine.kernels.packed_tile import ROW_SCALE, kernel_tensor, load_tile
 from engine.quantization.packed_format import PackedWeight
 
 Tensor = torch.Tensor
@@ -62,6 +63,12 @@ def _packed_rows_kernel(
         words_ptr, extra_ptr, scales_ptr, supers_ptr, row, unit, 0,
         WIDTH, UNIT, ROWS, UNIT, CODE, ZERO, SCALE, GROUP, out_ptr.dtype.element_ty,
     )  # fmt: skip
+    if SCALE == ROW_SCALE:
+        scale = tl.load(scales_ptr + row)[:, None]
+        w0 = (w0.to(tl.float32) * scale).to(w0.dtype)
+        w1 = (w1.to(tl.float32) * scale).to(w1.dtype)
+        w2 = (w2.to(tl.float32) * scale).to(w2.dtype)
+        w3 = (w3.to(tl.float32) * scale).to(w3.dtype)
     column = unit * (4 * UNIT) + tl.arange(0, UNIT)
     out_ptrs = out_ptr + (here.to(tl.int64) * WIDTH)[:, None] + column[None, :]
     tl.store(out_ptrs, w0, mask=is_row[:, None])
@@ -80,7 +87,7 @@ def packed_rows(weight: PackedWeight, dtype: torch.dtype, rows: Tensor | None = 
         pdl: overlap with the kernel before, on devices that can.
 
     Returns:
-        [n, num_columns]
+        [n, num_columns], columns in the planes' order.
     """
     num_out = weight.num_rows if rows is None else len(rows)
     out = torch.empty(num_out, weight.num_columns, dtype=dtype, device=weight.planes.words.device)

@@ -1,4 +1,4 @@
-"""How block formats of GGUF lie on a GPU without being expanded: which planes a format has, and how it becomes them.
+"""How quantised matrices lie on a GPU without being expanded: which planes a format has, and how codes become them.
 
 A matrix is cut into blocks of 16 rows and units of 4 * `words` columns (`words` is 64, or less where rows are short).
 A unit's four quarters lie above each other in one word: bits 4j to 4j + 3 of word c are column j * words + c, so that
@@ -10,18 +10,21 @@ one shift yields a quarter, whose columns are consecutive and whose groups have 
                                                        bit 4 + j for column c + words / 2
             or [row_blocks, units, 16, words]          two more bits: bits 2j and 2j + 1
     scales  [row_blocks, groups, 16]                   one for each row and group, see Scale
+            or [row_blocks, groups, 1]                 one for the 16 rows together
     supers  [row_blocks, units, 16]                    what a block of 256 columns has in common
 
 The kernels that read them are `kernels.packed_product` and `kernels.packed_rows`, their twin is
-`kernels.reference_packed`. A plane holds no bit that the file did not hold but for scales of 6 bits, which take a byte:
-Q4_K grows by 2.8 %. Formats of two and three bits take four.
+`kernels.reference_packed`. Of block formats of GGUF (`pack`) a plane holds no bit that the file did not hold but for
+scales of 6 bits, which take a byte: Q4_K grows by 2.8 %. Formats of two and three bits take four. What becomes of
+quantised safetensors is in `packed_scheme`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
 
 import torch
 
@@ -42,6 +45,8 @@ class Code(IntEnum):
     FIVE_BITS = 1
     SIX_BITS = 2
     BYTE = 3
+    FP8 = 4
+    """A byte, float8_e4m3fn. NaN is not among them: a row that has one has a scale of NaN."""
 
 
 class Scale(IntEnum):
@@ -55,26 +60,65 @@ class Scale(IntEnum):
     """float16: scale * code."""
     HALF_PAIR = 3
     """int32, two float16: scale * code + offset."""
+    FLOAT = 4
+    """float32: scale * code."""
+    FLOAT_ZERO = 5
+    """int32: scale * (code - zero); a float32 in whose lowest 8 bits is the zero point. What is left of the float32 is
+    exact for a scale that came as float16 or bfloat16, and within 2^-16 of another."""
+    BLOCK = 6
+    """float32 for 16 rows together: scale * code."""
+    ROW = 7
+    """float32: scale * code, of all columns of a row. A product multiplies sums with it."""
+
+
+SCALE_TYPES = MappingProxyType(
+    {
+        Scale.PAIR: torch.int16,
+        Scale.BYTE: torch.int8,
+        Scale.HALF: torch.float16,
+        Scale.HALF_PAIR: torch.int32,
+        Scale.FLOAT: torch.float32,
+        Scale.FLOAT_ZERO: torch.int32,
+        Scale.BLOCK: torch.float32,
+        Scale.ROW: torch.float32,
+    }
+)
+"""What the plane of scales is made of."""
 
 
 @dataclass(frozen=True)
 class PackedFormat:
-    """A block format on a GPU."""
+    """How a matrix lies on a GPU."""
 
     code: Code
     zero: int
-    """What is taken from a code, which is unsigned."""
+    """What is taken from a code, which is unsigned; 0 with FLOAT_ZERO and FP8."""
     scale: Scale
     group: int
-    """Columns that share a scale."""
+    """Columns that share a scale, the last of a row perhaps fewer; with ROW, which has no groups, 0."""
+
+    def num_groups(self, num_columns: int) -> int:
+        """Scales of a row."""
+        return -(-num_columns // self.group) if self.group else 1
 
     def bytes(self, num_rows: int, num_columns: int) -> int:
         """Of all planes."""
-        code_bits = (4, 5, 6, 8)[self.code]
-        scale_bits = (16, 8, 16, 32)[self.scale]
-        super_bits = (32, 16, 0, 0)[self.scale]
+        code_bits = (4, 5, 6, 8, 8)[self.code]
+        super_bits = {Scale.PAIR: 32, Scale.BYTE: 16}.get(self.scale, 0)
         elements = num_rows * num_columns
-        return elements * code_bits // 8 + elements // self.group * scale_bits // 8 + elements // 256 * super_bits // 8
+        num_scales = num_rows // self.rows_a_scale * self.num_groups(num_columns)
+        scale_bytes = num_scales * SCALE_TYPES[self.scale].itemsize
+        return elements * code_bits // 8 + scale_bytes + elements // 256 * super_bits // 8
+
+    @property
+    def rows_a_scale(self) -> int:
+        """Rows that share a scale."""
+        return ROW_BLOCK if self.scale == Scale.BLOCK else 1
+
+    @property
+    def has_wide_scales(self) -> bool:
+        """Whether each quarter of a unit has scales of 4 bytes to itself."""
+        return SCALE_TYPES[self.scale].itemsize == 4 and self.group % (2 * MAX_WORDS) > 0
 
 
 FORMATS: dict[GGMLType, PackedFormat] = {
@@ -114,6 +158,14 @@ class Planes:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.words, self.extra, self.scales, self.supers
 
+    def blocks(self, start: int, stop: int) -> Planes:
+        """A view of row blocks [start, stop)."""
+        return self.map(lambda plane: plane[start:stop])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Planes:
+        """The same with other tensors in place of those that have elements."""
+        return Planes(*(change(plane) if plane.numel() else plane for plane in self.tensors))
+
 
 @dataclass(frozen=True)
 class PackedWeight:
@@ -124,6 +176,12 @@ class PackedWeight:
     num_rows: int
     """A multiple of ROW_BLOCK."""
     num_columns: int
+    column_order: Tensor | None = None
+    """int64 [num_columns]: column c of the planes is this column of the matrix; None: they are in order."""
+
+    def ordered(self, x: Tensor) -> Tensor:
+        """x [n, num_columns] with its columns in the planes' order."""
+        return x if self.column_order is None else x.index_select(1, self.column_order)
 
     @property
     def unit(self) -> int:
@@ -139,7 +197,7 @@ class PackedWeight:
             "CODE": int(self.format.code),
             "ZERO": self.format.zero,
             "SCALE": int(self.format.scale),
-            "GROUP": self.format.group,
+            "GROUP": self.format.group or self.num_columns,
         }
 
 
@@ -147,16 +205,17 @@ def empty_planes(format: PackedFormat, num_rows: int, num_columns: int, device: 
     """Planes without values. Those that a format lacks have no elements."""
     blocks, words = num_rows // ROW_BLOCK, unit_words(num_columns)
     units = num_columns // (4 * words)
-    word_shape = (blocks, units, 2, ROW_BLOCK, words) if format.code == Code.BYTE else (blocks, units, ROW_BLOCK, words)
+    is_whole = format.code in (Code.BYTE, Code.FP8)
+    word_shape = (blocks, units, 2, ROW_BLOCK, words) if is_whole else (blocks, units, ROW_BLOCK, words)
     extra_bytes = {Code.FIVE_BITS: words // 2, Code.SIX_BITS: words}.get(format.code)
     extra_shape = (0,) if extra_bytes is None else (blocks, units, ROW_BLOCK, extra_bytes)
-    scale_dtype = (torch.int16, torch.int8, torch.float16, torch.int32)[format.scale]
+    scale_shape = blocks, format.num_groups(num_columns), ROW_BLOCK // format.rows_a_scale
     super_dtype = {Scale.PAIR: torch.int32, Scale.BYTE: torch.float16}.get(format.scale)
     super_shape = (0,) if super_dtype is None else (blocks, num_columns // 256, ROW_BLOCK)
     return Planes(
         torch.empty(word_shape, dtype=torch.int16, device=device),
         torch.empty(extra_shape, dtype=torch.uint8, device=device),
-        torch.empty(blocks, num_columns // format.group, ROW_BLOCK, dtype=scale_dtype, device=device),
+        torch.empty(scale_shape, dtype=SCALE_TYPES[format.scale], device=device),
         torch.empty(super_shape, dtype=super_dtype or torch.int16, device=device),
     )
 
@@ -172,10 +231,7 @@ def pack(type: GGMLType, raw: Tensor, num_columns: int, out: Planes) -> None:
     elements, num_bytes = BLOCK_LAYOUT[type]
     blocks = raw.view(-1, num_bytes)
     taken = parts(type, blocks)
-    words = unit_words(num_columns)
-    codes = (taken.codes.to(torch.int32) + format.zero).view(-1, ROW_BLOCK, num_columns // (4 * words), 4, words)
-    codes = codes.transpose(1, 2)  # [row_blocks, units, 16, 4, words]
-    _pack_codes(format.code, codes, out)
+    pack_codes(format.code, (taken.codes.to(torch.int32) + format.zero).view(-1, num_columns), out.words, out.extra)
 
     def by_group(values: Tensor) -> Tensor:
         """[num_blocks, n] -> [row_blocks, groups, 16]"""
@@ -197,18 +253,27 @@ def pack(type: GGMLType, raw: Tensor, num_columns: int, out: Planes) -> None:
         out.supers.copy_(by_group(super_scale))
 
 
-def _pack_codes(code: Code, codes: Tensor, out: Planes) -> None:
-    quarters = codes.unbind(-2)  # four of [row_blocks, units, 16, words]
-    if code == Code.BYTE:
+def pack_codes(code: Code, codes: Tensor, words: Tensor, extra: Tensor) -> None:
+    """Writes codes into their planes, or into some units of them.
+
+    Args:
+        codes: int32 [num_rows, num_columns], unsigned; whole row blocks and units.
+        words: of as many row blocks and units.
+        extra: the same; without elements where the format has none.
+    """
+    length = words.shape[-1]
+    codes = codes.view(-1, ROW_BLOCK, codes.shape[1] // (4 * length), 4, length)
+    quarters = codes.transpose(1, 2).unbind(-2)  # four of [row_blocks, units, 16, words]
+    if code in (Code.BYTE, Code.FP8):
         halves = [quarters[j] | quarters[j + 1] << 8 for j in (0, 2)]
-        out.words.copy_(torch.stack(halves, 2))
+        words.copy_(torch.stack(halves, 2))
         return
-    out.words.copy_(_joined([quarter & 15 for quarter in quarters], 4))
+    words.copy_(_joined([quarter & 15 for quarter in quarters], 4))
     if code == Code.FIVE_BITS:
         low, high = _joined([quarter >> 4 for quarter in quarters], 1).chunk(2, -1)
-        out.extra.copy_(low | high << 4)
+        extra.copy_(low | high << 4)
     elif code == Code.SIX_BITS:
-        out.extra.copy_(_joined([quarter >> 4 for quarter in quarters], 2))
+        extra.copy_(_joined([quarter >> 4 for quarter in quarters], 2))
 
 
 def _joined(fields: Sequence[Tensor], bits: int) -> Tensor:
