@@ -3,8 +3,7 @@
 The time is that of W's bytes, so everything here is for keeping loads in flight. The threads of a program span a row:
 each loads 16 bytes of every row of a tile and the same of x, so that no value changes hands until one sum over the
 threads at the end. `DEPTH` tiles are in flight, the first of them before the kernel before this one has ended. What the
-epilogue needs is loaded together with the last tiles, and is handled row by row in scalars, which every thread has:
-a tensor of so few elements would be spread over the threads in another way, and cost trips through shared memory.
+epilogue needs is loaded together with the last tiles, and is handled row by row in scalars (`gemv_rows`).
 
 Called by `gemv.launch`. Programs own whole rows of W, so results do not vary from run to run. Sums are in float32.
 """
@@ -14,17 +13,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from engine.kernels.gemv_epilogue import ARGMAX, GATED, NO_ROW, RESIDUAL, activate
+from engine.kernels.gemv_epilogue import GATED, RESIDUAL
+from engine.kernels.gemv_rows import (
+    NORM_LANES,
+    append,
+    finish_rows,
+    inverse_rms_of,
+    load_partials,
+    load_scalars,
+    pick,
+)
 from engine.kernels.launch import wait_for_predecessor
-
-NORM_LANES: tl.constexpr = tl.constexpr(128)
-"""Partial sums of squares that are read at once: one for each thread of four warps."""
-
-
-@triton.jit
-def _append(items, item):
-    """The tuple with one more item; Triton knows no star in it."""
-    return items + (item,)  # noqa: RUF005 - the star is what Triton does not know
 
 
 @triton.jit
@@ -59,55 +58,6 @@ def _load_tile(
 
 
 @triton.jit
-def _load_scalars(
-    values,  # a tuple
-    pointer,
-    step,  # elements from one to the next
-    last,  # index of the last that exists
-    COUNT: tl.constexpr,
-    IS_EVEN: tl.constexpr,
-):
-    """The tuple with COUNT more, as float32."""
-    for index in tl.static_range(COUNT):
-        value = tl.load(pointer + (index if IS_EVEN else tl.minimum(index, last)) * step)
-        values = _append(values, value.to(tl.float32))
-    return values
-
-
-@triton.jit
-def _load_partials(
-    values,  # a tuple
-    sum_squares_ptr,  # float32 [num_partials]
-    num_partials,
-    BLOCK: tl.constexpr,  # power of two >= num_partials; 0: there is no norm
-):
-    """The tuple with (BLOCK + NORM_LANES - 1) // NORM_LANES more tensors, all partial sums among them."""
-    LANES: tl.constexpr = BLOCK if BLOCK < NORM_LANES else NORM_LANES
-    for start in tl.static_range(0, BLOCK, NORM_LANES):
-        index = start + tl.arange(0, LANES)
-        values = _append(values, tl.load(sum_squares_ptr + index, mask=index < num_partials, other=0.0))
-    return values
-
-
-@triton.jit
-def _inverse_rms(
-    squares,  # a tuple of tensors of partial sums
-    FIRST: tl.constexpr,
-    COUNT: tl.constexpr,  # of them are this token's; 0: there is no norm
-    WIDTH: tl.constexpr,
-    eps,
-):
-    """1 / sqrt(mean of squares + eps), a scalar."""
-    if COUNT == 0:
-        return tl.full((), 1.0, tl.float32)
-    else:
-        total = squares[FIRST]
-        for index in tl.static_range(1, COUNT):
-            total += squares[FIRST + index]
-        return tl.rsqrt(tl.sum(total, axis=0) / WIDTH + eps)
-
-
-@triton.jit
 def _sum_threads(sums, COUNT: tl.constexpr):
     """[rows * COUNT] from COUNT tensors [rows, threads]; tensor number g of row r at r * COUNT + g. One reduction."""
     if COUNT == 1:
@@ -118,14 +68,6 @@ def _sum_threads(sums, COUNT: tl.constexpr):
         tl.static_assert(COUNT == 4)
         joined = tl.join(tl.join(sums[0], sums[2]), tl.join(sums[1], sums[3]))
     return tl.ravel(tl.sum(joined, axis=1))
-
-
-@triton.jit
-def _pick(values, INDEX: tl.constexpr):
-    """One element as a scalar. As integers, because x + 0 is x for them, and the compiler leaves the sum out."""
-    bits = values.to(tl.int32, bitcast=True)
-    bits = tl.where(tl.arange(0, values.shape[0]) == INDEX, bits, 0)
-    return tl.sum(bits, axis=0).to(tl.float32, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["num_partials"])
@@ -178,12 +120,12 @@ def fma_kernel(
                 weight_ptr, up_distance, last,
                 t, NUM_GROUPS, GROUPS_A_HALF, STEP * WEIGHT_STRIDE, TILE_ROWS, WIDTH, COLUMNS, IS_EVEN,
             )  # fmt: skip
-            ring = _append(ring, tile)
+            ring = append(ring, tile)
     wait_for_predecessor(PDL)
 
     sums = ()  # for each group and token [TILE_ROWS, COLUMNS // VECTOR], one element a thread and row
     for _ in tl.static_range(NUM_GROUPS * NUM_TOKENS):
-        sums = _append(sums, tl.zeros((TILE_ROWS, COLUMNS // VECTOR), tl.float32))
+        sums = append(sums, tl.zeros((TILE_ROWS, COLUMNS // VECTOR), tl.float32))
     for chunk in tl.static_range(NUM_CHUNKS):
         column = chunk * COLUMNS + tl.arange(0, COLUMNS)
         xs = ()
@@ -192,25 +134,25 @@ def fma_kernel(
                 x = tl.load(x_ptr + token * x_stride + column)
             else:
                 x = tl.load(x_ptr + token * x_stride + column, mask=column < WIDTH, other=0.0)
-            xs = _append(xs, x.to(tl.float32))
+            xs = append(xs, x.to(tl.float32))
         # The norm's sums arrive while a chunk is computed, and are added while the last tiles are on their way.
         if chunk == tl.constexpr(NUM_CHUNKS - 2 if NUM_CHUNKS > 1 else 0):
             squares = ()
             for token in tl.static_range(NUM_TOKENS):
-                squares = _load_partials(squares, sum_squares_ptr + token * num_partials, num_partials, NORM_BLOCK)
+                squares = load_partials(squares, sum_squares_ptr + token * num_partials, num_partials, NORM_BLOCK)
         if chunk == NUM_CHUNKS - 1:
             bias, bias_up, gamma, residual, scales = (), (), (), (), ()
             if HAS_BIAS:
-                bias = _load_scalars(bias, bias_ptr + first * STEP, STEP, last, ROWS, IS_EVEN)
+                bias = load_scalars(bias, bias_ptr + first * STEP, STEP, last, ROWS, IS_EVEN)
                 if EPILOGUE == GATED:
-                    bias_up = _load_scalars(bias_up, bias_ptr + first * STEP + up_row, STEP, last, ROWS, IS_EVEN)
+                    bias_up = load_scalars(bias_up, bias_ptr + first * STEP + up_row, STEP, last, ROWS, IS_EVEN)
             if EPILOGUE == RESIDUAL:
-                gamma = _load_scalars(gamma, gamma_ptr + first, 1, last, ROWS, IS_EVEN)
+                gamma = load_scalars(gamma, gamma_ptr + first, 1, last, ROWS, IS_EVEN)
                 for token in tl.static_range(NUM_TOKENS):
                     stream = residual_ptr + token * residual_stride + first
-                    residual = _load_scalars(residual, stream, 1, last, ROWS, IS_EVEN)
+                    residual = load_scalars(residual, stream, 1, last, ROWS, IS_EVEN)
             for token in tl.static_range(NUM_TOKENS):
-                scales = _append(scales, _inverse_rms(squares, token * NUM_PARTS, NUM_PARTS, WIDTH, eps))
+                scales = append(scales, inverse_rms_of(squares, token * NUM_PARTS, NUM_PARTS, WIDTH, eps))
         new_sums = ()
         for group in tl.static_range(NUM_GROUPS):
             weights = ring[0].to(tl.float32)  # type: ignore[misc] # a tuple that Triton unrolls, empty to mypy
@@ -221,52 +163,26 @@ def fma_kernel(
                     weight_ptr, up_distance, last, chunk * NUM_GROUPS + group + DEPTH,
                     NUM_GROUPS, GROUPS_A_HALF, STEP * WEIGHT_STRIDE, TILE_ROWS, WIDTH, COLUMNS, IS_EVEN,
                 )  # fmt: skip
-                ring = _append(ring, tile)
+                ring = append(ring, tile)
             for token in tl.static_range(NUM_TOKENS):
                 product = tl.reshape(weights * xs[token][None, :], (TILE_ROWS, COLUMNS // VECTOR, VECTOR))
-                new_sums = _append(new_sums, sums[token * NUM_GROUPS + group] + tl.sum(product, axis=2))
+                new_sums = append(new_sums, sums[token * NUM_GROUPS + group] + tl.sum(product, axis=2))
         # Made group by group, kept token by token.
         sums = ()
         for token in tl.static_range(NUM_TOKENS):
             for group in tl.static_range(NUM_GROUPS):
-                sums = _append(sums, new_sums[group * NUM_TOKENS + token])
+                sums = append(sums, new_sums[group * NUM_TOKENS + token])
 
     for token in tl.static_range(NUM_TOKENS):
         values = _sum_threads(sums[token * NUM_GROUPS : (token + 1) * NUM_GROUPS], NUM_GROUPS)
-        best = float("-inf")
-        best_row = NO_ROW
-        sum_squares = 0.0
+        products, products_up = (), ()
         for index in tl.static_range(ROWS):
-            row = first + index
-            exists = tl.full((), True, tl.int1) if IS_EVEN else row < num_outputs
-            y = _pick(values, (index % TILE_ROWS) * NUM_GROUPS + index // TILE_ROWS) * scales[token]
-            if HAS_BIAS:
-                y += bias[index]
-            here = out_ptr + token * num_outputs + row
-            if EPILOGUE == ARGMAX:
-                # A NaN would lose every comparison; as infinity it wins, and the step's end sees that no token did.
-                y = tl.where(y == y, y, float("inf"))
-                is_better = y > best  # rows beyond the last repeat it, and are no better
-                best = tl.where(is_better, y, best)
-                best_row = tl.where(is_better, row, best_row)
-            else:
-                if EPILOGUE == RESIDUAL:
-                    y += residual[token * ROWS + index]
-                    tl.store(residual_ptr + token * residual_stride + row, y, mask=exists)
-                    sum_squares += tl.where(exists, y * y, 0.0)
-                    y *= gamma[index]
-                if EPILOGUE == GATED:
-                    up = (
-                        _pick(values, (index % TILE_ROWS) * NUM_GROUPS + index // TILE_ROWS + GROUPS_A_HALF)
-                        * scales[token]
-                    )
-                    if HAS_BIAS:
-                        up += bias_up[index]
-                    y = activate(y, ACTIVATION) * up
-                tl.store(here, y.to(out_ptr.dtype.element_ty), mask=exists)
-        there = token * num_programs + program
-        if EPILOGUE == ARGMAX:
-            tl.store(partials_ptr + there, best)
-            tl.store(out_ptr + there, best_row)
-        if EPILOGUE == RESIDUAL:
-            tl.store(partials_ptr + there, sum_squares)
+            place = tl.constexpr((index % TILE_ROWS) * NUM_GROUPS + index // TILE_ROWS)
+            products = append(products, pick(values, place))
+            if EPILOGUE == GATED:
+                products_up = append(products_up, pick(values, place + GROUPS_A_HALF))
+        finish_rows(
+            products, products_up, bias, bias_up, gamma, residual, scales[token], first, token, num_outputs,
+            residual_ptr, residual_stride, out_ptr, num_outputs, partials_ptr,
+            token * ROWS, ROWS, IS_EVEN, EPILOGUE, ACTIVATION, HAS_BIAS,
+        )  # fmt: skip

@@ -461,9 +461,7 @@ def load_tile(
         scales += row[:, None]
     column = unit * (4 * UNIT) + first
     if SCALE == ZERO_SCALE:
-        w0, w1, w2, w3 = _with_zeros(
-            words, words_above, scales, column, UNIT, ROWS, WORDS, GROUPS, CODE, GROUP, DTYPE
-        )
+        w0, w1, w2, w3 = _with_zeros(words, words_above, scales, column, UNIT, ROWS, WORDS, GROUPS, CODE, GROUP, DTYPE)
     elif SCALE == ROW_SCALE:
         w0, w1, w2, w3 = _codes(words, words_above, extra, CODE, ZERO, DTYPE)
     else:
