@@ -3,7 +3,8 @@
 The time is that of W's bytes, so everything here is for keeping loads in flight. The threads of a program span a row:
 each loads 16 bytes of every row of a tile and the same of x, so that no value changes hands until one sum over the
 threads at the end. `DEPTH` tiles are in flight, the first of them before the kernel before this one has ended. What the
-epilogue needs is loaded together with the last tiles, and is handled row by row in scalars (`gemv_rows`).
+epilogue needs is loaded together with the last tiles, and is handled row by row in scalars, which every thread has:
+a tensor of so few elements would be spread over the threads in another way, and cost trips through shared memory.
 
 Called by `gemv.launch`. Programs own whole rows of W, so results do not vary from run to run. Sums are in float32.
 """
@@ -13,18 +14,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from engine.kernels.gemv_epilogue import GATED, RESIDUAL
-from engine.kernels.gemv_rows import (
-    NORM_LANES,
-    append,
-    finish_rows,
-    inverse_rms_of,
-    load_partials,
-    load_scalars,
-    pick,
-)
+from engine.kernels.gemv_epilogue import ARGMAX, GATED, NO_ROW, RESIDUAL, activate
+from engine.kernels.gemv_norm import NORM_LANES, append, inverse_rms_of, load_partials
 from engine.kernels.launch import wait_for_predecessor
-
 
 @triton.jit
 def _load_tile(
@@ -58,6 +50,22 @@ def _load_tile(
 
 
 @triton.jit
+def _load_scalars(
+    values,  # a tuple
+    pointer,
+    step,  # elements from one to the next
+    last,  # index of the last that exists
+    COUNT: tl.constexpr,
+    IS_EVEN: tl.constexpr,
+):
+    """The tuple with COUNT more, as float32."""
+    for index in tl.static_range(COUNT):
+        value = tl.load(pointer + (index if IS_EVEN else tl.minimum(index, last)) * step)
+        values = append(values, value.to(tl.float32))
+    return values
+
+
+@triton.jit
 def _sum_threads(sums, COUNT: tl.constexpr):
     """[rows * COUNT] from COUNT tensors [rows, threads]; tensor number g of row r at r * COUNT + g. One reduction."""
     if COUNT == 1:
@@ -68,6 +76,14 @@ def _sum_threads(sums, COUNT: tl.constexpr):
         tl.static_assert(COUNT == 4)
         joined = tl.join(tl.join(sums[0], sums[2]), tl.join(sums[1], sums[3]))
     return tl.ravel(tl.sum(joined, axis=1))
+
+
+@triton.jit
+def _pick(values, INDEX: tl.constexpr):
+    """One element as a scalar. As integers, because x + 0 is x for them, and the compiler leaves the sum out."""
+    bits = values.to(tl.int32, bitcast=True)
+    bits = tl.where(tl.arange(0, values.shape[0]) == INDEX, bits, 0)
+    return tl.sum(bits, axis=0).to(tl.float32, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["num_partials"])
@@ -143,14 +159,14 @@ def fma_kernel(
         if chunk == NUM_CHUNKS - 1:
             bias, bias_up, gamma, residual, scales = (), (), (), (), ()
             if HAS_BIAS:
-                bias = load_scalars(bias, bias_ptr + first * STEP, STEP, last, ROWS, IS_EVEN)
+                bias = _load_scalars(bias, bias_ptr + first * STEP, STEP, last, ROWS, IS_EVEN)
                 if EPILOGUE == GATED:
-                    bias_up = load_scalars(bias_up, bias_ptr + first * STEP + up_row, STEP, last, ROWS, IS_EVEN)
+                    bias_up = _load_scalars(bias_up, bias_ptr + first * STEP + up_row, STEP, last, ROWS, IS_EVEN)
             if EPILOGUE == RESIDUAL:
-                gamma = load_scalars(gamma, gamma_ptr + first, 1, last, ROWS, IS_EVEN)
+                gamma = _load_scalars(gamma, gamma_ptr + first, 1, last, ROWS, IS_EVEN)
                 for token in tl.static_range(NUM_TOKENS):
                     stream = residual_ptr + token * residual_stride + first
-                    residual = load_scalars(residual, stream, 1, last, ROWS, IS_EVEN)
+                    residual = _load_scalars(residual, stream, 1, last, ROWS, IS_EVEN)
             for token in tl.static_range(NUM_TOKENS):
                 scales = append(scales, inverse_rms_of(squares, token * NUM_PARTS, NUM_PARTS, WIDTH, eps))
         new_sums = ()
@@ -175,14 +191,40 @@ def fma_kernel(
 
     for token in tl.static_range(NUM_TOKENS):
         values = _sum_threads(sums[token * NUM_GROUPS : (token + 1) * NUM_GROUPS], NUM_GROUPS)
-        products, products_up = (), ()
+        best = float("-inf")
+        best_row = NO_ROW
+        sum_squares = 0.0
         for index in tl.static_range(ROWS):
-            place = tl.constexpr((index % TILE_ROWS) * NUM_GROUPS + index // TILE_ROWS)
-            products = append(products, pick(values, place))
-            if EPILOGUE == GATED:
-                products_up = append(products_up, pick(values, place + GROUPS_A_HALF))
-        finish_rows(
-            products, products_up, bias, bias_up, gamma, residual, scales[token], first, token, num_outputs,
-            residual_ptr, residual_stride, out_ptr, num_outputs, partials_ptr,
-            token * ROWS, ROWS, IS_EVEN, EPILOGUE, ACTIVATION, HAS_BIAS,
-        )  # fmt: skip
+            row = first + index
+            exists = tl.full((), True, tl.int1) if IS_EVEN else row < num_outputs
+            y = _pick(values, (index % TILE_ROWS) * NUM_GROUPS + index // TILE_ROWS) * scales[token]
+            if HAS_BIAS:
+                y += bias[index]
+            here = out_ptr + token * num_outputs + row
+            if EPILOGUE == ARGMAX:
+                # A NaN would lose every comparison; as infinity it wins, and the step's end sees that no token did.
+                y = tl.where(y == y, y, float("inf"))
+                is_better = y > best  # rows beyond the last repeat it, and are no better
+                best = tl.where(is_better, y, best)
+                best_row = tl.where(is_better, row, best_row)
+            else:
+                if EPILOGUE == RESIDUAL:
+                    y += residual[token * ROWS + index]
+                    tl.store(residual_ptr + token * residual_stride + row, y, mask=exists)
+                    sum_squares += tl.where(exists, y * y, 0.0)
+                    y *= gamma[index]
+                if EPILOGUE == GATED:
+                    up = (
+                        _pick(values, (index % TILE_ROWS) * NUM_GROUPS + index // TILE_ROWS + GROUPS_A_HALF)
+                        * scales[token]
+                    )
+                    if HAS_BIAS:
+                        up += bias_up[index]
+                    y = activate(y, ACTIVATION) * up
+                tl.store(here, y.to(out_ptr.dtype.element_ty), mask=exists)
+        there = token * num_programs + program
+        if EPILOGUE == ARGMAX:
+            tl.store(partials_ptr + there, best)
+            tl.store(out_ptr + there, best_row)
+        if EPILOGUE == RESIDUAL:
+            tl.store(partials_ptr + there, sum_squares)

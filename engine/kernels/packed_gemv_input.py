@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from engine.kernels.gemv_rows import append
+from engine.kernels.gemv_norm import append
 from engine.kernels.packed_gemv_tile import CHUNK_WORDS, READ_WRITTEN, dot_bytes, load_vector, permute
 from engine.kernels.packed_tile import FP8, NIBBLE, PAIRS
 
@@ -55,11 +55,12 @@ def _halves(low, high):
 def quantize_chunk(
     x_ptr,  # int32, a token's row: pairs of bfloat16 or float16
     chunk,  # int32 [THREADS]
-    live,  # int32 [THREADS]
+    live,  # int32 [THREADS], 0: the scale is 0
     UNIT: tl.constexpr,
     CODE: tl.constexpr,
     ZERO: tl.constexpr,
     IS_BFLOAT16: tl.constexpr,
+    IS_MASKED: tl.constexpr,  # whether loads look at `live`; the scale always does
 ):
     """Tuples of [THREADS]: x of the four quarters, eight int32 (FP8: sixteen); what their sums start from, -ZERO times
     the sum of x, four int32; the sums, four int32; and the scale, float32."""
@@ -67,7 +68,7 @@ def quantize_chunk(
     here = x_ptr + (chunk // CHUNKS * (2 * UNIT) + chunk % CHUNKS * 4)
     numbers = ()
     for quarter in tl.static_range(4):
-        pairs = load_vector(here + quarter * (UNIT // 2), live, 4, READ_WRITTEN)
+        pairs = load_vector(here + quarter * (UNIT // 2), live, 4, READ_WRITTEN, IS_MASKED)
         for index in tl.static_range(4):
             numbers = append(numbers, _number(pairs[index], 0, IS_BFLOAT16))
             numbers = append(numbers, _number(pairs[index], 1, IS_BFLOAT16))
@@ -102,4 +103,4 @@ def quantize_chunk(
             zero = tl.constexpr(ZERO * 16 if CODE == NIBBLE and quarter % 2 == 1 else ZERO)
             starts = append(starts, none if ZERO == 0 else total * -zero)
         scale = largest * (1.0 / 127.0)
-    return values, starts, sums, scale
+    return values, starts, sums, tl.where(live != 0, scale, 0.0)

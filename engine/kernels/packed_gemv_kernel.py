@@ -3,7 +3,7 @@
 The time should be that of W's bytes, so loads are kept in flight and instructions few. A program computes ROWS rows,
 four a tile; its threads span a row, and take the next part of it in the next pass. `DEPTH` tiles are in flight, the
 first of them before the kernel before this one has ended. In a pass a thread rounds its part of x once, for all rows
-(`packed_gemv_input`), and multiplies in integers (`packed_gemv_tile`); what becomes of the sums is in `gemv_rows`.
+(`packed_gemv_input`), and multiplies in integers (`packed_gemv_tile`); what becomes of the sums is in `packed_gemv_lanes`.
 
 Called by `packed_gemv`. Programs own whole rows of W, so results do not vary from run to run. Sums are in float32.
 """
@@ -14,60 +14,32 @@ import triton
 import triton.language as tl
 
 from engine.kernels.gemv_epilogue import GATED, RESIDUAL
-from engine.kernels.gemv_rows import (
-    NORM_LANES,
-    append,
-    finish_rows,
-    inverse_rms_of,
-    load_partials,
-    load_scalars,
-)
+from engine.kernels.gemv_norm import NORM_LANES, append, inverse_rms_of, load_partials
 from engine.kernels.launch import wait_for_predecessor
 from engine.kernels.packed_gemv_input import quantize_chunk
+from engine.kernels.packed_gemv_lanes import counted_rows, finish_lanes, load_lanes, sum_rows
 from engine.kernels.packed_gemv_tile import CHUNK_WORDS, TILE_ROWS, load_tile, row_codes, row_product
-from engine.kernels.packed_tile import PAIRS, ROW_SCALE
+from engine.kernels.packed_tile import ROW_SCALE
 
-UNROLLED_PASSES: tl.constexpr = tl.constexpr(2)
+UNROLLED_PASSES: tl.constexpr = tl.constexpr(6)
 """More become a loop, so that its instructions stay in their cache."""
 
 
 @triton.jit
-def _add_4(a0, a1, a2, a3, b0, b1, b2, b3):
-    return a0 + b0, a1 + b1, a2 + b2, a3 + b3
-
-
-@triton.jit
-def _add_8(a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7):
-    return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6, a7 + b7
-
-
-@triton.jit
-def _sum_threads(tensors, COUNT: tl.constexpr):
-    """A tuple of COUNT scalars, the sums of as many tensors [THREADS], a multiple of 4; eight by one reduction."""
-    sums = ()
-    if not PAIRS:  # the interpreter would add them element by element
-        for index in tl.static_range(COUNT):
-            sums = append(sums, tl.sum(tensors[index], axis=0))
-    elif COUNT == 4:
-        sums = tl.reduce(tensors, 0, _add_4)
-    else:
-        for start in tl.static_range(0, COUNT, 8):
-            sums = sums + tl.reduce(tensors[start : start + 8], 0, _add_8)  # noqa: RUF005 - as for append
-    return sums
-
-
-@triton.jit
-def _first_row(
+def _place(
     first,  # the program's first output
     num_outputs,
     TILE: tl.constexpr,  # its number; of GATED those of the gate come first
     ROWS: tl.constexpr,
 ):
-    """The first row of a tile."""
-    if TILE * TILE_ROWS < ROWS:
-        return first + TILE * TILE_ROWS
+    """A tile's block of 16 rows, and its first row within it. `first` and `num_outputs` are multiples of ROWS, or of 16
+    if that is less, so that all rows of a program that lie in one block are known to."""
+    ROW: tl.constexpr = TILE * TILE_ROWS
+    if ROW < ROWS:
+        return first // 16 + ROW // 16, first % 16 + ROW % 16
     else:
-        return num_outputs + first + (TILE * TILE_ROWS - ROWS)
+        first += num_outputs
+        return first // 16 + (ROW - ROWS) // 16, first % 16 + (ROW - ROWS) % 16
 
 
 @triton.jit
@@ -89,20 +61,24 @@ def _load(
     SCALE: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
+    IS_MASKED: tl.constexpr,
 ):
-    """The tile `T` after the first one of pass `step`; zeros where that is beyond the last pass."""
-    chunk = (step + T // TILES) * THREADS + tl.arange(0, THREADS)
+    """The tile `T` after the first one of pass `step`; zeros where IS_MASKED and that is beyond the last pass."""
+    chunk, live = _chunks(step + T // TILES, THREADS, WIDTH, IS_MASKED)
+    block, local = _place(first, num_outputs, T % TILES, ROWS)
     return load_tile(
-        words_ptr, extra_ptr, scales_ptr, supers_ptr, _first_row(first, num_outputs, T % TILES, ROWS), chunk,
-        _live(chunk, step + T // TILES, THREADS, WIDTH), WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS,
+        words_ptr, extra_ptr, scales_ptr, supers_ptr, block, local, chunk, live, WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS, IS_MASKED,
     )  # fmt: skip
 
 
 @triton.jit
-def _live(chunk, step, THREADS: tl.constexpr, WIDTH: tl.constexpr):
-    """int32 [THREADS]: whether there are such chunks; known to the compiler where all are."""
+def _chunks(step, THREADS: tl.constexpr, WIDTH: tl.constexpr, IS_MASKED: tl.constexpr):
+    """The chunks of a pass, int32 [THREADS], and whether they exist. What does not is the last one unless IS_MASKED,
+    because a load without a condition takes fewer instructions."""
     CHUNKS: tl.constexpr = WIDTH // (4 * CHUNK_WORDS)
-    return (chunk < CHUNKS).to(tl.int32)
+    chunk = step * THREADS + tl.arange(0, THREADS)
+    live = (chunk < CHUNKS).to(tl.int32)
+    return chunk if IS_MASKED else tl.minimum(chunk, CHUNKS - 1), live
 
 
 @triton.jit
@@ -131,15 +107,15 @@ def _multiply(
     SCALE: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
+    IS_MASKED: tl.constexpr,  # whether tiles beyond the last pass are loaded as zeros
 ):
     """A pass: sums with its share, and the ring with the tiles that follow."""
     IS_BFLOAT16: tl.constexpr = x_ptr.dtype.element_ty == tl.bfloat16
-    chunk = step * THREADS + tl.arange(0, THREADS)
-    live = _live(chunk, step, THREADS, WIDTH)
+    chunk, live = _chunks(step, THREADS, WIDTH, IS_MASKED)
     xs = ()
     for token in tl.static_range(NUM_TOKENS):
         pairs_ptr = (x_ptr + token * x_stride).to(tl.pointer_type(tl.int32))
-        xs = append(xs, quantize_chunk(pairs_ptr, chunk, live, UNIT, CODE, ZERO, IS_BFLOAT16))
+        xs = append(xs, quantize_chunk(pairs_ptr, chunk, live, UNIT, CODE, ZERO, IS_BFLOAT16, IS_MASKED))
     shares = ()
     for t in tl.static_range(TILES):
         tile = ring[0]
@@ -147,7 +123,7 @@ def _multiply(
         if PASSES == 0 or t + DEPTH < PASSES * TILES:
             following = _load(
                 words_ptr, extra_ptr, scales_ptr, supers_ptr, first, num_outputs, step, t + DEPTH,
-                TILES, THREADS, ROWS, WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS,
+                TILES, THREADS, ROWS, WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS, IS_MASKED,
             )  # fmt: skip
             ring = append(ring, following)
         for row in tl.static_range(TILE_ROWS):
@@ -193,7 +169,6 @@ def packed_gemv_kernel(
     THREADS: tl.constexpr,
     PASSES: tl.constexpr,
     DEPTH: tl.constexpr,  # tiles in flight
-    IS_EVEN: tl.constexpr,  # no program has rows beyond the last; those that it may have are rows of the matrix
     EPILOGUE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -203,14 +178,13 @@ def packed_gemv_kernel(
     NUM_PARTS: tl.constexpr = (NORM_BLOCK + NORM_LANES - 1) // NORM_LANES
     TOKEN_ROWS: tl.constexpr = TILES * TILE_ROWS
     first = tl.program_id(0) * ROWS
-    last = num_outputs - 1 - first
 
     ring = ()
     for t in tl.static_range(DEPTH):
         if t < PASSES * TILES:
             tile = _load(
                 words_ptr, extra_ptr, scales_ptr, supers_ptr, first, num_outputs, 0, t,
-                TILES, THREADS, ROWS, WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS,
+                TILES, THREADS, ROWS, WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS, PASSES > UNROLLED_PASSES,
             )  # fmt: skip
             ring = append(ring, tile)
     wait_for_predecessor(PDL)
@@ -218,21 +192,22 @@ def packed_gemv_kernel(
     squares = ()
     for token in tl.static_range(NUM_TOKENS):
         squares = load_partials(squares, sum_squares_ptr + token * num_partials, num_partials, NORM_BLOCK)
-    bias, bias_up, gamma, residual, row_scales = (), (), (), (), ()
+    # What follows the products is asked for before them.
+    rows = counted_rows(first, num_outputs, ROWS)
+    bias, bias_up, gamma, factor, factor_up, residual = rows, rows, rows, rows, rows, ()
     if HAS_BIAS:
-        bias = load_scalars(bias, bias_ptr + first, 1, last, ROWS, IS_EVEN)
+        bias = load_lanes(bias_ptr, rows, num_outputs)
         if EPILOGUE == GATED:
-            bias_up = load_scalars(bias_up, bias_ptr + num_outputs + first, 1, last, ROWS, IS_EVEN)
+            bias_up = load_lanes(bias_ptr + num_outputs, rows, num_outputs)
     if EPILOGUE == RESIDUAL:
-        gamma = load_scalars(gamma, gamma_ptr + first, 1, last, ROWS, IS_EVEN)
+        gamma = load_lanes(gamma_ptr, rows, num_outputs)
         for token in tl.static_range(NUM_TOKENS):
-            stream = residual_ptr + token * residual_stride + first
-            residual = load_scalars(residual, stream, 1, last, ROWS, IS_EVEN)
+            residual = append(residual, load_lanes(residual_ptr + token * residual_stride, rows, num_outputs))
     if SCALE == ROW_SCALE:
         floats_ptr = scales_ptr.to(tl.pointer_type(tl.float32))
-        row_scales = load_scalars(row_scales, floats_ptr + first, 1, last, ROWS, IS_EVEN)
+        factor = load_lanes(floats_ptr, rows, num_outputs)
         if EPILOGUE == GATED:
-            row_scales = load_scalars(row_scales, floats_ptr + num_outputs + first, 1, last, ROWS, IS_EVEN)
+            factor_up = load_lanes(floats_ptr + num_outputs, rows, num_outputs)
     sums = ()
     for _ in tl.static_range(NUM_TOKENS * TOKEN_ROWS):
         sums = append(sums, tl.zeros((THREADS,), tl.float32))
@@ -241,29 +216,32 @@ def packed_gemv_kernel(
             sums, ring = _multiply(
                 sums, ring, x_ptr, words_ptr, extra_ptr, scales_ptr, supers_ptr, x_stride, first, num_outputs,
                 step, DEPTH, NUM_TOKENS, TILES, PASSES - step, THREADS, ROWS, WIDTH, UNIT, CODE, ZERO, SCALE,
-                GROUP, GROUPS,
+                GROUP, GROUPS, False,
             )  # fmt: skip
     else:
         for step in range(PASSES):
             sums, ring = _multiply(
                 sums, ring, x_ptr, words_ptr, extra_ptr, scales_ptr, supers_ptr, x_stride, first, num_outputs,
-                step, DEPTH, NUM_TOKENS, TILES, 0, THREADS, ROWS, WIDTH, UNIT, CODE, ZERO, SCALE, GROUP, GROUPS,
+                step, DEPTH, NUM_TOKENS, TILES, 0, THREADS, ROWS, WIDTH, UNIT, CODE, ZERO, SCALE, GROUP,
+                GROUPS, True,
             )  # fmt: skip
 
     for token in tl.static_range(NUM_TOKENS):
-        values = _sum_threads(sums[token * TOKEN_ROWS : (token + 1) * TOKEN_ROWS], TOKEN_ROWS)
-        products, products_up = (), ()
-        for index in tl.static_range(TOKEN_ROWS):
-            product = values[index]
+        scale = inverse_rms_of(squares, token * NUM_PARTS, NUM_PARTS, WIDTH, eps)
+        y = sum_rows(sums[token * TOKEN_ROWS : token * TOKEN_ROWS + ROWS], ROWS, THREADS) * scale
+        if SCALE == ROW_SCALE:
+            y *= factor
+        if HAS_BIAS:
+            y += bias
+        y_up = y
+        if EPILOGUE == GATED:
+            y_up = sum_rows(sums[token * TOKEN_ROWS + ROWS : token * TOKEN_ROWS + 2 * ROWS], ROWS, THREADS) * scale
             if SCALE == ROW_SCALE:
-                product *= row_scales[index]
-            if index < ROWS:
-                products = append(products, product)
-            else:
-                products_up = append(products_up, product)
-        finish_rows(
-            products, products_up, bias, bias_up, gamma, residual,
-            inverse_rms_of(squares, token * NUM_PARTS, NUM_PARTS, WIDTH, eps), first, token, num_outputs,
-            residual_ptr, residual_stride, out_ptr, out_stride, partials_ptr,
-            token * ROWS, ROWS, IS_EVEN, EPILOGUE, ACTIVATION, HAS_BIAS,
+                y_up *= factor_up
+            if HAS_BIAS:
+                y_up += bias_up
+        stream = residual[token] if EPILOGUE == RESIDUAL else y
+        finish_lanes(
+            y, y_up, rows, gamma, stream, token, num_outputs, residual_ptr, residual_stride, out_ptr, partials_ptr,
+            out_stride, EPILOGUE, ACTIVATION,
         )  # fmt: skip

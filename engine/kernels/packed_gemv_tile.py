@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from engine.kernels.gemv_rows import append
+from engine.kernels.gemv_norm import append
 from engine.kernels.packed_tile import (
     BLOCK_SCALE,
     BYTE,
@@ -49,6 +49,10 @@ READ_AGAIN: tl.constexpr = tl.constexpr(".nc")
 READ_WRITTEN: tl.constexpr = tl.constexpr("")
 """How x is, which other kernels write."""
 
+_LOAD: tl.constexpr = tl.constexpr("ld.global")
+_TO_4: tl.constexpr = tl.constexpr(".v4.b32 {$0, $1, $2, $3}, [$4];")
+_TO_2: tl.constexpr = tl.constexpr(".v2.b32 {$0, $1}, [$2];")
+_TO_1: tl.constexpr = tl.constexpr(".b32 $0, [$1];")
 _LOAD_4: tl.constexpr = tl.constexpr(
     """{ .reg .pred p; setp.ne.b32 p, $5, 0;
     mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;
@@ -56,9 +60,7 @@ _LOAD_4: tl.constexpr = tl.constexpr(
 )
 _LOAD_2: tl.constexpr = tl.constexpr("{ .reg .pred p; setp.ne.b32 p, $3, 0; mov.b32 $0, 0; mov.b32 $1, 0; @p ld.global")
 _LOAD_1: tl.constexpr = tl.constexpr("{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p ld.global")
-_TO_4: tl.constexpr = tl.constexpr(".v4.b32 {$0, $1, $2, $3}, [$4]; }")
-_TO_2: tl.constexpr = tl.constexpr(".v2.b32 {$0, $1}, [$2]; }")
-_TO_1: tl.constexpr = tl.constexpr(".b32 $0, [$1]; }")
+_END: tl.constexpr = tl.constexpr(" }")
 # Two of e4m3 from the high bytes of both halves, then from the low ones: s eeee mmm -> s 0eeee mmm0000000.
 _FP8_PAIRS: tl.constexpr = tl.constexpr(
     """{
@@ -82,26 +84,50 @@ def load_vector(
     live,  # int32 [THREADS], 0: nothing is loaded, and zeros come back
     COUNT: tl.constexpr,  # 1, 2 or 4
     HOW: tl.constexpr,  # READ_ONCE, READ_AGAIN, READ_WRITTEN
+    IS_MASKED: tl.constexpr,  # else `live` is not looked at
 ):
     """A tuple of COUNT int32 [THREADS] that follow each other in memory, by one load."""
     if not PAIRS:
         values = ()
         for index in tl.static_range(COUNT):
-            values = append(values, tl.load(pointers + index, mask=live != 0, other=0))
+            if IS_MASKED:
+                values = append(values, tl.load(pointers + index, mask=live != 0, other=0))
+            else:
+                values = append(values, tl.load(pointers + index))
         return values
     elif COUNT == 4:
-        return tl.inline_asm_elementwise(
-            _LOAD_4 + HOW + _TO_4, "=&r,=&r,=&r,=&r,l,r", [pointers, live],
-            dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
-        )  # fmt: skip
+        if IS_MASKED:
+            return tl.inline_asm_elementwise(
+                _LOAD_4 + HOW + _TO_4 + _END, "=&r,=&r,=&r,=&r,l,r", [pointers, live],
+                dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
+            )  # fmt: skip
+        else:
+            return tl.inline_asm_elementwise(
+                _LOAD + HOW + _TO_4,
+                "=r,=r,=r,=r,l",
+                [pointers],
+                dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
+                is_pure=False,
+                pack=1,
+            )
     elif COUNT == 2:
-        return tl.inline_asm_elementwise(
-            _LOAD_2 + HOW + _TO_2, "=&r,=&r,l,r", [pointers, live],
-            dtype=(tl.int32, tl.int32), is_pure=False, pack=1,
-        )  # fmt: skip
+        if IS_MASKED:
+            return tl.inline_asm_elementwise(
+                _LOAD_2 + HOW + _TO_2 + _END, "=&r,=&r,l,r", [pointers, live],
+                dtype=(tl.int32, tl.int32), is_pure=False, pack=1,
+            )  # fmt: skip
+        else:
+            return tl.inline_asm_elementwise(
+                _LOAD + HOW + _TO_2, "=r,=r,l", [pointers], dtype=(tl.int32, tl.int32), is_pure=False, pack=1
+            )
+    elif IS_MASKED:
+        value = tl.inline_asm_elementwise(
+            _LOAD_1 + HOW + _TO_1 + _END, "=&r,l,r", [pointers, live], dtype=tl.int32, is_pure=False, pack=1
+        )
+        return (value,)
     else:
         value = tl.inline_asm_elementwise(
-            _LOAD_1 + HOW + _TO_1, "=&r,l,r", [pointers, live], dtype=tl.int32, is_pure=False, pack=1
+            _LOAD + HOW + _TO_1, "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
         )
         return (value,)
 
@@ -145,6 +171,15 @@ def dot_bytes(
 
 
 @triton.jit
+def _signed_byte(word, INDEX: tl.constexpr):
+    """int32 from one of four bytes."""
+    if PAIRS:
+        return permute(word, word, 0x8880 + 0x1111 * INDEX)  # a digit from 8 on repeats that byte's sign
+    else:
+        return (word << (24 - 8 * INDEX)) >> 24
+
+
+@triton.jit
 def _half(bits):
     """float32 from the lower 16 bits of an int32."""
     return (bits & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
@@ -184,7 +219,8 @@ def load_tile(
     extra_ptr,
     scales_ptr,
     supers_ptr,
-    row,  # the first of four, a multiple of four
+    block,  # of 16 rows
+    local,  # the first of four rows of the block, a multiple of four
     chunk,  # int32 [THREADS]: of a row, CHUNK_WORDS words each
     live,  # int32 [THREADS]: whether there is such a chunk
     WIDTH: tl.constexpr,  # columns of the matrix
@@ -193,6 +229,7 @@ def load_tile(
     SCALE: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,  # different ones in which the four quarters of a chunk lie: 1, 2 or 4
+    IS_MASKED: tl.constexpr,  # whether there are chunks that do not exist; else `live` is not looked at
 ):
     """Tuples of int32 [THREADS]: words, extra bits, scales and supers of four rows.
 
@@ -202,7 +239,7 @@ def load_tile(
     UNITS: tl.constexpr = WIDTH // (4 * UNIT)
     CHUNKS: tl.constexpr = UNIT // CHUNK_WORDS  # of a unit
     IS_WHOLE: tl.constexpr = CODE == BYTE or CODE == FP8
-    block, local = (row // 16).to(tl.int64), row % 16
+    block = block.to(tl.int64)
     unit, part = chunk // CHUNKS, chunk % CHUNKS
 
     ROW: tl.constexpr = UNIT // 2  # int32 of words from row to row
@@ -210,22 +247,22 @@ def load_tile(
     here = words_ptr + block * (UNITS * UNIT_SIZE) + local * ROW + (unit * UNIT_SIZE + part * 4)
     words = ()
     for index in tl.static_range(TILE_ROWS):
-        words = words + load_vector(here + index * ROW, live, 4, READ_ONCE)  # noqa: RUF005 - as for append
+        words = words + load_vector(here + index * ROW, live, 4, READ_ONCE, IS_MASKED)  # noqa: RUF005 - as for append
         if IS_WHOLE:
-            words = words + load_vector(here + (16 + index) * ROW, live, 4, READ_ONCE)  # noqa: RUF005
+            words = words + load_vector(here + (16 + index) * ROW, live, 4, READ_ONCE, IS_MASKED)  # noqa: RUF005
 
     extra = ()
     if CODE == SIX_BITS:
         BYTES: tl.constexpr = UNIT // 4  # int32 of extra bits from row to row
         there = extra_ptr + block * (UNITS * 16 * BYTES) + local * BYTES + (unit * (16 * BYTES) + part * 2)
         for index in tl.static_range(TILE_ROWS):
-            extra = extra + load_vector(there + index * BYTES, live, 2, READ_ONCE)  # noqa: RUF005
+            extra = extra + load_vector(there + index * BYTES, live, 2, READ_ONCE, IS_MASKED)  # noqa: RUF005
     if CODE == FIVE_BITS:
         BITS: tl.constexpr = UNIT // 8
         there = extra_ptr + block * (UNITS * 16 * BITS) + local * BITS
         there += unit * (16 * BITS) + part % (CHUNKS // 2) * 2
         for index in tl.static_range(TILE_ROWS):
-            low, high = load_vector(there + index * BITS, live, 2, READ_ONCE)
+            low, high = load_vector(there + index * BITS, live, 2, READ_ONCE, IS_MASKED)
             shift = part // (CHUNKS // 2) * 4
             extra = append(append(extra, low >> shift), high >> shift)
 
@@ -247,15 +284,15 @@ def load_tile(
                 group = column // GROUP + number * (STEP // GROUP)
             else:
                 group = (column + number * STEP) // GROUP
-            scales = scales + load_vector(first + group * SIZE, live, COUNT, READ_AGAIN)  # noqa: RUF005
+            scales = scales + load_vector(first + group * SIZE, live, COUNT, READ_AGAIN, IS_MASKED)  # noqa: RUF005
 
     supers = ()
     if SCALE == PAIR_SCALE:
         there = supers_ptr + block * (WIDTH // 256 * 16) + local + unit * (4 * UNIT) // 256 * 16
-        supers = load_vector(there, live, 4, READ_AGAIN)
+        supers = load_vector(there, live, 4, READ_AGAIN, IS_MASKED)
     if SCALE == BYTE_SCALE:
         there = supers_ptr + block * (WIDTH // 256 * 8) + local // 2 + unit * (4 * UNIT) // 256 * 8
-        supers = load_vector(there, live, 2, READ_AGAIN)
+        supers = load_vector(there, live, 2, READ_AGAIN, IS_MASKED)
     return words, extra, scales, supers
 
 
@@ -368,7 +405,7 @@ def row_product(
                     inner += sums[group] * (pair & 255)
                     offset += parts[group] * ((pair >> 8) & 255)
                 else:
-                    inner += sums[group] * ((scales[group] << (24 - 8 * ROW)) >> 24)
+                    inner += sums[group] * _signed_byte(scales[group], ROW)
             if SCALE == PAIR_SCALE:
                 y = _half(supers[ROW]) * inner.to(tl.float32) - _half(supers[ROW] >> 16) * offset.to(tl.float32)
             else:

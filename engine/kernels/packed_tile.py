@@ -27,7 +27,7 @@ NIBBLE: tl.constexpr = tl.constexpr(int(Code.NIBBLE))
 FIVE_BITS: tl.constexpr = tl.constexpr(int(Code.FIVE_BITS))
 SIX_BITS: tl.constexpr = tl.constexpr(int(Code.SIX_BITS))
 BYTE: tl.constexpr = tl.constexpr(int(Code.BYTE))
-FP8: tl.constexpr = tl.constexpr(int(Code.FP8))
+FP8: tl.constexpr = tl.constexpr(int(Code.FP8))  # from BYTE on a code takes a byte
 PAIR_SCALE: tl.constexpr = tl.constexpr(int(Scale.PAIR))
 BYTE_SCALE: tl.constexpr = tl.constexpr(int(Scale.BYTE))
 HALF_SCALE: tl.constexpr = tl.constexpr(int(Scale.HALF))
@@ -171,7 +171,7 @@ def _quarter(
 ):
     """Codes less their zero, one by one: float32 [ROWS, WORDS]."""
     word = words.to(tl.int32)
-    if CODE == BYTE or CODE == FP8:
+    if CODE >= BYTE:
         code = (word >> (8 * J)) & 255
     else:
         code = (word >> (4 * J)) & 15
@@ -230,7 +230,7 @@ def _codes(
     else:
         q0 = _quarter(words, extra, 0, CODE, ZERO).to(DTYPE)
         q1 = _quarter(words, extra, 1, CODE, ZERO).to(DTYPE)
-        if CODE == BYTE or CODE == FP8:
+        if CODE >= BYTE:
             q2 = _quarter(words_above, extra, 0, CODE, ZERO).to(DTYPE)
             q3 = _quarter(words_above, extra, 1, CODE, ZERO).to(DTYPE)
         else:
@@ -255,6 +255,17 @@ def _spread(values, ROWS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexp
     """[ROWS, GROUPS] -> [ROWS, WORDS], each value over its group's columns."""
     WIDTH: tl.constexpr = WORDS // GROUPS
     return tl.reshape(tl.broadcast_to(values[:, :, None], (ROWS, GROUPS, WIDTH)), (ROWS, WORDS))
+
+
+@triton.constexpr_function
+def _second(unit, group):
+    """Columns from a unit's first quarter to one in the group of its second: what both share is loaded once."""
+    return 0 if group % (2 * unit) == 0 else unit
+
+
+@triton.constexpr_function
+def _third(unit, group):
+    return 0 if group % (4 * unit) == 0 else 2 * unit
 
 
 @triton.jit
@@ -302,10 +313,12 @@ def _with_zeros(
     DTYPE: tl.constexpr,
 ):
     """ZERO_SCALE: the weights of four quarters, whose groups have zero points beside their scales."""
+    SECOND: tl.constexpr = _second(UNIT, GROUP)
+    THIRD: tl.constexpr = _third(UNIT, GROUP)
     p0 = tl.load(scales_ptr + column // GROUP * 16)  # int32 [ROWS, GROUPS]
-    p1 = tl.load(scales_ptr + (column + UNIT) // GROUP * 16)
-    p2 = tl.load(scales_ptr + (column + 2 * UNIT) // GROUP * 16)
-    p3 = tl.load(scales_ptr + (column + 3 * UNIT) // GROUP * 16)
+    p1 = tl.load(scales_ptr + (column + SECOND) // GROUP * 16)
+    p2 = tl.load(scales_ptr + (column + THIRD) // GROUP * 16)
+    p3 = tl.load(scales_ptr + (column + (THIRD + SECOND)) // GROUP * 16)
     z0, z1 = (p0 & 255).to(tl.float32), (p1 & 255).to(tl.float32)
     z2, z3 = (p2 & 255).to(tl.float32), (p3 & 255).to(tl.float32)
     if PAIRS and tl.bfloat16 == DTYPE:
@@ -354,7 +367,7 @@ def _scaled(
     GROUPS: tl.constexpr = WORDS // GROUP if WORDS > GROUP else 1
     STEP: tl.constexpr = 1 if SCALE == BLOCK_SCALE else 16
     packed = tl.load(scales_ptr + column // GROUP * STEP)  # [ROWS, GROUPS]
-    HAS_OFFSET: tl.constexpr = SCALE == PAIR_SCALE or SCALE == HALF_PAIR_SCALE
+    HAS_OFFSET: tl.constexpr = SCALE == PAIR_SCALE or HALF_PAIR_SCALE == SCALE
     if SCALE == PAIR_SCALE:
         pair = packed.to(tl.int32)
         scale = (pair & 255).to(tl.float32) * _low_half(supers)[:, None]
@@ -404,9 +417,11 @@ def _scaled_quarters(
     if SCALE <= BYTE_SCALE:  # the two that have one
         supers = tl.load(supers_ptr + (block * (WIDTH // 256) + unit * (4 * UNIT) // 256) * 16 + row)
     w0 = _scaled(q0, scales, supers, column, ROWS, WORDS, SCALE, GROUP)
-    w1 = _scaled(q1, scales, supers, column + UNIT, ROWS, WORDS, SCALE, GROUP)
-    w2 = _scaled(q2, scales, supers, column + 2 * UNIT, ROWS, WORDS, SCALE, GROUP)
-    w3 = _scaled(q3, scales, supers, column + 3 * UNIT, ROWS, WORDS, SCALE, GROUP)
+    SECOND: tl.constexpr = _second(UNIT, GROUP)
+    THIRD: tl.constexpr = _third(UNIT, GROUP)
+    w1 = _scaled(q1, scales, supers, column + SECOND, ROWS, WORDS, SCALE, GROUP)
+    w2 = _scaled(q2, scales, supers, column + THIRD, ROWS, WORDS, SCALE, GROUP)
+    w3 = _scaled(q3, scales, supers, column + (THIRD + SECOND), ROWS, WORDS, SCALE, GROUP)
     return w0, w1, w2, w3
 
 
@@ -437,7 +452,7 @@ def load_tile(
     GROUPS: tl.constexpr = WORDS // GROUP if WORDS > GROUP else 1
     block, row = (rows // 16).to(tl.int64), rows % 16
     word = first + tl.arange(0, WORDS)
-    if CODE == BYTE or CODE == FP8:
+    if CODE >= BYTE:
         here = (block * UNITS + unit) * (2 * 16 * UNIT) + row * UNIT  # [ROWS]
         words = tl.load(words_ptr + (here[:, None] + word[None, :]), eviction_policy="evict_first")
         words_above = tl.load(words_ptr + (here[:, None] + word[None, :]) + 16 * UNIT, eviction_policy="evict_first")
@@ -456,7 +471,8 @@ def load_tile(
         else:
             extra = words
     STEP: tl.constexpr = 1 if SCALE == BLOCK_SCALE else 16
-    scales = scales_ptr + (block * (WIDTH // GROUP * STEP))[:, None] + (tl.arange(0, GROUPS) * STEP)[None, :]
+    ROW_GROUPS: tl.constexpr = (WIDTH + GROUP - 1) // GROUP
+    scales = scales_ptr + (block * (ROW_GROUPS * STEP))[:, None] + (tl.arange(0, GROUPS) * STEP)[None, :]
     if SCALE != BLOCK_SCALE:
         scales += row[:, None]
     column = unit * (4 * UNIT) + first
