@@ -36,7 +36,6 @@ from engine.kernels.packed_rows import packed_rows
 from engine.kernels.product_tiles import WhatFollows
 from engine.kernels.reference_packed import rounded_activations
 from engine.quantization.packed_format import FORMATS, Code, PackedFormat, PackedWeight, Planes, Scale, empty_planes
-from modelfiles.gguf import GGMLType
 
 Tensor = torch.Tensor
 
@@ -49,9 +48,9 @@ ROTATED_BYTES = 320 << 20
 REPLAYS = 11
 COMPILED_ROWS = 512
 """Rows that are enough to compile for: any number that all tiles divide gives the same code."""
-MAX_ERROR_ROUNDED, MAX_ERROR = 4e-3, 1.6e-2
+MAX_ERROR_ROUNDED, MAX_ERROR = 4e-3, 2.2e-2
 """Norm of the difference beside the norm of the result, to x rounded alike and to x as it is. Results are rounded to
-bfloat16, which the first has to allow for."""
+bfloat16, which the first has to allow for; a gate and an up that are both rounded are twice as far off."""
 
 FORMATS_BY_NAME: dict[str, PackedFormat] = {type.name: format for type, format in FORMATS.items()} | {
     "AWQ": PackedFormat(Code.NIBBLE, 0, Scale.FLOAT_ZERO, 128),
@@ -88,24 +87,17 @@ CHECKED_SHAPES = ((96, 3584), (64, 4608), (64, 896), (32, 192))
 
 # (rows, warps, depth)
 CANDIDATES: dict[str, tuple[tuple[int, int, int], ...]] = {
-    "qkv": ((4, 4, 1), (8, 4, 1), (8, 4, 2), (8, 2, 2), (16, 4, 2), (16, 2, 2), (4, 2, 2), (8, 1, 2)),
-    "o": ((4, 4, 1), (8, 4, 1), (8, 4, 2), (4, 2, 1), (4, 2, 2), (8, 2, 2), (8, 1, 2), (4, 1, 2)),
-    "gate_up": (
-        (4, 4, 1),
-        (4, 4, 2),
-        (8, 4, 1),
-        (8, 4, 2),
-        (8, 4, 3),
-        (16, 4, 2),
-        (4, 2, 2),
-        (8, 2, 2),
-        (4, 1, 1),
-        (4, 1, 2),
-        (8, 1, 2),
-    ),
-    "down": ((4, 4, 1), (4, 4, 2), (4, 4, 3), (8, 4, 2), (8, 4, 3), (4, 8, 1), (4, 8, 2), (8, 8, 2), (4, 2, 2)),
-    "head": ((8, 4, 1), (8, 4, 2), (16, 4, 1), (16, 4, 2), (16, 4, 3), (32, 4, 2), (16, 2, 2), (8, 1, 2), (16, 1, 2)),
+    "qkv": ((4, 4, 1), (8, 4, 1), (8, 2, 1), (8, 2, 2), (4, 2, 1), (16, 4, 1)),
+    "o": ((4, 4, 1), (8, 4, 1), (4, 2, 1), (4, 2, 2), (8, 2, 1), (8, 2, 2)),
+    "gate_up": ((4, 4, 1), (8, 4, 1), (8, 4, 2), (16, 4, 1), (4, 2, 1), (8, 2, 1), (4, 1, 1), (8, 1, 1), (8, 1, 2)),
+    "down": ((4, 4, 1), (4, 4, 2), (8, 4, 1), (8, 4, 2), (4, 8, 1), (8, 8, 1), (16, 8, 1)),
+    "head": ((8, 4, 1), (16, 4, 1), (8, 1, 1), (8, 1, 2), (16, 1, 1), (16, 1, 2), (32, 1, 2)),
 }
+TWO_TOKENS: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "head": ((4, 4, 1), (8, 4, 1), (16, 4, 1), (8, 1, 1), (16, 1, 1), (16, 1, 2)),
+}
+FEW: tuple[tuple[int, int, int], ...] = ((4, 4, 1), (8, 4, 1), (8, 4, 2), (8, 2, 1), (4, 2, 1), (4, 4, 2))
+"""With two tokens, for the other matrices."""
 
 
 def random_weight(format: PackedFormat, num_rows: int, width: int) -> PackedWeight:
@@ -227,8 +219,9 @@ def check(num_tokens: int) -> list[str]:
     return found
 
 
-def tiles(matrix: Matrix, format: PackedFormat) -> Iterator[PackedGemvTile]:
-    for rows, num_warps, depth in CANDIDATES[matrix.name]:
+def tiles(matrix: Matrix, format: PackedFormat, num_tokens: int) -> Iterator[PackedGemvTile]:
+    listed = CANDIDATES[matrix.name] if num_tokens == 1 else TWO_TOKENS.get(matrix.name, FEW)
+    for rows, num_warps, depth in listed:
         if format.code in (Code.BYTE, Code.FP8) and depth > 2:
             continue  # twice the registers
         yield PackedGemvTile(rows, num_warps, depth)
@@ -265,7 +258,7 @@ def compile_checks(job: tuple[str, int]) -> str:
                 for what_follows in ("plain", "residual", "gated", "argmax"):
                     try:
                         Product(what_follows, num_rows, width, num_tokens).launch(weight, None)
-                    except Exception:  # noqa: S112 - `check` finds it again and tells it
+                    except Exception:  # `check` finds it again and tells it
                         continue
     return ""
 
@@ -350,8 +343,10 @@ def main() -> int:
     for matrix in MATRICES:
         for name in args.format:
             if args.matrix is None or matrix.name in args.matrix:
-                listed = [PackedGemvTile(*tile) for tile in args.tile or ()] or tiles(matrix, FORMATS_BY_NAME[name])
-                jobs += [(matrix.name, name, num_tokens, tile) for num_tokens in args.tokens for tile in listed]
+                for num_tokens in args.tokens:
+                    chosen = [PackedGemvTile(*tile) for tile in args.tile or ()]
+                    listed = chosen or tiles(matrix, FORMATS_BY_NAME[name], num_tokens)
+                    jobs += [(matrix.name, name, num_tokens, tile) for tile in listed]
     broken = set()
     with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         checks = [] if args.no_check else [(name, n) for name in FORMATS_BY_NAME for n in args.tokens]

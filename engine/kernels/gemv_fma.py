@@ -18,6 +18,7 @@ from engine.kernels.gemv_epilogue import ARGMAX, GATED, NO_ROW, RESIDUAL, activa
 from engine.kernels.gemv_norm import NORM_LANES, append, inverse_rms_of, load_partials
 from engine.kernels.launch import wait_for_predecessor
 
+
 @triton.jit
 def _load_tile(
     weight_ptr,  # the program's first row; of the gate

@@ -1,6 +1,7 @@
-"""The norm that is deferred into a product, for kernels whose threads span a row: partial sums are asked for early, while
-weights are on their way, and added late. `gemv_epilogue` says what such a norm is. Called by `gemv_fma` and
-`packed_gemv_kernel`.
+"""The norm that is deferred into a product, for kernels whose threads span a row.
+
+Partial sums are asked for early, while weights are on their way, and added late. What such a norm is, `gemv_epilogue`
+says. Called by `gemv_fma` and `packed_gemv_kernel`.
 """
 
 from __future__ import annotations

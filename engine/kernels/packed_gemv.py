@@ -220,7 +220,7 @@ def _launch(
     if tile is None:
         is_normed = what_follows == "plain" and norm is not None
         kind = matrix_kind("normed" if is_normed else what_follows, num_outputs, width)
-        tile = packed_gemv_tile(capability(x.device), kind, weight.format.code, num_outputs, num_chunks, num_tokens)
+        tile = packed_gemv_tile(capability(x.device), kind, weight.format.code, num_chunks, num_tokens)
     rows = tile.rows
     while rows > 4 and weight.num_rows // (2 if what_follows == "gated" else 1) % rows:
         rows //= 2  # rows that programs have beyond the last must be rows of the matrix
@@ -264,8 +264,8 @@ def _launch(
 
 
 def _integers(plane: Tensor) -> Tensor:
-    """A plane as the kernel takes it; one that a format lacks is never read, but the interpreter wants memory for it."""
-    if not plane.numel():
+    """A plane as the kernel takes it."""
+    if not plane.numel():  # never read, but the interpreter wants memory for it
         return plane.new_zeros(1, dtype=torch.int32) if INTERPRETED else plane
     return plane.view(torch.int32)
 

@@ -3,7 +3,7 @@
 The time should be that of W's bytes, so loads are kept in flight and instructions few. A program computes ROWS rows,
 four a tile; its threads span a row, and take the next part of it in the next pass. `DEPTH` tiles are in flight, the
 first of them before the kernel before this one has ended. In a pass a thread rounds its part of x once, for all rows
-(`packed_gemv_input`), and multiplies in integers (`packed_gemv_tile`); what becomes of the sums is in `packed_gemv_lanes`.
+(`packed_gemv_input`), and multiplies in integers (`packed_gemv_tile`); `packed_gemv_lanes` says what becomes of sums.
 
 Called by `packed_gemv`. Programs own whole rows of W, so results do not vary from run to run. Sums are in float32.
 """
@@ -67,7 +67,8 @@ def _load(
     chunk, live = _chunks(step + T // TILES, THREADS, WIDTH, IS_MASKED)
     block, local = _place(first, num_outputs, T % TILES, ROWS)
     return load_tile(
-        words_ptr, extra_ptr, scales_ptr, supers_ptr, block, local, chunk, live, WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS, IS_MASKED,
+        words_ptr, extra_ptr, scales_ptr, supers_ptr, block, local, chunk, live, WIDTH, UNIT, CODE, SCALE,
+        GROUP, GROUPS, IS_MASKED,
     )  # fmt: skip
 
 

@@ -5,14 +5,15 @@ changes hands. A thread's columns are eight words of a unit (`quantization.packe
 each of its four quarters. Quarters lie in one register above each other, four columns a register once `prmt` has
 gathered bytes, so that `dp4a` multiplies four codes by four columns of x, which is int8 (`packed_gemv_input`).
 A quarter's sum is an integer; scales come after it, once for eight columns. With integer scales (PAIR, BYTE) the four
-quarters are still added as integers, because x has one scale for all of a thread's columns.
+quarters are still added as integers, because x has one scale for all of a thread's columns: by `dp2a`, two quarters at
+a time, where sums fit 16 bits (32 * 127 * 8 does).
 
 FP8 codes are no integers. Their bits are moved to where float16 has its own, which makes them 2^8 too small, and are
 multiplied in pairs; x is float16 then, and at most 2, so that eight products stay far below the largest number.
 
 The interpreter, which knows no instructions of a GPU, takes the plain twin of each.
 
-Source: PTX ISA, dp4a, prmt and ld (level::eviction_priority).
+Source: PTX ISA, dp4a, dp2a, prmt and ld (level::eviction_priority).
 """
 
 from __future__ import annotations
@@ -171,6 +172,33 @@ def dot_bytes(
 
 
 @triton.jit
+def dot_pairs(
+    values,  # int32, two signed numbers of 16 bits
+    scales,  # int32, four bytes
+    start,  # int32
+    HIGH: tl.constexpr,  # whether the upper two of them count
+    SIGNED: tl.constexpr,
+):
+    """start + values . scales"""
+    if not PAIRS:
+        for index in tl.static_range(2):
+            scale = scales >> (16 * HIGH + 8 * index)
+            scale = (scale << 24) >> 24 if SIGNED else scale & 255
+            start += ((values << (16 - 16 * index)) >> 16) * scale
+        return start
+    elif SIGNED:
+        return tl.inline_asm_elementwise(
+            "dp2a.hi.s32.s32 $0, $1, $2, $3;" if HIGH else "dp2a.lo.s32.s32 $0, $1, $2, $3;",
+            "=r,r,r,r", [values, scales, start], dtype=tl.int32, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        return tl.inline_asm_elementwise(
+            "dp2a.hi.s32.u32 $0, $1, $2, $3;" if HIGH else "dp2a.lo.s32.u32 $0, $1, $2, $3;",
+            "=r,r,r,r", [values, scales, start], dtype=tl.int32, is_pure=True, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
 def _signed_byte(word, INDEX: tl.constexpr):
     """int32 from one of four bytes."""
     if PAIRS:
@@ -238,7 +266,7 @@ def load_tile(
     """
     UNITS: tl.constexpr = WIDTH // (4 * UNIT)
     CHUNKS: tl.constexpr = UNIT // CHUNK_WORDS  # of a unit
-    IS_WHOLE: tl.constexpr = CODE == BYTE or CODE == FP8
+    IS_WHOLE: tl.constexpr = CODE >= BYTE  # FP8 too
     block = block.to(tl.int64)
     unit, part = chunk // CHUNKS, chunk % CHUNKS
 
@@ -247,16 +275,16 @@ def load_tile(
     here = words_ptr + block * (UNITS * UNIT_SIZE) + local * ROW + (unit * UNIT_SIZE + part * 4)
     words = ()
     for index in tl.static_range(TILE_ROWS):
-        words = words + load_vector(here + index * ROW, live, 4, READ_ONCE, IS_MASKED)  # noqa: RUF005 - as for append
+        words = words + load_vector(here + index * ROW, live, 4, READ_ONCE, IS_MASKED)
         if IS_WHOLE:
-            words = words + load_vector(here + (16 + index) * ROW, live, 4, READ_ONCE, IS_MASKED)  # noqa: RUF005
+            words = words + load_vector(here + (16 + index) * ROW, live, 4, READ_ONCE, IS_MASKED)
 
     extra = ()
     if CODE == SIX_BITS:
         BYTES: tl.constexpr = UNIT // 4  # int32 of extra bits from row to row
         there = extra_ptr + block * (UNITS * 16 * BYTES) + local * BYTES + (unit * (16 * BYTES) + part * 2)
         for index in tl.static_range(TILE_ROWS):
-            extra = extra + load_vector(there + index * BYTES, live, 2, READ_ONCE, IS_MASKED)  # noqa: RUF005
+            extra = extra + load_vector(there + index * BYTES, live, 2, READ_ONCE, IS_MASKED)
     if CODE == FIVE_BITS:
         BITS: tl.constexpr = UNIT // 8
         there = extra_ptr + block * (UNITS * 16 * BITS) + local * BITS
@@ -269,11 +297,10 @@ def load_tile(
     scales = ()
     if SCALE != ROW_SCALE:
         # Scales of a group in int32: 16 rows of one, two or four bytes, or one for all of them.
-        SIZE: tl.constexpr = (
-            1 if SCALE == BLOCK_SCALE
-            else (4 if SCALE == BYTE_SCALE else (8 if SCALE == PAIR_SCALE or SCALE == HALF_SCALE else 16))
-        )  # fmt: skip
-        COUNT: tl.constexpr = 1 if SCALE == BLOCK_SCALE else SIZE // 4
+        IS_SHORT: tl.constexpr = (SCALE == PAIR_SCALE) | (SCALE == HALF_SCALE)
+        IS_SINGLE: tl.constexpr = (SCALE == BLOCK_SCALE) | (SCALE == BYTE_SCALE)
+        COUNT: tl.constexpr = 1 if IS_SINGLE else 2 if IS_SHORT else 4
+        SIZE: tl.constexpr = 1 if SCALE == BLOCK_SCALE else 4 * COUNT
         STEP: tl.constexpr = 4 // GROUPS * UNIT  # columns from one of them to the next
         column = unit * (4 * UNIT) + part * CHUNK_WORDS
         first = scales_ptr + block * (WIDTH // GROUP * SIZE) + local * COUNT // 4
@@ -284,7 +311,7 @@ def load_tile(
                 group = column // GROUP + number * (STEP // GROUP)
             else:
                 group = (column + number * STEP) // GROUP
-            scales = scales + load_vector(first + group * SIZE, live, COUNT, READ_AGAIN, IS_MASKED)  # noqa: RUF005
+            scales = scales + load_vector(first + group * SIZE, live, COUNT, READ_AGAIN, IS_MASKED)
 
     supers = ()
     if SCALE == PAIR_SCALE:
@@ -304,10 +331,7 @@ def _nibbles(a, b, e, HIGH: tl.constexpr, CODE: tl.constexpr):
     """
     both = permute(a, b, 0x7531 if HIGH else 0x6420)
     low = both & 0x0F0F0F0F
-    if CODE == NIBBLE:
-        high = both & -0x0F0F0F10
-    else:
-        high = (both >> 4) & 0x0F0F0F0F
+    high = both & -0x0F0F0F10 if CODE == NIBBLE else (both >> 4) & 0x0F0F0F0F
     if CODE == FIVE_BITS:
         low |= (e << 2 if HIGH else e << 4) & 0x10101010
         high |= (e << 1 if HIGH else e << 3) & 0x10101010
@@ -319,7 +343,7 @@ def _nibbles(a, b, e, HIGH: tl.constexpr, CODE: tl.constexpr):
 
 @triton.jit
 def row_codes(tile, ROW: tl.constexpr, CODE: tl.constexpr):
-    """Eight int32 [THREADS]: four columns of quarter 0, the next four, and so on; FP8: sixteen, four pairs a quarter."""
+    """Eight int32 [THREADS]: four columns of quarter 0, the next four, and so on. FP8: four pairs a quarter."""
     words, extra, _, _ = tile
     if CODE == FP8:
         codes = ()
@@ -399,13 +423,25 @@ def row_product(
         y = tl.zeros(x_scale.shape, tl.float32)
         if SCALE <= BYTE_SCALE:  # integers
             inner, offset = tl.zeros(t0.shape, tl.int32), tl.zeros(t0.shape, tl.int32)
-            for group in tl.static_range(GROUPS):
-                if SCALE == PAIR_SCALE:
-                    pair = scales[2 * group + ROW // 2] >> (16 * (ROW % 2))
-                    inner += sums[group] * (pair & 255)
-                    offset += parts[group] * ((pair >> 8) & 255)
-                else:
+            if CODE == BYTE:  # sums that need more than 16 bits
+                for group in tl.static_range(GROUPS):
                     inner += sums[group] * _signed_byte(scales[group], ROW)
+            else:
+                s01, s23 = permute(s0, s1, 0x5410), permute(s2, s3, 0x5410)
+                if SCALE == PAIR_SCALE:
+                    # Of two groups: both scales, then both minima.
+                    PLACES: tl.constexpr = 0x7362 if ROW % 2 else 0x5140
+                    a = permute(scales[ROW // 2], scales[2 + ROW // 2], PLACES)
+                    b = permute(scales[4 + ROW // 2], scales[6 + ROW // 2], PLACES)
+                    inner = dot_pairs(s23, b, dot_pairs(s01, a, inner, False, False), False, False)
+                    offset = dot_pairs(permute(t0, t1, 0x5410), a, offset, True, False)
+                    offset = dot_pairs(permute(t2, t3, 0x5410), b, offset, True, False)
+                else:
+                    # Of two groups: the scales of a row, then those of the next.
+                    ROWS: tl.constexpr = 0x7362 if ROW >= 2 else 0x5140
+                    a, b = permute(scales[0], scales[1], ROWS), permute(scales[2], scales[3], ROWS)
+                    inner = dot_pairs(s01, a, inner, ROW % 2 == 1, True)
+                    inner = dot_pairs(s23, b, inner, ROW % 2 == 1, True)
             if SCALE == PAIR_SCALE:
                 y = _half(supers[ROW]) * inner.to(tl.float32) - _half(supers[ROW] >> 16) * offset.to(tl.float32)
             else:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from engine.quantization.packed_format import FORMATS, PackedWeight, empty_planes, pack
+from engine.quantization.packed_format import (
+    FORMATS,
+    Code,
+    PackedFormat,
+    PackedWeight,
+    Scale,
+    empty_planes,
+    pack,
+)
 from modelfiles.gguf import BLOCK_LAYOUT, GGMLType
 
 HALVES: dict[GGMLType, tuple[int, ...]] = {
@@ -29,4 +37,19 @@ def packed(type: GGMLType, raw: torch.Tensor, num_columns: int) -> PackedWeight:
     format, num_rows = FORMATS[type], len(raw)
     planes = empty_planes(format, num_rows, num_columns, raw.device)
     pack(type, raw, num_columns, planes)
+    return PackedWeight(planes, format, num_rows, num_columns)
+
+
+def random_packed(format: PackedFormat, num_rows: int, num_columns: int, device: torch.device) -> PackedWeight:
+    """A matrix of a format of checkpoints: any codes, and scales between 0.001 and 0.01."""
+    planes = empty_planes(format, num_rows, num_columns, device)
+    codes = torch.randint(0, 256, (*planes.words.shape[:-1], 2 * planes.words.shape[-1]), dtype=torch.uint8)
+    if format.code == Code.FP8:
+        codes[(codes & 127) == 127] = 0  # NaN
+    scales = torch.rand(planes.scales.shape) * 0.009 + 0.001
+    if format.scale == Scale.FLOAT_ZERO:
+        zeros = torch.randint(0, 16 if format.code == Code.NIBBLE else 256, scales.shape, dtype=torch.int32)
+        scales = (scales.view(torch.int32) & -256) | zeros
+    planes.words.copy_(codes.view(torch.int16))
+    planes.scales.copy_(scales)
     return PackedWeight(planes, format, num_rows, num_columns)
