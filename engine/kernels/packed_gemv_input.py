@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from engine.kernels.gemv_norm import append
-from engine.kernels.packed_gemv_tile import CHUNK_WORDS, READ_WRITTEN, dot_bytes, load_vector, permute
+from engine.kernels.packed_gemv_tile import CHUNK_WORDS, READ_AGAIN, dot_bytes, load_vector, permute
 from engine.kernels.packed_tile import FP8, NIBBLE, PAIRS
 
 _ROUND: tl.constexpr = tl.constexpr(12582912.0)
@@ -37,6 +37,29 @@ def _number(bits, HALF: tl.constexpr, IS_BFLOAT16: tl.constexpr):
 def _larger(a, b):
     """The larger magnitude, or NaN."""
     return tl.maximum(tl.abs(a), tl.abs(b), propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _largest(numbers, COUNT: tl.constexpr):
+    """The largest magnitude of COUNT numbers, or NaN; pair by pair, so that few wait for each other."""
+    if COUNT == 1:
+        return numbers[0]
+    else:
+        larger = ()
+        for index in tl.static_range(COUNT // 2):
+            larger = append(larger, _larger(numbers[index], numbers[index + COUNT // 2]))
+        return _largest(larger, COUNT // 2)
+
+
+@triton.jit
+def _reciprocal(x):
+    """1 / x but for the last bit."""
+    if PAIRS:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return 1.0 / x
 
 
 @triton.jit
@@ -68,13 +91,11 @@ def quantize_chunk(
     here = x_ptr + (chunk // CHUNKS * (2 * UNIT) + chunk % CHUNKS * 4)
     numbers = ()
     for quarter in tl.static_range(4):
-        pairs = load_vector(here + quarter * (UNIT // 2), live, 4, READ_WRITTEN, IS_MASKED)
+        pairs = load_vector(here + quarter * (UNIT // 2), live, 4, READ_AGAIN, IS_MASKED)
         for index in tl.static_range(4):
             numbers = append(numbers, _number(pairs[index], 0, IS_BFLOAT16))
             numbers = append(numbers, _number(pairs[index], 1, IS_BFLOAT16))
-    largest = _larger(numbers[0], numbers[1])
-    for index in tl.static_range(2, 32):
-        largest = _larger(largest, numbers[index])
+    largest = _largest(numbers, 32)
     largest = tl.maximum(largest, 1e-30, propagate_nan=tl.PropagateNan.ALL)
 
     values, starts, sums = (), (), ()
@@ -88,7 +109,7 @@ def quantize_chunk(
         scale = exponent.to(tl.float32, bitcast=True) * 256.0
         scale = tl.where(largest < float("inf"), scale, float("nan"))
     else:
-        factor = 127.0 / largest
+        factor = 127.0 * _reciprocal(largest)
         for index in tl.static_range(8):
             b0 = (numbers[4 * index] * factor + _ROUND).to(tl.int32, bitcast=True)
             b1 = (numbers[4 * index + 1] * factor + _ROUND).to(tl.int32, bitcast=True)

@@ -43,12 +43,11 @@ TILE_ROWS: tl.constexpr = tl.constexpr(4)
 CHUNK_WORDS: tl.constexpr = tl.constexpr(8)
 """Words of a thread in a row, 16 bytes."""
 
-READ_ONCE: tl.constexpr = tl.constexpr(".nc.L1::no_allocate")
+# Not .nc: the assembler would move such loads below the wait for the predecessor, where they come too late.
+READ_ONCE: tl.constexpr = tl.constexpr(".L1::no_allocate")
 """How weights are loaded."""
-READ_AGAIN: tl.constexpr = tl.constexpr(".nc")
-"""How scales are: other tiles find the rest of a sector in the first-level cache."""
-READ_WRITTEN: tl.constexpr = tl.constexpr("")
-"""How x is, which other kernels write."""
+READ_AGAIN: tl.constexpr = tl.constexpr("")
+"""How scales are, of which other tiles find the rest of a sector in the first-level cache; and x."""
 
 _LOAD: tl.constexpr = tl.constexpr("ld.global")
 _TO_4: tl.constexpr = tl.constexpr(".v4.b32 {$0, $1, $2, $3}, [$4];")
@@ -84,7 +83,7 @@ def load_vector(
     pointers,  # int32 pointers [THREADS], aligned to COUNT elements
     live,  # int32 [THREADS], 0: nothing is loaded, and zeros come back
     COUNT: tl.constexpr,  # 1, 2 or 4
-    HOW: tl.constexpr,  # READ_ONCE, READ_AGAIN, READ_WRITTEN
+    HOW: tl.constexpr,  # READ_ONCE, READ_AGAIN
     IS_MASKED: tl.constexpr,  # else `live` is not looked at
 ):
     """A tuple of COUNT int32 [THREADS] that follow each other in memory, by one load."""

@@ -84,4 +84,4 @@ def rounded_activations(x: Tensor, weight: PackedWeight) -> Tensor:
     """
     parts = x.float().view(len(x), -1, 4, weight.unit // 8, 8)
     largest = parts.abs().amax((2, 4), keepdim=True).clamp_min(1e-30)
-    return ((parts * (127.0 / largest)).round() * (largest * (1.0 / 127.0))).view(x.shape)
+    return ((parts * (127.0 * (1.0 / largest))).round() * (largest * (1.0 / 127.0))).view(x.shape)
