@@ -15,16 +15,8 @@ import triton
 import triton.language as tl
 
 from engine.kernels.gemv_epilogue import ARGMAX, GATED, NO_ROW, RESIDUAL, activate
+from engine.kernels.gemv_norm import NORM_LANES, append, inverse_rms_of, load_partials
 from engine.kernels.launch import wait_for_predecessor
-
-NORM_LANES: tl.constexpr = tl.constexpr(128)
-"""Partial sums of squares that are read at once: one for each thread of four warps."""
-
-
-@triton.jit
-def _append(items, item):
-    """The tuple with one more item; Triton knows no star in it."""
-    return items + (item,)  # noqa: RUF005 - the star is what Triton does not know
 
 
 @triton.jit
@@ -70,41 +62,8 @@ def _load_scalars(
     """The tuple with COUNT more, as float32."""
     for index in tl.static_range(COUNT):
         value = tl.load(pointer + (index if IS_EVEN else tl.minimum(index, last)) * step)
-        values = _append(values, value.to(tl.float32))
+        values = append(values, value.to(tl.float32))
     return values
-
-
-@triton.jit
-def _load_partials(
-    values,  # a tuple
-    sum_squares_ptr,  # float32 [num_partials]
-    num_partials,
-    BLOCK: tl.constexpr,  # power of two >= num_partials; 0: there is no norm
-):
-    """The tuple with (BLOCK + NORM_LANES - 1) // NORM_LANES more tensors, all partial sums among them."""
-    LANES: tl.constexpr = BLOCK if BLOCK < NORM_LANES else NORM_LANES
-    for start in tl.static_range(0, BLOCK, NORM_LANES):
-        index = start + tl.arange(0, LANES)
-        values = _append(values, tl.load(sum_squares_ptr + index, mask=index < num_partials, other=0.0))
-    return values
-
-
-@triton.jit
-def _inverse_rms(
-    squares,  # a tuple of tensors of partial sums
-    FIRST: tl.constexpr,
-    COUNT: tl.constexpr,  # of them are this token's; 0: there is no norm
-    WIDTH: tl.constexpr,
-    eps,
-):
-    """1 / sqrt(mean of squares + eps), a scalar."""
-    if COUNT == 0:
-        return tl.full((), 1.0, tl.float32)
-    else:
-        total = squares[FIRST]
-        for index in tl.static_range(1, COUNT):
-            total += squares[FIRST + index]
-        return tl.rsqrt(tl.sum(total, axis=0) / WIDTH + eps)
 
 
 @triton.jit
@@ -178,12 +137,12 @@ def fma_kernel(
                 weight_ptr, up_distance, last,
                 t, NUM_GROUPS, GROUPS_A_HALF, STEP * WEIGHT_STRIDE, TILE_ROWS, WIDTH, COLUMNS, IS_EVEN,
             )  # fmt: skip
-            ring = _append(ring, tile)
+            ring = append(ring, tile)
     wait_for_predecessor(PDL)
 
     sums = ()  # for each group and token [TILE_ROWS, COLUMNS // VECTOR], one element a thread and row
     for _ in tl.static_range(NUM_GROUPS * NUM_TOKENS):
-        sums = _append(sums, tl.zeros((TILE_ROWS, COLUMNS // VECTOR), tl.float32))
+        sums = append(sums, tl.zeros((TILE_ROWS, COLUMNS // VECTOR), tl.float32))
     for chunk in tl.static_range(NUM_CHUNKS):
         column = chunk * COLUMNS + tl.arange(0, COLUMNS)
         xs = ()
@@ -192,12 +151,12 @@ def fma_kernel(
                 x = tl.load(x_ptr + token * x_stride + column)
             else:
                 x = tl.load(x_ptr + token * x_stride + column, mask=column < WIDTH, other=0.0)
-            xs = _append(xs, x.to(tl.float32))
+            xs = append(xs, x.to(tl.float32))
         # The norm's sums arrive while a chunk is computed, and are added while the last tiles are on their way.
         if chunk == tl.constexpr(NUM_CHUNKS - 2 if NUM_CHUNKS > 1 else 0):
             squares = ()
             for token in tl.static_range(NUM_TOKENS):
-                squares = _load_partials(squares, sum_squares_ptr + token * num_partials, num_partials, NORM_BLOCK)
+                squares = load_partials(squares, sum_squares_ptr + token * num_partials, num_partials, NORM_BLOCK)
         if chunk == NUM_CHUNKS - 1:
             bias, bias_up, gamma, residual, scales = (), (), (), (), ()
             if HAS_BIAS:
@@ -210,7 +169,7 @@ def fma_kernel(
                     stream = residual_ptr + token * residual_stride + first
                     residual = _load_scalars(residual, stream, 1, last, ROWS, IS_EVEN)
             for token in tl.static_range(NUM_TOKENS):
-                scales = _append(scales, _inverse_rms(squares, token * NUM_PARTS, NUM_PARTS, WIDTH, eps))
+                scales = append(scales, inverse_rms_of(squares, token * NUM_PARTS, NUM_PARTS, WIDTH, eps))
         new_sums = ()
         for group in tl.static_range(NUM_GROUPS):
             weights = ring[0].to(tl.float32)  # type: ignore[misc] # a tuple that Triton unrolls, empty to mypy
@@ -221,15 +180,15 @@ def fma_kernel(
                     weight_ptr, up_distance, last, chunk * NUM_GROUPS + group + DEPTH,
                     NUM_GROUPS, GROUPS_A_HALF, STEP * WEIGHT_STRIDE, TILE_ROWS, WIDTH, COLUMNS, IS_EVEN,
                 )  # fmt: skip
-                ring = _append(ring, tile)
+                ring = append(ring, tile)
             for token in tl.static_range(NUM_TOKENS):
                 product = tl.reshape(weights * xs[token][None, :], (TILE_ROWS, COLUMNS // VECTOR, VECTOR))
-                new_sums = _append(new_sums, sums[token * NUM_GROUPS + group] + tl.sum(product, axis=2))
+                new_sums = append(new_sums, sums[token * NUM_GROUPS + group] + tl.sum(product, axis=2))
         # Made group by group, kept token by token.
         sums = ()
         for token in tl.static_range(NUM_TOKENS):
             for group in tl.static_range(NUM_GROUPS):
-                sums = _append(sums, new_sums[group * NUM_TOKENS + token])
+                sums = append(sums, new_sums[group * NUM_TOKENS + token])
 
     for token in tl.static_range(NUM_TOKENS):
         values = _sum_threads(sums[token * NUM_GROUPS : (token + 1) * NUM_GROUPS], NUM_GROUPS)

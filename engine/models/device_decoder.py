@@ -8,7 +8,8 @@
     product  head                     logits of the positions that sample
 
 There are two forms of it. With up to FUSED_TOKENS tokens, one a row, every product is a GEMV that takes the norm before
-it and the residual or the activation after it along: five launches a layer. All else, prompts included, has its norms
+it and the residual or the activation after it along: five launches a layer, and one more for each further type among
+the rows of a quantised QKV. All else, prompts included, has its norms
 in launches of their own, and products that `kernels.products` chooses by size. `decoder.Decoder` says the same in plain
 torch; nothing here looks at a value of the device, so that a CUDA graph can hold all of it. Called by
 `execution.gpu_steps`.
@@ -16,7 +17,7 @@ torch; nothing here looks at a value of the device, so that a CUDA graph can hol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,14 @@ import torch
 from engine.kernels.decode_attention import Workspace, decode_attention
 from engine.kernels.gated import gated
 from engine.kernels.gemv import DeferredNorm, gemv, gemv_argmax, gemv_gated, gemv_residual
+from engine.kernels.launch import INTERPRETED
+from engine.kernels.packed_gemv import (
+    is_multipliable,
+    packed_gemv,
+    packed_gemv_argmax,
+    packed_gemv_gated,
+    packed_gemv_residual,
+)
 from engine.kernels.packed_rows import packed_token_rows
 from engine.kernels.prefill_attention import prefill_attention
 from engine.kernels.product_tiles import MAX_FUSED_TOKENS
@@ -43,6 +52,9 @@ Angles = tuple[Tensor, Tensor]
 FUSED_TOKENS = 2
 """Tokens up to which a product is a GEMV that takes its neighbours along; with more, tensor cores and the library are
 faster although the norms cost launches of their own (H200, 2026-11-22)."""
+
+MULTIPLIES_PACKED = not INTERPRETED
+"""Whether quantised matrices are multiplied with so few tokens by `packed_gemv`. The interpreter would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -103,48 +115,46 @@ class DeviceDecoder:
         self._state = state
         self._pdl = pdl
         weights, config = decoder.weights, decoder.config
+        self._embedding = weights.embedding.segments[0]
+        self._dtype: torch.dtype = self._embedding.dtype
         matrices = [weights.head] + [
-            matrix
-            for layer in weights.layers
-            for matrix in (layer.qkv, layer.attention_output, layer.gate_up, layer.down)
+            matrix for layer in weights.layers for matrix in (layer.attention_output, layer.gate_up, layer.down)
         ]
         self._can_fuse = (
-            all(_dense(matrix) is not None for matrix in matrices)
+            all(self._is_fusable(matrix) and len(matrix.segments) == 1 for matrix in matrices)
+            and all(self._is_fusable(layer.qkv) for layer in weights.layers)
             and not config.post_norms
             # The stream is multiplied by a norm's weight before it is divided: float16 could overflow.
-            and weights.embedding.segments[0].dtype != torch.float16
+            and self._dtype != torch.float16
         )
         ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None]
         self._attends_at_once = all(is_fusable(config.head_dim, rope.rotary_dim, False) for rope in ropes)
         layers_of_group = config.kv_groups
         self._windows = [layers_of_group[group].window for group in decoder.group_of_layer]
-        self._head = _dense(weights.head)
-        self._embedding = weights.embedding.segments[0]
-        self._dtype: torch.dtype = self._embedding.dtype
         # Gemma rounds the factor to the computing type; in bfloat16 that changes it by up to 0.4 %.
         self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self._dtype))
         self._following_norms = [layer.attention_norm for layer in weights.layers[1:]] + [weights.final_norm]
 
     def finds_candidates(self, num_decodes: int, num_others: int) -> bool:
         """Whether a step of so many tokens can do without logits, if all its rows are greedy."""
-        return self._head is not None and num_others == 0 and num_decodes <= MAX_FUSED_TOKENS
+        head = self.decoder.weights.head
+        most = MAX_FUSED_TOKENS if _dense(head) is not None else FUSED_TOKENS
+        return self._is_fusable(head) and len(head.segments) == 1 and num_others == 0 and num_decodes <= most
 
     def candidates(self, step: DeviceStep) -> tuple[Tensor, Tensor]:
         """The likeliest tokens of a step: values and ids, one for each program of the head's product."""
-        assert self._head is not None
         hidden, norm = self._hidden(step)
-        head = self._head[: self.config.vocab_size]
-        return gemv_argmax(hidden, head, self.decoder.weights.head.bias, norm=norm, pdl=self._pdl)
+        head, vocab_size = self.decoder.weights.head, self.config.vocab_size
+        segment = head.segments[0]
+        if isinstance(segment, Packed):
+            return packed_gemv_argmax(hidden, segment.weight, vocab_size, head.bias, norm=norm, pdl=self._pdl)
+        return gemv_argmax(hidden, _matrix(head)[:vocab_size], head.bias, norm=norm, pdl=self._pdl)
 
     def logits(self, step: DeviceStep) -> Tensor:
         """[num_samples, vocab_size]; of the computing type, float32 where it costs nothing or the model caps them."""
         head = self.decoder.weights.head
         hidden, norm = self._hidden(step)
-        if norm is None:
-            logits = self._product(hidden, head)
-        else:
-            assert self._head is not None
-            logits = gemv(hidden, self._head, head.bias, norm=norm, out_dtype=torch.float32, pdl=self._pdl)
+        logits = self._product(hidden, head) if norm is None else self._fused_product(hidden, head, norm)
         logits = logits[:, : self.config.vocab_size]
         if self.config.final_softcap is not None:
             # In place but for the type: a large vocabulary makes this the widest moment of a step.
@@ -178,26 +188,53 @@ class DeviceDecoder:
 
     def _fused(self, step: DeviceStep) -> tuple[Tensor, DeferredNorm]:
         """The last layer's output times the final norm's weight, and what completes that norm."""
-        config, pdl = self.config, self._pdl
+        config = self.config
         residual, hidden, angles = self._begin(step)
         norm: DeferredNorm | None = None
         for number, layer in enumerate(self.decoder.layers):
-            qkv = gemv(hidden, _matrix(layer.qkv), layer.qkv.bias, norm=norm, out_dtype=torch.float32, pdl=pdl)
+            qkv = self._fused_product(hidden, layer.qkv, norm)
             attended = self._attend(number, layer, qkv, step, angles)
-            hidden, squares = gemv_residual(
-                attended, _matrix(layer.attention_output), residual, layer.mlp_norm, layer.attention_output.bias,
-                pdl=pdl,
-            )  # fmt: skip
-            hidden = gemv_gated(
-                hidden, _matrix(layer.gate_up), config.activation, layer.gate_up.bias,
-                norm=DeferredNorm(squares, config.rms_norm_eps), pdl=pdl,
-            )  # fmt: skip
-            hidden, squares = gemv_residual(
-                hidden, _matrix(layer.down), residual, self._following_norms[number], layer.down.bias, pdl=pdl
-            )
+            hidden, squares = self._fused_residual(attended, layer.attention_output, residual, layer.mlp_norm)
+            hidden = self._fused_gated(hidden, layer.gate_up, DeferredNorm(squares, config.rms_norm_eps))
+            hidden, squares = self._fused_residual(hidden, layer.down, residual, self._following_norms[number])
             norm = DeferredNorm(squares, config.rms_norm_eps)
         assert norm is not None, "a model has layers"
         return hidden, norm
+
+    def _fused_product(self, x: Tensor, matrix: Linear, norm: DeferredNorm | None) -> Tensor:
+        """float32, which spares a rounding."""
+        if isinstance(matrix.segments[0], Dense):
+            return gemv(x, _matrix(matrix), matrix.bias, norm=norm, out_dtype=torch.float32, pdl=self._pdl)
+        num_rows = sum(segment.num_rows for segment in matrix.segments)
+        y = torch.empty(len(x), num_rows, dtype=torch.float32, device=x.device)
+        for segment, bias, out in _parts(matrix, y):
+            assert isinstance(segment, Packed)
+            packed_gemv(x, segment.weight, bias, norm=norm, out=out, pdl=self._pdl)
+        return y
+
+    def _fused_residual(self, x: Tensor, matrix: Linear, residual: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        segment = matrix.segments[0]
+        if isinstance(segment, Packed):
+            return packed_gemv_residual(x, segment.weight, residual, gamma, matrix.bias, pdl=self._pdl)
+        return gemv_residual(x, _matrix(matrix), residual, gamma, matrix.bias, pdl=self._pdl)
+
+    def _fused_gated(self, x: Tensor, matrix: Linear, norm: DeferredNorm) -> Tensor:
+        segment, activation = matrix.segments[0], self.config.activation
+        if isinstance(segment, Packed):
+            return packed_gemv_gated(x, segment.weight, activation, matrix.bias, norm=norm, pdl=self._pdl)
+        return gemv_gated(x, _matrix(matrix), activation, matrix.bias, norm=norm, pdl=self._pdl)
+
+    def _is_fusable(self, matrix: Linear) -> bool:
+        """Whether its products with few tokens are GEMVs: it is dense and in one piece, or quantised throughout."""
+        return _dense(matrix) is not None or all(self._is_multipliable(segment) for segment in matrix.segments)
+
+    def _is_multipliable(self, segment: QuantMethod, num_tokens: int = FUSED_TOKENS) -> bool:
+        """Whether `packed_gemv` takes it with so many tokens."""
+        return (
+            MULTIPLIES_PACKED
+            and isinstance(segment, Packed)
+            and is_multipliable(segment.weight, self._dtype, num_tokens)
+        )
 
     def _general(self, step: DeviceStep) -> Tensor:
         """The normed outputs of the last layer at the positions that are wanted."""
@@ -261,17 +298,15 @@ class DeviceDecoder:
         if len(matrix.segments) == 1:
             return self._segment_product(x, matrix.segments[0], matrix.bias, None)
         y = torch.empty(len(x), sum(segment.num_rows for segment in matrix.segments), dtype=x.dtype, device=x.device)
-        start = 0
-        for segment in matrix.segments:
-            part = slice(start, start + segment.num_rows)
-            bias = None if matrix.bias is None else matrix.bias[part]
-            self._segment_product(x, segment, bias, y[:, part])
-            start += segment.num_rows
+        for segment, bias, out in _parts(matrix, y):
+            self._segment_product(x, segment, bias, out)
         return y
 
     def _segment_product(self, x: Tensor, segment: QuantMethod, bias: Tensor | None, out: Tensor | None) -> Tensor:
         """Writes into `out` where it is given."""
         if isinstance(segment, Packed):
+            if self._is_multipliable(segment, len(x)):
+                return packed_gemv(x, segment.weight, bias, out=out, pdl=self._pdl)
             return packed_linear(x, segment.weight, bias, out=out, pdl=self._pdl)
         assert isinstance(segment, Dense)
         y = linear(x, segment.weight, bias, pdl=self._pdl)
@@ -282,6 +317,15 @@ class DeviceDecoder:
         if weight is None:
             return gated(self._product(x, matrix), self.config.activation, pdl=self._pdl)
         return linear_gated(x, weight, self.config.activation, matrix.bias, pdl=self._pdl)
+
+
+def _parts(matrix: Linear, y: Tensor) -> Iterator[tuple[QuantMethod, Tensor | None, Tensor]]:
+    """The segments of a matrix, with their part of its bias and of its product `y`."""
+    start = 0
+    for segment in matrix.segments:
+        part = slice(start, start + segment.num_rows)
+        yield segment, None if matrix.bias is None else matrix.bias[part], y[:, part]
+        start += segment.num_rows
 
 
 def _dense(matrix: Linear) -> Tensor | None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 
 from engine.quantization.affine import Affine
-from engine.quantization.packed_format import FORMATS, PackedWeight, empty_planes, pack
+from engine.quantization.packed_format import (
+    FORMATS,
+    Code,
+    PackedFormat,
+    PackedWeight,
+    Scale,
+    empty_planes,
+    pack,
+)
 from engine.quantization.packed_scheme import pack_affine, scheme_format
 from engine.quantization.scheme import WeightScheme
 from modelfiles.gguf import BLOCK_LAYOUT, GGMLType
@@ -59,3 +67,18 @@ def packed_affine(scheme: WeightScheme, rows: Affine) -> PackedWeight:
     planes = empty_planes(format, num_rows, num_columns, rows.codes.device)
     pack_affine(format, rows.rows(0, num_rows, rows.column_order), planes)
     return PackedWeight(planes, format, num_rows, num_columns, rows.column_order)
+
+
+def random_packed(format: PackedFormat, num_rows: int, num_columns: int, device: torch.device) -> PackedWeight:
+    """A matrix of a format of checkpoints: any codes, and scales between 0.001 and 0.01."""
+    planes = empty_planes(format, num_rows, num_columns, device)
+    codes = torch.randint(0, 256, (*planes.words.shape[:-1], 2 * planes.words.shape[-1]), dtype=torch.uint8)
+    if format.code == Code.FP8:
+        codes[(codes & 127) == 127] = 0  # NaN
+    scales = torch.rand(planes.scales.shape) * 0.009 + 0.001
+    if format.scale == Scale.FLOAT_ZERO:
+        zeros = torch.randint(0, 16 if format.code == Code.NIBBLE else 256, scales.shape, dtype=torch.int32)
+        scales = (scales.view(torch.int32) & -256) | zeros
+    planes.words.copy_(codes.view(torch.int16))
+    planes.scales.copy_(scales)
+    return PackedWeight(planes, format, num_rows, num_columns)
