@@ -21,7 +21,7 @@ from engine.quantization import int4_op
 from engine.quantization.base import Dense
 from engine.quantization.checkpoint import PLAIN_DTYPES, Destination
 from engine.quantization.gguf_blocks import LINEAR_TYPES
-from engine.quantization.packed import misfit
+from engine.quantization.packed import Packed, misfit
 from engine.quantization.rounded import Rounded
 from engine.quantization.row_types import ROW_TYPES
 from engine.quantization.selection import Matrix, method_of, segments_bytes
@@ -37,6 +37,10 @@ class WeightSizes:
     total_bytes: int
     layer_bytes: tuple[int, ...]
     """Of each layer, its matrices: what need not be on the device while other layers compute."""
+    expanded_bytes: int = 0
+    """The largest packed matrix of a layer in the computing type, as which it is multiplied by many tokens."""
+    expanded_head_bytes: int = 0
+    """The same of the head."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,12 @@ class WeightTable:
         outer = sum(segments_bytes(matrices, outside) for matrices in self.outer)
         norm_itemsize = 4 if self.has_float32_norms else dtype.itemsize
         vectors = self.num_norm_elements * norm_itemsize + self.num_bias_elements * dtype.itemsize
-        return WeightSizes(outer + sum(layers) + vectors, layers)
+        return WeightSizes(
+            outer + sum(layers) + vectors,
+            layers,
+            max(_expanded_bytes(matrices, inside) for layer in self.layers for matrices in layer),
+            _expanded_bytes(self.outer[-1], outside),
+        )
 
     def notes(self, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
         """Sentences for whoever wonders why it is slower, or larger, than expected."""
@@ -141,3 +150,12 @@ class WeightTable:
         outside, inside = self._destinations(device, dtype)
         yield from ((matrix, outside) for linear in self.outer for matrix in linear)
         yield from ((matrix, inside) for layer in self.layers for linear in layer for matrix in linear)
+
+
+def _expanded_bytes(matrices: Matrices, destination: Destination) -> int:
+    """What those of one Linear that are packed on a GPU take when they are expanded, one segment at a time at most."""
+    return sum(
+        matrix.num_rows * matrix.num_columns * destination.dtype.itemsize
+        for matrix in matrices
+        if method_of(matrix, destination) is Packed
+    )

@@ -34,12 +34,11 @@ from engine.kernels.launch import (
     wait_for_predecessor,
 )
 from engine.kernels.packed_tile import ROW_SCALE, kernel_tensor, load_tile
-from engine.quantization.packed_format import Code, PackedFormat, PackedWeight
+from engine.quantization.packed_format import MAX_PRODUCT_TOKENS, Code, PackedFormat, PackedWeight
 
 Tensor = torch.Tensor
 
-MAX_TOKENS = 256
-"""Tokens up to which this is faster than expanding the matrix and leaving the product to the library."""
+MAX_TOKENS = MAX_PRODUCT_TOKENS
 MIN_SPLIT_STEPS = 1
 """Steps of the loop that a piece of a row has at least."""
 HOLDS: tl.constexpr = tl.constexpr(not INTERPRETED)

@@ -36,6 +36,9 @@ Tensor = torch.Tensor
 ROW_BLOCK = 16
 MAX_WORDS = 64
 MIN_WORDS = 16
+MAX_PRODUCT_TOKENS = 256
+"""Tokens up to which multiplying by planes is faster than expanding the matrix and leaving the product to the
+library."""
 
 
 class Code(IntEnum):

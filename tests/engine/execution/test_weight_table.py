@@ -101,7 +101,10 @@ def test_sizes_of_weights_that_get_8_bits(tmp_path: Path) -> None:
     save_tiny(tmp_path / "m", "Llama", hidden_size=64, intermediate_size=128)
     plain, table = table_of(tmp_path / "m"), table_of(tmp_path / "m", torch.float8_e4m3fn)
     rows, elements = 64 + 2 * 32 + 64 + 2 * 128 + 64, 64 * (64 + 2 * 32 + 64 + 3 * 128)
-    assert table.sizes(GPU, torch.bfloat16).layer_bytes == (elements + 4 * rows,) * 2
+    sizes = table.sizes(GPU, torch.bfloat16)
+    assert sizes.layer_bytes == (elements + 4 * rows,) * 2
+    assert (sizes.expanded_bytes, sizes.expanded_head_bytes) == (2 * 128 * 64 * 2, 0), "gate and up; a plain head"
+    assert table.sizes(CPU, torch.bfloat16).expanded_bytes == 0
     assert plain.sizes(GPU, torch.bfloat16).layer_bytes == (2 * elements,) * 2
     assert table.notes(GPU, torch.bfloat16) == ()
     assert plain.packed_share(GPU, torch.bfloat16) == 0.0
