@@ -11,5 +11,5 @@ test-gpu: ; $(PYTHON) tools/test_gpu.py
 test-llama: ; $(PYTHON) tools/test_llama.py
 sanitize: ; $(PYTHON) tools/sanitize.py
 build: ; $(PYTHON) -m hatchling build -t wheel
-bench: ; for file in $(filter-out benchmarks/report.py benchmarks/random_model.py benchmarks/random_gguf.py benchmarks/padded_stories.py benchmarks/gpu%,$(wildcard benchmarks/*.py)); do $(PYTHON) $$file || exit 1; done
+bench: ; for file in $(filter-out benchmarks/report.py benchmarks/random_model.py benchmarks/random_gguf.py benchmarks/random_quantized.py benchmarks/padded_stories.py benchmarks/gpu%,$(wildcard benchmarks/*.py)); do $(PYTHON) $$file || exit 1; done
 bench-gpu: ; $(PYTHON) benchmarks/gpu.py --out benchmarks/results/gpu.jsonl $(ARGS)

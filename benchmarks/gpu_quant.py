@@ -1,8 +1,9 @@
 """Quantised weights on a GPU: decoding, prompts and memory, beside the machine's copy rate and other engines' figures.
 
-    python benchmarks/gpu_quant.py [--mixes q4_k_m,q8_0] [--batches 1,2,8,32,128,256] [--out FILE]
+    python benchmarks/gpu_quant.py [--mixes q4_k_m,q8_0,fp8,awq] [--batches 1,2,8,32,128,256] [--out FILE]
 
-The models are drawn by `random_gguf` in the shape of Qwen2.5-7B and kept in the folder. Decoding is measured as by
+The models are drawn by `random_gguf` and `random_quantized` in the shape of Qwen2.5-7B and kept in the folder. The
+batches are q4_k_m's; of the others, one sequence and, of fp8 and awq, 32 are measured. Decoding is measured as by
 benchmarks/gpu.py: the rate while all sequences decode, 128 tokens in and 256 out; with one, at a mean context of
 512, or 4,096 where the case says so. The ceiling is reading weights but the embedding, and the KV cache, at the rate
 of a large copy. Peers were measured on another day, on an H200: llama.cpp with the same mix, vLLM 0.26 with AWQ.
@@ -21,11 +22,14 @@ import torch
 from gpu_session import Session, Trace
 from gpu_timing import copy_bandwidth, warm_up
 from random_gguf import SHAPES, write_model
+from random_quantized import FORMS, ensure_quantized
 from report import Report
 
-from modelfiles.gguf import open_shards
+from engine.models.tensor_plan import open_weights
+from modelfiles.source import ModelSource
 
 SHAPE = "qwen2.5-7b"
+EMBEDDINGS = ("token_embd.weight", "model.embed_tokens.weight")
 REPEATS = 2
 NEW_TOKENS = 256
 PEERS = {
@@ -34,6 +38,8 @@ PEERS = {
     "decode/q4_k_m/b32": "llama.cpp 3538, vLLM AWQ 7625",
     "decode/q4_k_m/b128": "llama.cpp 5882, vLLM AWQ 21171",
     "decode/q4_k_m/b256": "vLLM AWQ 28658",
+    "decode/awq/b1": "vLLM 267",
+    "decode/awq/b32": "vLLM 7625",
 }
 
 
@@ -43,10 +49,8 @@ class QuantCases:
     def __init__(self, report: Report, mix: str, path: Path, copy_rate: float) -> None:
         self._report = report
         self._mix = mix
-        with open_shards([path]) as file:
-            sizes = {name: tensor.num_bytes for name, tensor in file.tensors.items()}
-        self._file_bytes = sum(sizes.values())
-        self._read_bytes = self._file_bytes - sizes["token_embd.weight"]
+        self._file_bytes, embedding_bytes = tensor_bytes(path)
+        self._read_bytes = self._file_bytes - embedding_bytes
         self._copy_rate = copy_rate * 1e12
         begin = time.perf_counter()
         self._session = Session(path, "cuda")
@@ -95,9 +99,28 @@ class QuantCases:
         self._case(f"prefill/{self._mix}", 16 * 2048 / median(once() for _ in range(REPEATS)), "tok/s")
 
 
+def tensor_bytes(path: Path) -> tuple[int, int]:
+    """Of all tensors of a file or a folder, and of the embedding."""
+    with open_weights(ModelSource.from_path(path)) as file:
+        sizes = {name: tensor.num_bytes for name, tensor in file.tensors.items()}
+    return sum(sizes.values()), sum(sizes.get(name, 0) for name in EMBEDDINGS)
+
+
+def ensure_model(folder: Path, mix: str) -> Path:
+    """Writes a model unless it is there, which takes longer than to measure it."""
+    path = folder / f"hob-bench-{SHAPE}-{mix}"
+    if mix in FORMS:
+        ensure_quantized(path, SHAPES[SHAPE], mix, "cuda")
+        return path
+    path = path.with_name(f"{path.name}.gguf")
+    if not path.exists():
+        write_model(path, SHAPES[SHAPE], mix)
+    return path
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mixes", default="q4_k_m,q8_0")
+    parser.add_argument("--mixes", default="q4_k_m,q8_0,fp8,awq")
     parser.add_argument("--batches", default="1,2,8,32,128,256")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--out", type=Path)
@@ -110,12 +133,10 @@ def main() -> int:
     copy_rate = copy_bandwidth()
     report.case("ceiling/copy", copy_rate, "TB/s")
     for mix in arguments.mixes.split(","):
-        path = arguments.folder / f"hob-bench-{SHAPE}-{mix}.gguf"
-        if not path.exists():
-            write_model(path, SHAPES[SHAPE], mix)
-        cases = QuantCases(report, mix, path, copy_rate)
+        cases = QuantCases(report, mix, ensure_model(arguments.folder, mix), copy_rate)
         cases.memory()
-        for batch in map(int, arguments.batches.split(",") if mix == "q4_k_m" else ["1"]):
+        others = "1,32" if mix in FORMS else "1"
+        for batch in map(int, (arguments.batches if mix == "q4_k_m" else others).split(",")):
             cases.decode(batch, 512)
             if batch == 1:
                 cases.decode(1, 4096)

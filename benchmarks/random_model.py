@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -134,6 +134,25 @@ def write_model(folder: Path, shape: Shape, device: str = "cpu", seed: int = 0) 
     Raises:
         FileExistsError: the folder holds the configuration of another model.
     """
+    begin_folder(folder, shape)
+    shards = shape.shards()
+    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    with ThreadPoolExecutor(NUM_WRITERS) as pool:
+        jobs = [
+            pool.submit(_write_shard, folder / name, shard, device, seed * len(shards) + number)
+            for number, (name, shard) in enumerate(zip(names, shards, strict=True))
+        ]
+        total = sum(job.result() for job in jobs)
+    weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    end_folder(folder, weight_map, total, shape.config)
+
+
+def begin_folder(folder: Path, shape: Shape) -> None:
+    """Writes all but weights and configuration.
+
+    Raises:
+        FileExistsError: as `write_model`.
+    """
     if (folder / "config.json").exists():
         raise FileExistsError(f"{folder} holds another model; name a new folder or delete this one")
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,39 +169,49 @@ def write_model(folder: Path, shape: Shape, device: str = "cpu", seed: int = 0) 
     )
     ends = [shape.vocab_size - 1, shape.vocab_size - 3]
     _write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": ends, "pad_token_id": ends[1]})
-    shards = shape.shards()
-    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
-    with ThreadPoolExecutor(NUM_WRITERS) as pool:
-        jobs = [
-            pool.submit(_write_shard, folder / name, shard, device, seed * len(shards) + number)
-            for number, (name, shard) in enumerate(zip(names, shards, strict=True))
-        ]
-        total = sum(job.result() for job in jobs)
-    weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-    _write_json(folder / "config.json", shape.config)
+
+
+def end_folder(folder: Path, weight_map: dict[str, str], total_bytes: int, config: dict[str, Any]) -> None:
+    """Writes the index of the shards, and the configuration last."""
+    metadata = {"total_size": total_bytes}
+    _write_json(folder / "model.safetensors.index.json", {"metadata": metadata, "weight_map": weight_map})
+    _write_json(folder / "config.json", config)
 
 
 def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]], device: str, seed: int) -> int:
     """Draws and writes a file; returns the bytes of its tensors."""
-    header, offset = {}, 0
-    for name, shape in tensors.items():
-        end = offset + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     generator = torch.Generator(device).manual_seed(seed)
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        total = write_header(file, {name: ("BF16", shape, 2 * math.prod(shape)) for name, shape in tensors.items()})
         for name, shape in tensors.items():
-            tensor = torch.ones(shape, dtype=torch.bfloat16, device=device)
-            if "norm" not in name:
-                tensor.normal_(0.0, STANDARD_DEVIATION, generator=generator)
-            if name == "lm_head.weight":
-                tensor[-len(SPECIAL_TOKENS) :] = 0.0
-            file.write(memoryview(tensor.view(torch.uint8).cpu().numpy()).cast("B"))
+            file.write(drawn(name, shape, generator))
+    return total
+
+
+def write_header(file: BinaryIO, tensors: dict[str, tuple[str, tuple[int, ...], int]]) -> int:
+    """Writes what begins a safetensors file; returns the bytes of its tensors.
+
+    Args:
+        tensors: name -> (type, shape, bytes).
+    """
+    header, offset = {}, 0
+    for name, (dtype, shape, num_bytes) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + num_bytes]}
+        offset += num_bytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
     return offset
+
+
+def drawn(name: str, shape: tuple[int, ...], generator: torch.Generator) -> memoryview:
+    """The bytes of a bfloat16 tensor."""
+    tensor = torch.ones(shape, dtype=torch.bfloat16, device=generator.device)
+    if "norm" not in name:
+        tensor.normal_(0.0, STANDARD_DEVIATION, generator=generator)
+    if name == "lm_head.weight":
+        tensor[-len(SPECIAL_TOKENS) :] = 0.0
+    return memoryview(tensor.view(torch.uint8).cpu().numpy()).cast("B")
 
 
 # ---- tokenizer

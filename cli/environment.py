@@ -23,6 +23,7 @@ VARIABLES = {
     "HOB_NUM_THREADS": "Threads of a model that runs on the CPU. Default: one for each core.",
     "HOB_ORIGINS": "Web origins that may call the daemon, separated by commas.",
     "HOB_SPARE_WORKER": "0 keeps no worker ready for the next model. Default: 1.",
+    "HOB_WEIGHT_TYPE": "Unquantised weights become this when loaded: fp8 or int8; auto keeps them. Default: auto.",
 }
 
 

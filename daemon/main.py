@@ -260,6 +260,7 @@ def _manager_config(settings: Settings) -> ManagerConfig:
         num_threads=settings.num_threads,
         device=settings.device,
         dtype=settings.dtype,
+        weight_type=settings.weight_type,
         kv_cache_type=settings.kv_cache_type,
         model_memory_bytes=settings.model_memory_bytes,
         gpu_overhead_bytes=settings.gpu_overhead_bytes,

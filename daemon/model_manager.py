@@ -59,6 +59,7 @@ class ManagerConfig:
     num_threads: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    weight_type: str = "auto"
     kv_cache_type: str = "auto"
     model_memory_bytes: int = 0
     gpu_overhead_bytes: int = 0
@@ -242,6 +243,7 @@ class ModelManager:
             adapters=[str(path) for path in stored.adapter_files.values()],
             device=self._config.device,
             dtype=self._config.dtype,
+            weight_type=self._config.weight_type,
             kv_cache_type=self._config.kv_cache_type,
             budget_bytes=self._config.model_memory_bytes,
             overhead_bytes=self._config.gpu_overhead_bytes,

@@ -32,6 +32,8 @@ class Load(Message, frozen=True):
     adapters: list[str] = []
     device: str = "auto"
     dtype: str = "auto"
+    weight_type: str = "auto"
+    """"fp8" or "int8": unquantised weights of layers become that while they are loaded."""
     kv_cache_type: str = "auto"
     budget_bytes: int = 0
     """Memory for weights, KV and activations together; 0 lets the worker decide."""

@@ -52,6 +52,8 @@ class Settings:
     """CPU threads of a worker; 0 is one a core."""
     device: str
     dtype: str
+    weight_type: str
+    """What unquantised weights become while they are loaded; "auto" is nothing else."""
     kv_cache_type: str
     gpu_overhead_bytes: int
     """Memory of each GPU that is left to others."""

@@ -122,6 +122,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("num_threads", "num_threads", ("HOB_NUM_THREADS",), _integer(0, 1024), 0),
     Setting("device", "device", ("HOB_DEVICE",), _choice("auto", "cpu", "cuda"), "auto"),
     Setting("dtype", "dtype", ("HOB_DTYPE",), _choice("auto", "float32", "float16", "bfloat16"), "auto"),
+    Setting("weight_type", "weight_type", ("HOB_WEIGHT_TYPE",), _choice("auto", "fp8", "int8"), "auto"),
     Setting(
         "kv_cache_type",
         "kv_cache_type",

@@ -21,6 +21,8 @@ KV_DTYPES = {
     "q8_0": torch.int8,
 }
 """Names of a KV cache's types; "q8_0" is Ollama's for 8 bits."""
+WEIGHT_DTYPES = {"auto": None, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
+"""What unquantised weights become while they are loaded; by itself, nothing."""
 SMALL_WEIGHTS_BYTES = 2 << 30
 """On a CPU, models of up to this size in float32 are computed in float32."""
 MAX_NUM_SEQS, LARGE_MAX_NUM_SEQS = 256, 512
@@ -68,6 +70,19 @@ def choose_dtype(name: str, device: torch.device, num_parameters: int, *, is_pac
         return torch.float32
     small = SMALL_PACKED_BYTES if is_packed else SMALL_WEIGHTS_BYTES
     return torch.float32 if num_parameters * 4 <= small else torch.bfloat16
+
+
+def choose_weight_dtype(name: str) -> torch.dtype | None:
+    """
+    Args:
+        name: a key of WEIGHT_DTYPES.
+
+    Raises:
+        Unsupported: no such type.
+    """
+    if name not in WEIGHT_DTYPES:
+        raise Unsupported(f'weight type "{name}" is unknown; use {", ".join(WEIGHT_DTYPES)}')
+    return WEIGHT_DTYPES[name]
 
 
 def choose_kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -22,6 +22,7 @@ from engine.execution.kv_cache import block_bytes
 from engine.execution.weight_table import WeightSizes
 from engine.models.decoder import activation_bytes
 from engine.models.offload import offloaded_layers
+from engine.quantization.packed_format import MAX_PRODUCT_TOKENS
 
 LEFT_BYTES = 1 << 30
 LEFT_SHARE = 0.08
@@ -138,11 +139,14 @@ class _Planner:
         self.activations = activation_bytes(
             config, request.max_num_batched_tokens, request.max_num_seqs, request.dtype.itemsize
         )
+        expanded = self._expanded(weights)
+        self.activations += expanded
         self.block = block_bytes(config, request.block_size, request.kv_dtype)
         self.least_blocks = request.num_blocks or self._blocks_of(min(USEFUL_TOKENS, config.max_position_embeddings))
         self.graphs = 0
         if self.is_gpu:
             self.graphs = graph_bytes(config, request, self._most_blocks() * request.block_size)
+            self.graphs += expanded if request.max_num_seqs > MAX_PRODUCT_TOKENS else 0
         self.rest = self.activations + self.graphs
 
     def plan(self) -> MemoryPlan:
@@ -159,6 +163,13 @@ class _Planner:
             host_bytes=sum(self._offloaded(num_offloaded)),
             notes=self._notes(num_offloaded),
         )
+
+    def _expanded(self, weights: WeightSizes) -> int:
+        """What a step of many tokens expands for a product. The head meets one token of each sequence."""
+        if not self.is_gpu or max(self.request.max_num_batched_tokens, self.request.max_num_seqs) <= MAX_PRODUCT_TOKENS:
+            return 0
+        head = weights.expanded_head_bytes if self.request.max_num_seqs > MAX_PRODUCT_TOKENS else 0
+        return max(weights.expanded_bytes, head)
 
     def _limit(self) -> int:
         free, request = self.memory.free_bytes, self.request

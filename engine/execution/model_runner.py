@@ -25,6 +25,7 @@ from engine.execution.device import (
     choose_dtype,
     choose_kv_dtype,
     choose_max_num_seqs,
+    choose_weight_dtype,
     device_memory,
 )
 from engine.execution.errors import ExecutionError, Unsupported
@@ -99,7 +100,8 @@ class ModelRunner:
         load = structs.replace(load, max_num_seqs=choose_max_num_seqs(load.max_num_seqs, memory))
         with torch.inference_mode(), Checkpoint.open(source, config, on_progress) as checkpoint:
             checkpoint.check()
-            table = WeightTable.of(checkpoint, config)
+            weight_dtype = choose_weight_dtype(load.weight_type)
+            table = WeightTable.of(checkpoint, config, weight_dtype)
             is_packed = table.packed_share(device, torch.bfloat16) > 0.5
             dtype = choose_dtype(load.dtype, device, config.num_parameters, is_packed=is_packed)
             kv_dtype = choose_kv_dtype(load.kv_cache_type, dtype)
@@ -107,7 +109,7 @@ class ModelRunner:
             plan = plan_memory(config, _memory_request(load, dtype, kv_dtype), memory, sizes)
             num_resident = config.num_layers - plan.num_offloaded_layers
             offloaded = offloaded_layers(config.num_layers, num_resident)
-            weights = load_weights(checkpoint, config, dtype, device, offloaded=offloaded)
+            weights = load_weights(checkpoint, config, dtype, device, weight_dtype=weight_dtype, offloaded=offloaded)
             plan = replace(plan, notes=(*plan.notes, *table.notes(device, dtype)))
         layers = LayerStream(weights.layers, num_resident, device) if offloaded else weights.layers
         decoder = Decoder(config, weights, device, layers)

@@ -192,26 +192,32 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     *,
+    weight_dtype: torch.dtype | None = None,
     offloaded: Collection[int] = (),
 ) -> DecoderWeights:
     """Reads all tensors of a model.
 
     Args:
+        weight_dtype: what unquantised matrices of layers are quantised to, as Destination has it.
         offloaded: layers whose matrices stay in the host's memory, for `models.offload.LayerStream`; their norms and
             biases are on the device all the same.
 
     Raises:
-        WeightsError: tensors are missing, superfluous, misshapen or of an unknown type; or a file cannot be read.
+        WeightsError: tensors are missing, superfluous, misshapen or of an unknown type; a file cannot be read; or a
+            weight that should be quantised is no number.
     """
     checkpoint.check()
     checkpoint.check_values()
-    with ExitStack() as stack:
-        staging = stack.enter_context(Staging(device)) if device.type == "cuda" else None
-        loader = _Loader(checkpoint, config, Destination(device, dtype, staging), offloaded)
-        embedding = loader.linear(["embedding"])
-        head = embedding if config.tie_word_embeddings else loader.linear(["head"])
-        layers = tuple(loader.layer(number) for number in range(config.num_layers))
-        final_norm = loader.norm("final_norm")
+    try:
+        with ExitStack() as stack:
+            staging = stack.enter_context(Staging(device)) if device.type == "cuda" else None
+            loader = _Loader(checkpoint, config, Destination(device, dtype, staging), weight_dtype, offloaded)
+            embedding = loader.linear(["embedding"])
+            head = embedding if config.tie_word_embeddings else loader.linear(["head"])
+            layers = tuple(loader.layer(number) for number in range(config.num_layers))
+            final_norm = loader.norm("final_norm")
+    except QuantizedTensorError as error:
+        raise WeightsError(str(error)) from error
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what pieces were expanded through
     return DecoderWeights(
@@ -237,11 +243,17 @@ class _Loader:
     """Builds layers out of a checkpoint's tensors."""
 
     def __init__(
-        self, checkpoint: Checkpoint, config: ModelConfig, destination: Destination, offloaded: Collection[int]
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        destination: Destination,
+        weight_dtype: torch.dtype | None,
+        offloaded: Collection[int],
     ) -> None:
         self.checkpoint = checkpoint
         self.config = config
         self.destination = destination
+        self.weight_dtype = weight_dtype
         self.offloaded = offloaded
         self.num_bytes = 0
         self.orders: dict[str, tuple[int, ...]] = {}
@@ -288,7 +300,9 @@ class _Loader:
         return weight
 
     def _segments(self, tensors: Sequence[CheckpointMatrix], layer: int | None) -> tuple[QuantMethod, ...]:
-        destination = replace(self.destination, is_offloaded=layer is not None and layer in self.offloaded)
+        destination = self.destination
+        if layer is not None:
+            destination = replace(destination, is_offloaded=layer in self.offloaded, weight_dtype=self.weight_dtype)
         segments = segments_from_checkpoint(tensors, destination)
         self.checkpoint.report_progress()
         return segments

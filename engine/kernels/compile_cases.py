@@ -239,9 +239,9 @@ def packed_weight(format: PackedFormat, num_rows: int = HIDDEN, num_columns: int
     return PackedWeight(planes, format, num_rows, num_columns)
 
 
-def packed(type: GGMLType, num_tokens: int) -> None:
+def packed(format: PackedFormat, num_tokens: int) -> None:
     """Products with a matrix that stays quantised, and its rows."""
-    weight = packed_weight(FORMATS[type])
+    weight = packed_weight(format)
     packed_product(make(num_tokens, HIDDEN), weight, make(HIDDEN), pdl=True)
     if num_tokens == 1:
         packed_rows(weight, torch.bfloat16, pdl=True)
@@ -265,25 +265,26 @@ def packed_plain(format: PackedFormat) -> None:
     packed_gemv(make(1, HIDDEN), packed_weight(format), pdl=True)
 
 
-CHECKPOINT_FORMATS = {
+SCHEME_FORMATS = {
     "AWQ": PackedFormat(Code.NIBBLE, 0, Scale.FLOAT_ZERO, 128),
-    "GPTQ": PackedFormat(Code.NIBBLE, 8, Scale.FLOAT, 128),
-    "8 bits in groups": PackedFormat(Code.BYTE, 0, Scale.FLOAT_ZERO, 64),
+    "GPTQ of 8 bits, groups of 32": PackedFormat(Code.BYTE, 0, Scale.FLOAT_ZERO, 32),
+    "4 bits": PackedFormat(Code.NIBBLE, 8, Scale.FLOAT, 128),
     "INT8": PackedFormat(Code.BYTE, 128, Scale.ROW, 0),
     "FP8": PackedFormat(Code.FP8, 0, Scale.ROW, 0),
     "FP8, blocks": PackedFormat(Code.FP8, 0, Scale.BLOCK, 128),
 }
-"""Some of what quantised safetensors become."""
+"""What quantised safetensors become: each way to keep codes, and each way to keep scales."""
 
 PACKED_CASES: tuple[Case, ...] = (
     # One type for each format: Q8_0 and IQ4_NL are the same to a kernel.
     *(
-        Case(f"packed, {type.name}", partial(packed, type, 1), MAIN)
-        for type in {format: type for type, format in FORMATS.items()}.values()
+        Case(f"packed, {type.name}", partial(packed, format, 1), MAIN)
+        for format, type in {format: type for type, format in FORMATS.items()}.items()
     ),
+    *(Case(f"packed, {name}", partial(packed, format, 1), (90,)) for name, format in SCHEME_FORMATS.items()),
     # Q6_K spills some registers with these tiles, and is faster for all that than with smaller ones.
     *(
-        Case(f"packed, {type.name}, {count} tokens", partial(packed, type, count), (90,), max_stack_bytes=320)
+        Case(f"packed, {type.name}, {count} tokens", partial(packed, FORMATS[type], count), (90,), max_stack_bytes=320)
         for type in (GGMLType.Q4_K, GGMLType.Q6_K)
         for count in (32, 64, 128, 256)
     ),
@@ -291,18 +292,23 @@ PACKED_CASES: tuple[Case, ...] = (
         Case(f"packed gemv, {type.name}", partial(packed_plain, format), (90,))
         for format, type in {format: type for type, format in FORMATS.items()}.items()
     ),
-    *(
-        Case(f"packed gemv, {name}", partial(packed_plain, format), (89,))
-        for name, format in CHECKPOINT_FORMATS.items()
-    ),
+    *(Case(f"packed gemv, {name}", partial(packed_plain, format), (89,)) for name, format in SCHEME_FORMATS.items()),
     Case("packed gemv, Q4_K, a step", partial(packed_few, FORMATS[GGMLType.Q4_K], 1)),
     *(
         Case(f"packed gemv, {name}, a step", partial(packed_few, format, 1), (90,))
-        for name, format in {"Q6_K": FORMATS[GGMLType.Q6_K], "FP8": CHECKPOINT_FORMATS["FP8"]}.items()
+        for name, format in {"Q6_K": FORMATS[GGMLType.Q6_K], "FP8": SCHEME_FORMATS["FP8"]}.items()
     ),
     Case("packed gemv, Q4_K, a step of 2 tokens", partial(packed_few, FORMATS[GGMLType.Q4_K], 2), MAIN),
     Case("packed gemv, Q6_K, a step of 2 tokens", partial(packed_few, FORMATS[GGMLType.Q6_K], 2), (90,)),
-    Case("packed, Q4_K, 32 tokens, elsewhere", partial(packed, GGMLType.Q4_K, 32), (80, 86, 89, 120)),
+    Case("packed, AWQ, 64 tokens", partial(packed, SCHEME_FORMATS["AWQ"], 64), (90,)),
+    # Those that take most of the shared memory there is.
+    *(
+        Case(f"packed, {name}, 256 tokens", partial(packed, SCHEME_FORMATS[name], 256), (90,), max_stack_bytes=320)
+        for name in ("AWQ", "GPTQ of 8 bits, groups of 32", "FP8, blocks")
+    ),
+    Case("packed, Q4_K, 32 tokens, elsewhere", partial(packed, FORMATS[GGMLType.Q4_K], 32), (80, 86, 89, 120)),
+    Case("packed, AWQ, 16 tokens, elsewhere", partial(packed, SCHEME_FORMATS["AWQ"], 16), (80, 86, 89, 120)),
+    Case("packed, FP8, blocks, 16 tokens, elsewhere", partial(packed, SCHEME_FORMATS["FP8, blocks"], 16), (80, 120)),
 )
 
 CASES: tuple[Case, ...] = (

@@ -16,7 +16,7 @@ Source: Frantar et al. 2024, arXiv:2408.11743, has the idea; the layout is ours 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 
@@ -34,12 +34,11 @@ from engine.kernels.launch import (
     wait_for_predecessor,
 )
 from engine.kernels.packed_tile import ROW_SCALE, kernel_tensor, load_tile
-from engine.quantization.packed_format import Code, PackedWeight
+from engine.quantization.packed_format import MAX_PRODUCT_TOKENS, Code, PackedFormat, PackedWeight
 
 Tensor = torch.Tensor
 
-MAX_TOKENS = 256
-"""Tokens up to which this is faster than expanding the matrix and leaving the product to the library."""
+MAX_TOKENS = MAX_PRODUCT_TOKENS
 MIN_SPLIT_STEPS = 1
 """Steps of the loop that a piece of a row has at least."""
 HOLDS: tl.constexpr = tl.constexpr(not INTERPRETED)
@@ -178,13 +177,12 @@ def packed_product(
     """
     num_tokens = x.shape[0]
     _check(x, weight, bias, out)
-    if weight.column_order is not None:
-        x = x.index_select(1, weight.column_order)
+    x = weight.ordered(x)
     if out is None:
         out = torch.empty(num_tokens, weight.num_rows, dtype=x.dtype, device=x.device)
     if num_tokens == 0:
         return out
-    tokens, table_tile = packed_tile(capability(x.device), num_tokens, x.element_size(), weight.format.code)
+    tokens, table_tile = packed_tile(capability(x.device), num_tokens, x.element_size(), weight.format)
     tile = tile or table_tile
     words, rows = min(tile.words, weight.unit), min(tile.rows, 1 << weight.num_rows.bit_length() - 1)
     row_tiles, token_tiles = triton.cdiv(weight.num_rows, rows), triton.cdiv(num_tokens, tokens)
@@ -217,7 +215,7 @@ def packed_product(
 
 
 @cache
-def packed_tile(architecture: int, num_tokens: int, itemsize: int, code: Code) -> tuple[int, PackedTile]:
+def packed_tile(architecture: int, num_tokens: int, itemsize: int, format: PackedFormat) -> tuple[int, PackedTile]:
     """Tokens of a program, and its tile.
 
     Args:
@@ -231,8 +229,10 @@ def packed_tile(architecture: int, num_tokens: int, itemsize: int, code: Code) -
     tokens, tile = next((entry for entry in tiles if num_tokens <= entry[0]), tiles[-1])
     if num_tokens <= FEW_TOKENS:
         tokens = FEW_TOKENS
-        if tiles is _90 and code != Code.NIBBLE:
+        if tiles is _90 and format.code != Code.NIBBLE:
             tile = _90_WIDE
+    if tile is _90[-1][1] and format.code >= Code.BYTE and format.has_wide_scales:
+        tile = replace(tile, num_stages=2)  # three stages would need 1 KB more of shared memory than there is
     return tokens, tile
 
 

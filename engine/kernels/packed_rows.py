@@ -87,7 +87,7 @@ def packed_rows(weight: PackedWeight, dtype: torch.dtype, rows: Tensor | None = 
         pdl: overlap with the kernel before, on devices that can.
 
     Returns:
-        [n, num_columns]
+        [n, num_columns], columns in the planes' order.
     """
     num_out = weight.num_rows if rows is None else len(rows)
     out = torch.empty(num_out, weight.num_columns, dtype=dtype, device=weight.planes.words.device)

@@ -98,5 +98,5 @@ def packed_linear(
     """
     if x.shape[0] <= MAX_PACKED_TOKENS:
         return packed_product(x, weight, bias, out=out, pdl=pdl)
-    y = F.linear(x, packed_rows(weight, x.dtype, pdl=pdl), bias)
+    y = F.linear(weight.ordered(x), packed_rows(weight, x.dtype, pdl=pdl), bias)
     return y if out is None else out.copy_(y)

@@ -8,7 +8,7 @@ product of a code and a scale is exact in float32, so scale * code - minimum giv
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -42,13 +42,21 @@ class Affine:
 
         A product takes x[..., column_order] beside codes[:, column_order].
         """
-        return None if self.group_of_column is None else torch.argsort(self.group_of_column, stable=True)
+        return None if self.group_of_column is None else order_of(self.group_of_column)
 
     def by_group(self) -> Affine:
         """The same with columns in `column_order`, so that groups lie side by side."""
-        if self.column_order is None:
-            return self
-        return replace(self, codes=self.codes[:, self.column_order], group_of_column=None)
+        return self if self.column_order is None else self.rows(0, len(self.codes), self.column_order)
+
+    def rows(self, start: int, stop: int, order: Tensor | None) -> Affine:
+        """Rows [start, stop) with columns in an order in which groups lie side by side; None: they do so already."""
+        codes = self.codes[start:stop]
+        return Affine(
+            codes=codes if order is None else codes.index_select(1, order),
+            scales=self.scales[start:stop],
+            zeros=None if self.zeros is None else self.zeros[start:stop],
+            group_size=self.group_size,
+        )
 
     def values(self) -> Tensor:
         """float32 [num_rows, num_columns], columns in the order of the codes."""
@@ -65,3 +73,8 @@ class Affine:
         if self.zeros is not None:
             codes.sub_(self.zeros[:, groups])
         return codes.mul_(self.scales[:, groups])
+
+
+def order_of(group_of_column: Tensor) -> Tensor:
+    """int64 [num_columns]: columns by group, each group's in their own order."""
+    return torch.argsort(group_of_column, stable=True)

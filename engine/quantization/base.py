@@ -82,10 +82,7 @@ class Dense(QuantMethod):
     def from_checkpoint(cls, tensors: Sequence[CheckpointMatrix], destination: Destination) -> Dense:
         num_rows, num_columns = sum(tensor.num_rows for tensor in tensors), tensors[0].num_columns
         stager = destination.stager
-        if stager is None and destination.dtype == torch.float32:
-            weight = destination.empty(num_columns, num_rows).t()
-        else:
-            weight = destination.empty(num_rows, num_columns)
+        weight = cls.empty(num_rows, num_columns, destination)
         start = 0
         for tensor in tensors:
             rows = weight[start : start + tensor.num_rows]
@@ -95,6 +92,13 @@ class Dense(QuantMethod):
                 tensor.stage_into(rows, stager)
             start += tensor.num_rows
         return cls(weight)
+
+    @classmethod
+    def empty(cls, num_rows: int, num_columns: int, destination: Destination) -> Tensor:
+        """A matrix without values, laid out for where it goes."""
+        if destination.stager is None and destination.dtype == torch.float32:
+            return destination.empty(num_columns, num_rows).t()
+        return destination.empty(num_rows, num_columns)
 
     @classmethod
     def stored_bytes(cls, type: StoredType, num_rows: int, num_columns: int, destination: Destination) -> int:

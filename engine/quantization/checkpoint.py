@@ -54,6 +54,9 @@ class Destination:
     """What brings them there; None: the device is the CPU, and they are expanded in place."""
     is_offloaded: bool = False
     """Matrices stay in the host's memory, from where they are copied whenever they are used."""
+    weight_dtype: torch.dtype | None = None
+    """What unquantised matrices are quantised to on their way, a key of row_types.ROW_TYPES; None: they stay as they
+    are."""
 
     def empty(self, *shape: int) -> Tensor:
         """A matrix without values."""

@@ -1,9 +1,10 @@
 """Int4Packed and Int8Packed: weights that stay quantised on a CPU, multiplied by torch's 4-bit product (`int4_op`).
 
-Codes are those of the file. Scales and zeros are rounded to bfloat16, as the product wants them; that costs as much as
-rounding weights to bfloat16 does. A weight takes one 4-bit code (Int4Packed, 5 bits with its share of a scale and a
-zero) or two (Int8Packed, 10 bits): torch's own 8-bit product has one scale a row, to which no format could be brought
-without rounding it anew, and is no faster than two 4-bit ones on the processors measured.
+Codes are those of the file, GGUF's or a quantised safetensors checkpoint's, or INT8 that is made of unquantised weights
+where the destination asks for it. Scales and zeros are rounded to bfloat16, as the product wants them; that costs as
+much as rounding weights to bfloat16 does. A weight takes one 4-bit code (Int4Packed, 5 bits with its share of a scale
+and a zero) or two (Int8Packed, 10 bits): torch's own 8-bit product has one scale a row, to which few formats could be
+brought without rounding them anew, and is no faster than two 4-bit ones on the processors measured.
 
 Up to MAX_TOKENS rows take that product; more take pieces of the matrix expanded to bfloat16, a few MB at a time, which
 the library then multiplies, in float32 where the processor is not made for bfloat16. Chosen by `selection`; what is no
@@ -13,18 +14,20 @@ code of at most 8 bits times a scale stays Dense.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
 
 import torch
 
 from engine.quantization import int4_op
 from engine.quantization.base import QuantMethod
-from engine.quantization.checkpoint import PIECE_ELEMENTS, CheckpointTensor, Destination
-from engine.quantization.gguf_blocks import Parts, parts
+from engine.quantization.checkpoint import PIECE_ELEMENTS, Destination
+from engine.quantization.gguf_blocks import Parts
 from engine.quantization.int4_op import GROUP, ROW_MULTIPLE, Layout
-from modelfiles.gguf import BLOCK_LAYOUT, GGMLType
+from engine.quantization.quantized_tensor import CheckpointMatrix, QuantizedTensor, StoredType
+from engine.quantization.row_parts import row_pieces
+from engine.quantization.scheme import WeightScheme
+from modelfiles.gguf import GGMLType
 
 Tensor = torch.Tensor
 
@@ -61,6 +64,16 @@ centred, too, so that zeros and what is lost by rounding them are small.
 
 PAIRED = GROUP // 2
 """Weights whose codes make up a group: their upper halves, then their lower ones."""
+MIN_ROWS = 2 * ROW_MULTIPLE
+"""Of a piece: checkpoints may keep codes by columns, of which fewer rows would be read again and again."""
+
+
+def code_bits(type: StoredType, num_columns: int) -> int | None:
+    """4 or 8 for what can stay packed here; None: its values are no integers times a scale, or its groups too short."""
+    if not isinstance(type, WeightScheme):
+        return 4 if type in NIBBLE_TYPES else 8 if type in BYTE_TYPES else None
+    shortest = GROUP if type.bits == 4 else PAIRED
+    return None if type.packing == "fp8" or type.group_size(num_columns) % shortest else type.bits
 
 
 class _Packed(QuantMethod):
@@ -69,46 +82,60 @@ class _Packed(QuantMethod):
     codes_a_weight: ClassVar[int]
     dtype = torch.bfloat16
 
-    def __init__(self, layout: Layout, packed: Tensor, scales_zeros: Tensor, num_rows: int, num_columns: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        packed: Tensor,
+        scales_zeros: Tensor,
+        num_rows: int,
+        num_columns: int,
+        column_order: Tensor | None,
+    ) -> None:
         self.layout = layout
         self.packed = packed  # uint8 [runs of rows, codes_a_weight * num_columns, bytes a column]
         self.scales_zeros = scales_zeros  # bfloat16 [codes_a_weight * num_columns / GROUP, padded rows, 2]
         self.num_rows = num_rows
         self.num_columns = num_columns
+        self.column_order = column_order  # int64 [num_columns]: which column of x meets which of the codes
 
     @classmethod
-    def from_checkpoint(cls, tensors: Sequence[CheckpointTensor], destination: Destination) -> Self:
+    def from_checkpoint(cls, tensors: Sequence[CheckpointMatrix], destination: Destination) -> Self:
         layout = int4_op.layout()
         assert layout is not None, "selection asks first"
-        type, num_columns = tensors[0].type, tensors[0].num_columns
-        num_rows = sum(tensor.num_rows for tensor in tensors)
-        padded, num_codes = _padded(num_rows), cls.codes_a_weight * num_columns
+        first, num_rows = tensors[0], sum(tensor.num_rows for tensor in tensors)
+        order = first.column_order() if isinstance(first, QuantizedTensor) else None
+        padded, num_codes = _padded(num_rows), cls.codes_a_weight * first.num_columns
         packed = torch.empty(padded // layout.width, num_codes, layout.width // 2, dtype=torch.uint8)
         scales_zeros = torch.empty(num_codes // GROUP, padded, 2, dtype=torch.bfloat16)
-        rows_a_piece = max(1, PIECE_ELEMENTS // (num_columns * ROW_MULTIPLE)) * ROW_MULTIPLE
-        for start, raw in _row_pieces(tensors, rows_a_piece):
-            stop = start + len(raw)
-            taken = parts(type, raw.view(-1, BLOCK_LAYOUT[type][1]))
-            codes, scales, zeros = cls.encode(type, taken)
-            packed[start // layout.width : stop // layout.width] = layout.pack(codes.view(len(raw), num_codes))
-            scales_zeros[:, start:stop, 0] = scales.view(len(raw), -1).t()
-            scales_zeros[:, start:stop, 1] = zeros.view(len(raw), -1).t()
-        return cls(layout, packed, scales_zeros, num_rows, num_columns)
+        rows_a_piece = max(1, PIECE_ELEMENTS // (first.num_columns * ROW_MULTIPLE)) * ROW_MULTIPLE
+        if isinstance(first, QuantizedTensor):
+            rows_a_piece = max(MIN_ROWS, rows_a_piece)
+        for start, taken in row_pieces(tensors, rows_a_piece, ROW_MULTIPLE, order, destination):
+            stop = start + len(taken.codes)
+            codes, scales, zeros = cls.encode(first.type, taken)
+            packed[start // layout.width : stop // layout.width] = layout.pack(codes.view(stop - start, num_codes))
+            scales_zeros[:, start:stop, 0] = scales.t()
+            scales_zeros[:, start:stop, 1] = zeros.t()
+        return cls(layout, packed, scales_zeros, num_rows, first.num_columns, order)
 
     @classmethod
-    def stored_bytes(cls, type: GGMLType, num_rows: int, num_columns: int, destination: Destination) -> int:
+    def stored_bytes(cls, type: StoredType, num_rows: int, num_columns: int, destination: Destination) -> int:
         num_codes = _padded(num_rows) * cls.codes_a_weight * num_columns
-        return num_codes // 2 + num_codes // GROUP * 4
+        has_order = isinstance(type, WeightScheme) and type.has_group_index
+        return num_codes // 2 + num_codes // GROUP * 4 + (torch.int64.itemsize * num_columns if has_order else 0)
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
         return self._with(change(self.packed), change(self.scales_zeros), self.num_rows)
 
     @property
     def num_bytes(self) -> int:
-        return self.packed.nbytes + self.scales_zeros.nbytes
+        order = self.column_order
+        return self.packed.nbytes + self.scales_zeros.nbytes + (0 if order is None else order.nbytes)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.contiguous().view(-1, self.num_columns)
+        if self.column_order is not None:
+            rows = rows.index_select(1, self.column_order)
         y = self._product(rows) if rows.shape[0] <= MAX_TOKENS else self._expanded_product(rows)
         if bias is not None:
             y += bias
@@ -119,11 +146,13 @@ class _Packed(QuantMethod):
         scales, zeros = self.scales_zeros[:, rows].permute(2, 1, 0).float()  # [n, groups] each
         grouped = (codes.float() - 8).view(len(rows), -1, GROUP)
         values = grouped.mul_(scales[:, :, None]).add_(zeros[:, :, None])
-        return self.joined(values).to(torch.bfloat16)
+        weights = self.joined(values).to(torch.bfloat16)
+        order = self.column_order
+        return weights if order is None else torch.empty_like(weights).index_copy_(1, order, weights)
 
     @classmethod
     @abstractmethod
-    def encode(cls, type: GGMLType, taken: Parts) -> tuple[Tensor, Tensor, Tensor]:
+    def encode(cls, type: StoredType, taken: Parts) -> tuple[Tensor, Tensor, Tensor]:
         """Codes 0 to 15, and the scale and zero of each GROUP of them, all in the order of the rows' elements."""
 
     @abstractmethod
@@ -162,7 +191,7 @@ class _Packed(QuantMethod):
         return scales, zeros
 
     def _with(self, packed: Tensor, scales_zeros: Tensor, num_rows: int) -> Self:
-        return type(self)(self.layout, packed, scales_zeros, num_rows, self.num_columns)
+        return type(self)(self.layout, packed, scales_zeros, num_rows, self.num_columns, self.column_order)
 
 
 class Int4Packed(_Packed):
@@ -171,8 +200,8 @@ class Int4Packed(_Packed):
     codes_a_weight = 1
 
     @classmethod
-    def encode(cls, type: GGMLType, taken: Parts) -> tuple[Tensor, Tensor, Tensor]:
-        added = NIBBLE_TYPES[type]
+    def encode(cls, type: StoredType, taken: Parts) -> tuple[Tensor, Tensor, Tensor]:
+        added = 0 if isinstance(type, WeightScheme) else NIBBLE_TYPES[type]
         codes = (taken.codes + added).view(torch.uint8)
         zeros = (8 - added) * taken.scales
         if taken.offsets is not None:
@@ -204,8 +233,8 @@ class Int8Packed(_Packed):
     codes_a_weight = 2
 
     @classmethod
-    def encode(cls, type: GGMLType, taken: Parts) -> tuple[Tensor, Tensor, Tensor]:
-        added = BYTE_TYPES[type]
+    def encode(cls, type: StoredType, taken: Parts) -> tuple[Tensor, Tensor, Tensor]:
+        added = 0 if isinstance(type, WeightScheme) else BYTE_TYPES.get(type, 0)  # made here: as they are
         codes = taken.codes + added
         halves = torch.stack([(codes >> 4) + 8, codes & 15]).view(torch.uint8).view(2, len(codes), -1, PAIRED)
         zeros = (8 - added) * taken.scales
@@ -235,17 +264,3 @@ class Int8Packed(_Packed):
 
 def _padded(num_rows: int) -> int:
     return -(-num_rows // ROW_MULTIPLE) * ROW_MULTIPLE
-
-
-def _row_pieces(tensors: Sequence[CheckpointTensor], rows_a_piece: int) -> Iterator[tuple[int, Tensor]]:
-    """(first row, uint8 [rows, bytes a row]) of the tensors below each other, then of rows of zero bytes."""
-    firsts = list(accumulate((tensor.num_rows for tensor in tensors), initial=0))
-    for start in range(0, firsts[-1], rows_a_piece):
-        stop = min(start + rows_a_piece, firsts[-1])
-        pieces = [
-            tensor.raw_rows(max(start - first, 0), min(stop - first, tensor.num_rows))
-            for tensor, first in zip(tensors, firsts, strict=False)
-            if first < stop and start < first + tensor.num_rows
-        ]
-        missing = _padded(stop) - stop  # blocks of zero bytes have a scale of zero
-        yield start, torch.cat([*pieces, pieces[0].new_zeros(missing, pieces[0].shape[1])])

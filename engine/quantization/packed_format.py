@@ -21,7 +21,7 @@ quantised safetensors is in `packed_scheme`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
@@ -36,6 +36,9 @@ Tensor = torch.Tensor
 ROW_BLOCK = 16
 MAX_WORDS = 64
 MIN_WORDS = 16
+MAX_PRODUCT_TOKENS = 256
+"""Tokens up to which multiplying by planes is faster than expanding the matrix and leaving the product to the
+library."""
 
 
 class Code(IntEnum):
@@ -64,7 +67,7 @@ class Scale(IntEnum):
     """float32: scale * code."""
     FLOAT_ZERO = 5
     """int32: scale * (code - zero); a float32 in whose lowest 8 bits is the zero point. What is left of the float32 is
-    exact for a scale that came as float16 or bfloat16, and within 2^-17 of another."""
+    exact for a scale that came as float16 or bfloat16, and within 2^-16 of another."""
     BLOCK = 6
     """float32 for 16 rows together: scale * code."""
     ROW = 7
@@ -95,11 +98,11 @@ class PackedFormat:
     """What is taken from a code, which is unsigned; 0 with FLOAT_ZERO and FP8."""
     scale: Scale
     group: int
-    """Columns that share a scale; with ROW, which has no groups, 0."""
+    """Columns that share a scale, the last of a row perhaps fewer; with ROW, which has no groups, 0."""
 
     def num_groups(self, num_columns: int) -> int:
         """Scales of a row."""
-        return num_columns // self.group if self.group else 1
+        return -(-num_columns // self.group) if self.group else 1
 
     def bytes(self, num_rows: int, num_columns: int) -> int:
         """Of all planes."""
@@ -114,6 +117,11 @@ class PackedFormat:
     def rows_a_scale(self) -> int:
         """Rows that share a scale."""
         return ROW_BLOCK if self.scale == Scale.BLOCK else 1
+
+    @property
+    def has_wide_scales(self) -> bool:
+        """Whether each quarter of a unit has scales of 4 bytes to itself."""
+        return SCALE_TYPES[self.scale].itemsize == 4 and self.group % (2 * MAX_WORDS) > 0
 
 
 FORMATS: dict[GGMLType, PackedFormat] = {
@@ -153,6 +161,14 @@ class Planes:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.words, self.extra, self.scales, self.supers
 
+    def blocks(self, start: int, stop: int) -> Planes:
+        """A view of row blocks [start, stop)."""
+        return self.map(lambda plane: plane[start:stop])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Planes:
+        """The same with other tensors in place of those that have elements."""
+        return Planes(*(change(plane) if plane.numel() else plane for plane in self.tensors))
+
 
 @dataclass(frozen=True)
 class PackedWeight:
@@ -165,6 +181,10 @@ class PackedWeight:
     num_columns: int
     column_order: Tensor | None = None
     """int64 [num_columns]: column c of the planes is this column of the matrix; None: they are in order."""
+
+    def ordered(self, x: Tensor) -> Tensor:
+        """x [n, num_columns] with its columns in the planes' order."""
+        return x if self.column_order is None else x.index_select(1, self.column_order)
 
     @property
     def unit(self) -> int:

@@ -20,8 +20,9 @@ import numpy.typing as npt
 import torch
 
 from engine.quantization import unpack
-from engine.quantization.affine import Affine
+from engine.quantization.affine import Affine, order_of
 from engine.quantization.checkpoint import PIECE_ELEMENTS, STAGED_ELEMENTS, CheckpointTensor, Stager
+from engine.quantization.row_types import NotFiniteError, quantize_rows
 from engine.quantization.scheme import Packing, WeightScheme
 from modelfiles.gguf import GGMLType
 
@@ -148,7 +149,7 @@ class QuantizedTensor:
             if target is not out and columns.stop == self.num_columns:
                 out.copy_(target, non_blocking=True)
 
-        self._stage(stager, take)
+        self._stage(stager, self.parameters(0, self.num_rows, stager.device), take)
 
     # ---- codes and scales
 
@@ -174,12 +175,12 @@ class QuantizedTensor:
             if (rows.stop, columns.stop) == (self.num_rows, self.num_columns):
                 take(replace(parameters, codes=codes))
 
-        self._stage(stager, gather)
+        self._stage(stager, parameters, gather)
 
     def parameters(self, start: int, stop: int, device: torch.device | None = None) -> Affine:
         """Scales, zero points and groups of rows [start, stop), without codes (their tensor has no columns)."""
         scheme, columns = self.scheme, self.num_columns
-        group_index = self._group_index()
+        group_index = self.group_of_column()
         return Affine(
             codes=torch.empty(stop - start, 0, dtype=self.code_dtype, device=device),
             scales=self._scales(start, stop).to(device),
@@ -187,6 +188,20 @@ class QuantizedTensor:
             group_size=scheme.group_size(columns),
             group_of_column=None if group_index is None else group_index.to(device),
         )
+
+    def group_of_column(self) -> Tensor | None:
+        """int64 [num_columns]; None where columns are in order, whatever a file stores of that."""
+        part = self._part(self._layout.group_index)
+        if part is None:
+            return None
+        index = part.tensor().long()
+        ordered = torch.arange(self.num_columns) // self.scheme.group_size(self.num_columns)
+        return None if torch.equal(index, ordered) else index
+
+    def column_order(self) -> Tensor | None:
+        """As Affine.column_order."""
+        index = self.group_of_column()
+        return None if index is None else order_of(index)
 
     @property
     def code_dtype(self) -> torch.dtype:
@@ -277,26 +292,20 @@ class QuantizedTensor:
         needed = grid.tensor(slice(first, -(-stop // height)))
         return needed if is_by_row else needed[torch.arange(start, stop) // height - first]
 
-    def _group_index(self) -> Tensor | None:
-        """int64 [num_columns]; None where columns are in order, whatever a file stores of that."""
-        part = self._part(self._layout.group_index)
-        if part is None:
-            return None
-        index = part.tensor().long()
-        ordered = torch.arange(self.num_columns) // self.scheme.group_size(self.num_columns)
-        return None if torch.equal(index, ordered) else index
-
     def _row_ranges(self) -> Iterator[tuple[int, int]]:
         rows = max(ROWS_BY_COLUMNS if self._layout.is_by_columns else 1, PIECE_ELEMENTS // self.num_columns)
         for start in range(0, self.num_rows, rows):
             yield start, min(start + rows, self.num_rows)
 
-    def _stage(self, stager: Stager, take: Callable[[slice, slice, Affine], None]) -> None:
-        """Queues the codes range by range of the file's first dimension; `take` gets each as (rows, columns, part)."""
+    def _stage(self, stager: Stager, parameters: Affine, take: Callable[[slice, slice, Affine], None]) -> None:
+        """Queues the codes range by range of the file's first dimension; `take` gets each as (rows, columns, part).
+
+        Args:
+            parameters: of all rows, on the stager's device.
+        """
         layout, bits = self._layout, self.scheme.bits
         part = self.parts[layout.codes]
         elements = part.elements()
-        parameters = self.parameters(0, self.num_rows, stager.device)
         groups = parameters.group_of_column
         if groups is None and layout.is_by_columns:
             groups = torch.arange(self.num_columns, device=stager.device) // parameters.group_size
@@ -330,3 +339,22 @@ CheckpointMatrix = CheckpointTensor | QuantizedTensor
 """A matrix of any checkpoint."""
 StoredType = GGMLType | WeightScheme
 """What its codes are: a type of GGUF's, or a scheme of a quantised safetensors checkpoint."""
+
+
+def quantized_rows(tensor: CheckpointTensor, values: Tensor, dtype: torch.dtype) -> Affine:
+    """Rows of an unquantised tensor in 8 bits, with a scale each.
+
+    Args:
+        values: [num_rows, num_columns], or as many, in floating point.
+        dtype: as for `quantize_rows`.
+
+    Raises:
+        QuantizedTensorError: one is NaN or infinite.
+    """
+    try:
+        codes, scales = quantize_rows(values.reshape(-1, tensor.num_columns), dtype)
+    except NotFiniteError as error:
+        raise QuantizedTensorError(
+            f'{error}: the tensor "{tensor.name}" has some; the file is damaged, or training failed: get it again'
+        ) from error
+    return Affine(codes, scales, None, tensor.num_columns)

@@ -11,13 +11,13 @@ from typing import Protocol
 
 import torch
 
-from engine.quantization import int4_op
+from engine.quantization import int4_op, packed
 from engine.quantization.base import Dense, QuantMethod
-from engine.quantization.checkpoint import Destination
-from engine.quantization.int4_cpu import BYTE_TYPES, NIBBLE_TYPES, Int4Packed, Int8Packed
-from engine.quantization.packed import Packed, is_packable
-from engine.quantization.quantized_tensor import CheckpointMatrix, StoredType
-from engine.quantization.scheme import WeightScheme
+from engine.quantization.checkpoint import PLAIN_DTYPES, Destination
+from engine.quantization.int4_cpu import Int4Packed, Int8Packed, code_bits
+from engine.quantization.packed import Packed
+from engine.quantization.quantized_tensor import CheckpointMatrix, QuantizedTensor, StoredType
+from engine.quantization.rounded import Rounded
 
 
 class StoredMatrix(Protocol):
@@ -42,12 +42,9 @@ class Matrix:
 
 def method_of(matrix: StoredMatrix, destination: Destination) -> type[QuantMethod]:
     """The method that keeps a matrix of this type and shape there."""
-    type = matrix.type
-    if isinstance(type, WeightScheme):
-        return Dense
     if destination.device.type == "cpu":
         return _cpu_method(matrix, destination)
-    return Packed if is_packable(type, matrix.num_rows, matrix.num_columns) else Dense
+    return Packed if packed.misfit(matrix.type, matrix.num_rows, matrix.num_columns, destination) is None else Dense
 
 
 def segments_from_checkpoint(tensors: Sequence[CheckpointMatrix], destination: Destination) -> tuple[QuantMethod, ...]:
@@ -71,13 +68,15 @@ def segments_bytes(matrices: Sequence[StoredMatrix], destination: Destination) -
 
 
 def _cpu_method(matrix: StoredMatrix, destination: Destination) -> type[QuantMethod]:
-    # In float32, the measure that other paths are compared with, nothing is rounded.
+    type, weight_dtype = matrix.type, destination.weight_dtype
+    is_rounded = type in PLAIN_DTYPES and weight_dtype is not None
+    # In float32, the measure that other paths are compared with, nothing is rounded but what shall be.
     is_packable = destination.dtype == torch.bfloat16 and matrix.num_columns % int4_op.GROUP == 0
-    if not is_packable or int4_op.layout() is None:
-        return Dense
-    if matrix.type in NIBBLE_TYPES:
-        return Int4Packed
-    return Int8Packed if matrix.type in BYTE_TYPES else Dense
+    if is_packable and int4_op.layout() is not None:
+        bits = 8 if is_rounded and weight_dtype == torch.int8 else code_bits(type, matrix.num_columns)
+        if bits is not None:
+            return Int4Packed if bits == 4 else Int8Packed
+    return Rounded if is_rounded else Dense
 
 
 def _runs(matrices: Sequence[StoredMatrix], destination: Destination) -> Iterator[tuple[type[QuantMethod], int, int]]:
@@ -87,6 +86,18 @@ def _runs(matrices: Sequence[StoredMatrix], destination: Destination) -> Iterato
     for stop in range(1, len(matrices) + 1):
         method = methods[start]
         is_end = stop == len(matrices) or methods[stop] is not method
-        if is_end or not (method.mixes_types or matrices[stop].type == matrices[start].type):
+        if is_end or not (method.mixes_types or _can_join(matrices[start], matrices[stop])):
             yield method, start, stop
             start = stop
+
+
+def _can_join(one: StoredMatrix, other: StoredMatrix) -> bool:
+    """Whether one segment of a method that mixes no types can have both."""
+    if one.type != other.type:
+        return False
+    if not isinstance(one, QuantizedTensor) or not isinstance(other, QuantizedTensor):
+        return True
+    mine, others = one.group_of_column(), other.group_of_column()
+    if mine is None or others is None:
+        return mine is others
+    return torch.equal(mine, others)

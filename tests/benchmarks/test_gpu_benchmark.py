@@ -63,6 +63,28 @@ def test_greedy_text_of_the_random_model_varies_and_does_not_end(folder: Path) -
     assert len(set(output.token_ids)) > 16, output.token_ids
 
 
+@pytest.mark.parametrize(("form", "level"), [("fp8", "FP8"), ("awq", "AWQ-INT4")])
+def test_a_random_quantised_model_is_a_model_too(form: str, level: str, benchmarks: Path, tmp_path: Path) -> None:
+    random_quantized = importlib.import_module("random_quantized")
+    shape = random_quantized.SHAPES["tiny"]
+    assert random_quantized.ensure_quantized(tmp_path / "m", shape, form)
+    assert not random_quantized.ensure_quantized(tmp_path / "m", shape, form), "it was written a second time"
+    llm = LLM(tmp_path / "m", device="cpu", dtype="float32", num_blocks=64)
+    assert llm.config.quantization == level
+    (output,) = llm.generate([[300, 301, 302]], SamplingParams(temperature=0.0, max_tokens=32))
+    assert output.finish_reason == "length", "it ended although nobody says so"
+    assert len(set(output.token_ids)) > 2, output.token_ids
+
+
+def test_bytes_of_a_model_of_either_format(benchmarks: Path, folder: Path, tmp_path: Path) -> None:
+    gpu_quant, random_gguf = (importlib.import_module(name) for name in ("gpu_quant", "random_gguf"))
+    total, embedding = gpu_quant.tensor_bytes(folder)
+    assert embedding == 1024 * 64 * 2
+    assert total > 2 * embedding, "the head is as large"
+    random_gguf.write_model(tmp_path / "m.gguf", random_gguf.SHAPES["small"], "q8_0")
+    assert gpu_quant.tensor_bytes(tmp_path / "m.gguf")[1] == 1024 * 256 * 34 // 32
+
+
 def test_words_of_the_random_model_encode_to_themselves(folder: Path, random_model: ModuleType) -> None:
     llm = LLM(folder, device="cpu", dtype="bfloat16", num_blocks=64)
     vocab_size = llm.config.vocab_size

@@ -1,9 +1,10 @@
-"""Packed matrices of random valid blocks, for tests of their kernels."""
+"""Packed matrices of random valid blocks and codes, for tests of their kernels."""
 
 from __future__ import annotations
 
 import torch
 
+from engine.quantization.affine import Affine
 from engine.quantization.packed_format import (
     FORMATS,
     Code,
@@ -13,6 +14,8 @@ from engine.quantization.packed_format import (
     empty_planes,
     pack,
 )
+from engine.quantization.packed_scheme import pack_affine, scheme_format
+from engine.quantization.scheme import WeightScheme
 from modelfiles.gguf import BLOCK_LAYOUT, GGMLType
 
 HALVES: dict[GGMLType, tuple[int, ...]] = {
@@ -53,3 +56,29 @@ def random_packed(format: PackedFormat, num_rows: int, num_columns: int, device:
     planes.words.copy_(codes.view(torch.int16))
     planes.scales.copy_(scales)
     return PackedWeight(planes, format, num_rows, num_columns)
+
+
+def random_affine(scheme: WeightScheme, num_rows: int, num_columns: int, device: torch.device) -> Affine:
+    """Any codes but FP8's NaN, with scales as a checkpoint has them."""
+    codes = torch.randint(0, 1 << scheme.bits, (num_rows, num_columns), dtype=torch.uint8, device=device)
+    if scheme.packing == "fp8":
+        codes = torch.where((codes & 127) == 127, 0, codes).view(torch.float8_e4m3fn)
+    elif scheme.packing == "int8":
+        codes = codes.view(torch.int8)
+    grid = scheme.num_scale_rows(num_rows), scheme.num_groups(num_columns)
+    scales = (torch.rand(grid, device=device) * 0.01 + 0.001).half().float()
+    scales = scales.repeat_interleave(scheme.scale_rows or num_rows, 0)[:num_rows]
+    zeros = None
+    if scheme.has_zeros:
+        zeros = codes[:, torch.randperm(num_columns)[: grid[1]]].float()  # some of the codes there are
+    elif scheme.packing == "packed":
+        zeros = torch.full_like(scales, 1 << (scheme.bits - 1))
+    return Affine(codes, scales, zeros, scheme.group_size(num_columns))
+
+
+def packed_affine(scheme: WeightScheme, rows: Affine) -> PackedWeight:
+    num_rows, num_columns = rows.codes.shape
+    format = scheme_format(scheme, num_columns)
+    planes = empty_planes(format, num_rows, num_columns, rows.codes.device)
+    pack_affine(format, rows.rows(0, num_rows, rows.column_order), planes)
+    return PackedWeight(planes, format, num_rows, num_columns, rows.column_order)

@@ -58,6 +58,7 @@ def test_empty_counts_as_unset_and_quotes_are_trimmed(tmp_path: Path) -> None:
         ({"OLLAMA_NOPRUNE": "yes"}, "prune", False),
         ({"OLLAMA_KV_CACHE_TYPE": "Q8_0"}, "kv_cache_type", "q8_0"),
         ({"HOB_KV_CACHE_TYPE": "int8"}, "kv_cache_type", "int8"),
+        ({"HOB_WEIGHT_TYPE": "FP8"}, "weight_type", "fp8"),
         ({"OLLAMA_GPU_OVERHEAD": "1073741824"}, "gpu_overhead_bytes", 1 << 30),
         ({"HOB_MODEL_MEMORY": "8589934592"}, "model_memory_bytes", 8 << 30),
         ({"HOB_DTYPE": "bfloat16"}, "dtype", "bfloat16"),

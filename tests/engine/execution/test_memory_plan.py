@@ -171,6 +171,21 @@ def test_quantised_weights_count_as_they_are_kept() -> None:
     assert 0 < slots <= 2 * max(weights.layer_bytes)
 
 
+def test_matrices_that_steps_of_many_tokens_expand() -> None:
+    """On a GPU, beside activations; the head where more sequences than the product takes run at once."""
+    weights = quantised()
+    packed = replace(weights, expanded_bytes=200 << 20, expanded_head_bytes=900 << 20)
+
+    def more(memory: DeviceMemory, **options: object) -> tuple[int, int]:
+        one, other = plan(memory, weights=packed, **options), plan(memory, weights=weights, **options)
+        return (one.activation_bytes - other.activation_bytes) >> 20, (one.graph_bytes - other.graph_bytes) >> 20
+
+    assert more(gpu(24), max_num_seqs=256) == (200, 0)
+    assert more(gpu(80), max_num_seqs=512) == (900, 900)
+    assert more(gpu(24), max_num_seqs=8, max_num_batched_tokens=256) == (0, 0)
+    assert more(replace(gpu(80), is_gpu=False), max_num_seqs=256) == (0, 0)
+
+
 def test_a_quantisation_is_offered_for_what_has_none() -> None:
     plain = sentence(gpu(12), num_gpu_layers=28)
     assert "take a quantisation of it, such as q4_K_M (about 4403 MiB of weights)" in plain

@@ -8,14 +8,17 @@ import pytest
 import torch
 
 from engine.config import ModelConfig
+from engine.execution.errors import Unsupported
 from engine.execution.weight_table import WeightTable
 from engine.execution.weights import Checkpoint, load_weights
 from engine.models.decoder import DecoderWeights
 from engine.quantization import int4_op
 from modelfiles.source import ModelSource
 from tests.engine.execution.conftest import save_tiny
+from tests.engine.execution.driver import load_runner
+from tests.engine.quantization.quantized_models import FORMS, make
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def loaded(path: Path, dtype: torch.dtype) -> tuple[WeightTable, DecoderWeights]:
@@ -71,3 +74,55 @@ def test_a_machine_without_the_product_says_so(data_dir: Path, monkeypatch: pyte
     table = check_sizes(data_dir / "models/stories3M/gguf/stories3M-Q4_0.gguf", torch.bfloat16)
     (note,) = table.notes(CPU, torch.bfloat16)
     assert "quantised weights are expanded to bfloat16" in note
+
+
+# ---- on a GPU, which need not be there: the table says it before anything is loaded
+
+
+def table_of(path: Path, weight_dtype: torch.dtype | None = None) -> WeightTable:
+    source = ModelSource.from_path(path)
+    config = ModelConfig.from_source(source)
+    with Checkpoint.open(source, config) as checkpoint:
+        checkpoint.check()
+        return WeightTable.of(checkpoint, config, weight_dtype)
+
+
+def test_what_is_expanded_on_a_gpu_is_told(tmp_path: Path) -> None:
+    make(FORMS["awq"], tmp_path / "m")
+    table = table_of(tmp_path / "m")
+    assert table.notes(GPU, torch.bfloat16) == (
+        "2 of 14 quantised matrices take more memory and time, because they are expanded to bfloat16: their columns "
+        "are no multiple of 64 (64 x 96)",
+    )
+    assert 0.3 < table.packed_share(GPU, torch.bfloat16) < 1.0
+
+
+def test_sizes_of_weights_that_get_8_bits(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "m", "Llama", hidden_size=64, intermediate_size=128)
+    plain, table = table_of(tmp_path / "m"), table_of(tmp_path / "m", torch.float8_e4m3fn)
+    rows, elements = 64 + 2 * 32 + 64 + 2 * 128 + 64, 64 * (64 + 2 * 32 + 64 + 3 * 128)
+    sizes = table.sizes(GPU, torch.bfloat16)
+    assert sizes.layer_bytes == (elements + 4 * rows,) * 2
+    assert (sizes.expanded_bytes, sizes.expanded_head_bytes) == (2 * 128 * 64 * 2, 0), "gate and up; a plain head"
+    assert table.sizes(CPU, torch.bfloat16).expanded_bytes == 0
+    assert plain.sizes(GPU, torch.bfloat16).layer_bytes == (2 * elements,) * 2
+    assert table.notes(GPU, torch.bfloat16) == ()
+    assert plain.packed_share(GPU, torch.bfloat16) == 0.0
+
+
+@pytest.mark.parametrize("weight_type", ["fp8", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_get_8_bits_on_a_cpu(weight_type: str, dtype: str, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "m", "Llama", hidden_size=64, intermediate_size=128)
+    runner = load_runner(tmp_path / "m", weight_type=weight_type, dtype=dtype, num_blocks=8)
+    assert runner.ready.weights_bytes == runner.decoder.weights.num_bytes
+    notes = [note for note in runner.ready.notes if "weights are rounded to" in note]
+    is_packed = (weight_type, dtype) == ("int8", "bfloat16") and int4_op.layout() is not None
+    label = f"rounded to {weight_type.upper()} and kept in {dtype}"
+    assert [label in note for note in notes] == ([] if is_packed else [True])
+
+
+def test_an_unknown_weight_type(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "m", "Llama")
+    with pytest.raises(Unsupported, match='weight type "q4" is unknown; use auto, fp8, int8'):
+        load_runner(tmp_path / "m", weight_type="q4")
