@@ -34,7 +34,7 @@ from engine.kernels.packed_gemv import packed_gemv, packed_gemv_argmax, packed_g
 from engine.kernels.packed_gemv_tiles import PackedGemvTile
 from engine.kernels.packed_rows import packed_rows
 from engine.kernels.product_tiles import WhatFollows
-from engine.kernels.reference_packed import rounded_activations
+from engine.kernels.reference_packed_gemv import rounded_activations
 from engine.quantization.packed_format import FORMATS, Code, PackedFormat, PackedWeight, Planes, Scale, empty_planes
 
 Tensor = torch.Tensor

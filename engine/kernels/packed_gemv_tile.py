@@ -266,9 +266,9 @@ def load_tile(
         SIZE: tl.constexpr = 1 if SCALE == BLOCK_SCALE else 4 * COUNT
         STEP: tl.constexpr = 4 // GROUPS * UNIT  # columns from one of them to the next
         column = unit * (4 * UNIT) + part * CHUNK_WORDS
-        first = scales_ptr + block * (WIDTH // GROUP * SIZE) + local * COUNT // 4
-        if SCALE == BLOCK_SCALE:
-            first = scales_ptr + block * (WIDTH // GROUP)
+        first = scales_ptr + block * ((WIDTH + GROUP - 1) // GROUP * SIZE)
+        if SCALE != BLOCK_SCALE:
+            first += local * COUNT // 4
         for number in tl.static_range(GROUPS):
             if STEP % GROUP == 0:
                 group = column // GROUP + number * (STEP // GROUP)
