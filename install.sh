@@ -354,10 +354,25 @@ install_older_triton() {
     export HOB_TEST_OLDER_TRITON="$folder"
 }
 
+# Programs that tests start: a real registry, and what breaks system calls off. As an ordinary user, or without apt, those
+# tests skip with a reason.
+install_test_programs() {
+    local missing=""
+    [ -x /usr/bin/docker-registry ] || missing="docker-registry"
+    [ -x /usr/bin/strace ] || missing="$missing strace"
+    { [ -n "$missing" ] && is_root && command -v apt-get >/dev/null; } || return 0
+    say "Installing ${missing# } from Debian's packages, for the tests."
+    apt-get update -qq >/dev/null 2>&1 || true
+    # shellcheck disable=SC2086 # one word a package
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null 2>&1 ||
+        say "apt-get could not install them; the tests that need them are left out."
+}
+
 run_tests() {
     local status=0
     prepare_environment
     install_older_triton
+    install_test_programs
     cd "$ROOT"
     export PATH="$ENV/bin:$PATH"
     # Both run, so that one report shows everything that is wrong.

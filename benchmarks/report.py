@@ -47,7 +47,8 @@ class Report:
         self._outs = [out for out in outs if out is not None]
         self._machine = machine()
         argv = sys.argv if arguments is None else arguments
-        self._command = "python benchmarks/" + shlex.join([Path(argv[0]).name, *argv[1:]])
+        folder = "tools" if Path(argv[0]).resolve().parent.name == "tools" else "benchmarks"
+        self._command = "python " + shlex.join([f"{folder}/{Path(argv[0]).name}", *argv[1:]])
 
     def case(
         self,

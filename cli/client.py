@@ -109,6 +109,32 @@ class Client:
         request = api.PullRequest(model=model, insecure=insecure or None)
         return self._stream("POST", "/api/pull", request, api.ProgressResponse)
 
+    def push(self, model: str, *, insecure: bool = False) -> Iterator[api.ProgressResponse]:
+        """Progress of an upload."""
+        request = api.PullRequest(model=model, insecure=insecure or None)
+        return self._stream("POST", "/api/push", request, api.ProgressResponse)
+
+    def remote_tags(self, model: str, *, insecure: bool = False) -> list[api.RemoteTag]:
+        """The variants in which a model can be pulled."""
+        request = api.PullRequest(model=model, insecure=insecure or None)
+        return self._ask("POST", "/api/remote-tags", request, api.RemoteTagsResponse).tags
+
+    def search(self, query: str) -> list[api.CatalogModel]:
+        """What the catalog has for some words."""
+        return self._ask("POST", "/api/search", api.SearchRequest(query=query), api.SearchResponse).models
+
+    def fsck(self, *, rehash: bool) -> Iterator[api.FsckResponse]:
+        """Progress of a look at the whole store, and what is broken."""
+        return self._stream("POST", "/api/fsck", api.FsckRequest(rehash=rehash), api.FsckResponse)
+
+    def importable(self, source: str) -> list[api.ImportableModel]:
+        """Models that another program on the daemon's machine has."""
+        return self._ask("POST", "/api/importable", api.ImportRequest(source), api.ImportableResponse).models
+
+    def import_model(self, source: str, model: str) -> Iterator[api.ProgressResponse]:
+        """Progress of taking one of them into the store."""
+        return self._stream("POST", "/api/import", api.ImportRequest(source, model), api.ProgressResponse)
+
     def create(self, request: api.CreateRequest) -> Iterator[api.ProgressResponse]:
         """Progress of making a model."""
         return self._stream("POST", "/api/create", request, api.ProgressResponse)
@@ -128,6 +154,12 @@ class Client:
             return False
         _raise_for_error(response)
         return True
+
+    def offer_blob(self, digest: str, inbox_name: str) -> bool:
+        """Tell the daemon of a file in its inbox. False where it does not take it: then its bytes must be sent."""
+        with self._reached():
+            response = self._http.post(f"/api/blobs/{digest}", headers={api.INBOX_HEADER: inbox_name})
+        return response.is_success
 
     def send_blob(self, digest: str, chunks: Iterable[bytes]) -> None:
         """Send a file's bytes. The daemon refuses them unless they hash to `digest`."""

@@ -1,7 +1,8 @@
 """`hob create`: a Modelfile, read on this side of the wire, becomes blobs and one POST /api/create.
 
 Files are hashed here and sent only where the daemon does not have them, so making a second model of the same weights
-sends nothing. Nothing is sent before the whole Modelfile has been read and every file in it was found.
+sends nothing; weights on the daemon's own disk are linked into its inbox. Nothing is sent before the whole Modelfile
+has been read and every file in it was found.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import typer
 
 from cli.connection import connected, load_settings
 from cli.errors import CliError
+from cli.inbox import linked
 from cli.source_files import SourceFiles, local_files
 from daemon import api
 from modelfiles.parser import Modelfile, ModelfileError, parse
@@ -43,12 +45,13 @@ def create(
     """Make a model from a Modelfile."""
     modelfile, folder = read_modelfile(file)
     request, files = build_request(model, modelfile, folder, quantize)
-    with connected(load_settings()) as client:
+    settings = load_settings()
+    with connected(settings) as client:
         # Imported here because rich's progress display costs 40 to 60 ms.
         from cli.progress import progress_display
 
         with progress_display() as show:
-            send(client, request, files, show)
+            send(client, request, files, settings.inbox_dir, show)
 
 
 def read_modelfile(file: Path | None) -> tuple[Modelfile, Path]:
@@ -116,8 +119,8 @@ def build_request(
     return request, {"files": SourceFiles.merge(weights), "adapters": SourceFiles.merge(adapters)}
 
 
-def send(client: Client, request: api.CreateRequest, files: dict[str, SourceFiles], show: Show) -> None:
-    """Send the files that the daemon lacks, then create; everything that happens goes to `show`."""
+def send(client: Client, request: api.CreateRequest, files: dict[str, SourceFiles], inbox: Path, show: Show) -> None:
+    """Give the daemon the files that it lacks, then create; everything that happens goes to `show`."""
     for field, found in files.items():
         digests: dict[str, str] = {}
         for name, path in found.paths.items():
@@ -127,12 +130,29 @@ def send(client: Client, request: api.CreateRequest, files: dict[str, SourceFile
                 sha256.update(chunk)
             digests[name] = digest = f"sha256:{sha256.hexdigest()}"
             if not client.has_blob(digest):
-                copying = api.ProgressResponse(status=f"copying file {digest}", digest=digest, total=hashing.total)
-                client.send_blob(digest, chunks_of(path, copying, show))
+                send_file(client, path, digest, inbox, show)
         if digests:
             setattr(request, field, digests)
     for event in client.create(request):
         show(event)
+
+
+def send_file(client: Client, path: Path, digest: str, inbox: Path, show: Show) -> None:
+    """Weights by a link, where the daemon is on this disk; else a file's bytes.
+
+    What describes the weights is small and is edited in place, which a link would carry into the store.
+    """
+    size = path.stat().st_size
+    if path.suffix.lower() in (".gguf", ".safetensors"):
+        with linked(path, inbox) as name:
+            if name:
+                linking = api.ProgressResponse(status=f"linking file {digest}", digest=digest, total=size)
+                show(linking)
+                if client.offer_blob(digest, name):
+                    show(msgspec.structs.replace(linking, completed=size))
+                    return
+    copying = api.ProgressResponse(status=f"copying file {digest}", digest=digest, total=size)
+    client.send_blob(digest, chunks_of(path, copying, show))
 
 
 def chunks_of(path: Path, progress: api.ProgressResponse, show: Show) -> Iterator[bytes]:

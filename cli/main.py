@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from cli import create, models, run, serve, show
+from cli import create, models, run, serve, show, upkeep
 from cli.connection import connected, load_settings
 from cli.environment import epilog
 from cli.errors import CliError, DaemonUnreachable
@@ -60,8 +60,12 @@ app.command("ps", cls=Command, epilog=epilog(*CONNECTING))(models.ps)
 app.command("show", cls=Command, epilog=epilog(*CONNECTING))(show.show)
 app.command("create", cls=Command, epilog=epilog(*CONNECTING))(create.create)
 app.command("pull", cls=Command, epilog=epilog(*CONNECTING))(models.pull)
+app.command("push", cls=Command, epilog=epilog(*CONNECTING))(models.push)
+app.command("search", cls=Command, epilog=epilog(*CONNECTING))(models.search)
 app.command("cp", cls=Command, epilog=epilog(*CONNECTING))(models.cp)
 app.command("rm", cls=Command, epilog=epilog(*CONNECTING))(models.rm)
+app.command("import", cls=Command, epilog=epilog(*CONNECTING))(upkeep.import_)
+app.command("fsck", cls=Command, epilog=epilog(*CONNECTING))(upkeep.fsck)
 app.command("stop", cls=Command, epilog=epilog(*CONNECTING))(models.stop)
 app.command("shutdown", cls=Command, epilog=epilog(*CONNECTING))(serve.shutdown)
 

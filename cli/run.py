@@ -15,7 +15,7 @@ import typer
 
 from cli.connection import connected, load_settings
 from cli.errors import CliError, NotFound, UsageError
-from cli.models import pull_model
+from cli.models import INSECURE, pull_model
 from cli.render import Answer, timings, waiting
 from cli.version import NOT_YET
 from daemon import api
@@ -31,9 +31,7 @@ THINK_LEVELS = ("low", "medium", "high", "max")
 def run(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL", help="Name of the model. A built-in one that is not in the store is brought back first."
-        ),
+        typer.Argument(metavar="MODEL", help="Name of the model. One that is not in the store is pulled first."),
     ],
     prompt: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="The prompt. Text on stdin comes before it.")
@@ -42,7 +40,7 @@ def run(
         str, typer.Option(metavar="DURATION", help='How long the model stays loaded afterwards, e.g. "5m".')
     ] = "",
     verbose: Annotated[bool, typer.Option("--verbose", help="Print timings after the answer.")] = False,
-    insecure: Annotated[bool, typer.Option("--insecure", help=f"Allow a registry without TLS. {NOT_YET}")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help=INSECURE)] = False,
     nowordwrap: Annotated[bool, typer.Option("--nowordwrap", help="Do not break lines between words.")] = False,
     format_: Annotated[
         str,

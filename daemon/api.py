@@ -17,6 +17,9 @@ import msgspec
 API_VERSION = "0.32.15"
 """The level of Ollama's API that this contract follows; editors refuse servers below 0.6.4."""
 
+INBOX_HEADER = "Hob-Inbox"
+"""Of POST /api/blobs/{digest}: the name of a file in the daemon's inbox that holds the bytes; the body is empty."""
+
 MAX_TOP_LOGPROBS = 20
 
 KeepAlive = int | float | str
@@ -350,6 +353,88 @@ class ProgressResponse(Reply):
     digest: str = ""
     total: int = 0
     completed: int = 0
+
+
+class RemoteTag(Reply):
+    """A variant of a model that can be pulled."""
+
+    tag: str
+    size: int = 0
+    """Bytes of all its files; 0 where the source does not say."""
+
+
+class RemoteTagsResponse(Reply):
+    """POST /api/remote-tags, whose request is that of a pull: what `hob pull --list-tags` shows."""
+
+    tags: list[RemoteTag]
+
+
+class SearchRequest(Request):
+    """POST /api/search."""
+
+    query: str = ""
+
+
+class CatalogModel(Reply):
+    """A model of the catalog."""
+
+    name: str
+    description: str
+    tags: list[RemoteTag]
+    capabilities: list[str] = []
+
+
+class SearchResponse(Reply):
+    """POST /api/search: the best match first."""
+
+    models: list[CatalogModel]
+
+
+class FsckRequest(Request):
+    """POST /api/fsck."""
+
+    rehash: bool | None = None
+    """False: read only what has a suspicious size."""
+
+
+class FsckResponse(Reply):
+    """POST /api/fsck: progress, damage, and "success" at the end, whatever was found."""
+
+    status: str
+    digest: str = ""
+    """With `total` and `completed`: the reading of the store, as one bar."""
+    total: int = 0
+    completed: int = 0
+    subject: str = ""
+    """What is broken: a blob's file name, a model's name or a path under manifests/."""
+    reason: str = ""
+    models: list[str] = []
+    """Those that cannot be used because of it."""
+    quarantined: bool = False
+
+
+class ImportRequest(Request):
+    """POST /api/import, and /api/importable, which needs no model."""
+
+    source: str
+    """"ollama" or "huggingface"."""
+    model: str | None = None
+    stream: bool | None = None
+
+
+class ImportableModel(Reply):
+    """A model that another program on the daemon's machine has."""
+
+    name: str
+    size: int
+    stored: bool
+    """Whether a model of this name is in the store."""
+
+
+class ImportableResponse(Reply):
+    """POST /api/importable."""
+
+    models: list[ImportableModel]
 
 
 class CopyRequest(Request):

@@ -14,7 +14,7 @@ from daemon.api import ErrorReply
 from daemon.bodies import ClientLeft
 from daemon.clock import Clock
 from daemon.errors import describe, headers_for
-from daemon.routes import generate, models, system
+from daemon.routes import generate, models, system, transfers, upkeep
 from daemon.security import HostCheck, OriginCheck, SecurityMiddleware
 from daemon.services import Services
 from daemon.streaming import send_json
@@ -36,7 +36,13 @@ def build_app(
         host_names: further names of this machine.
         origins: web origins that may use the API beside the local ones.
     """
-    routes = [*system.routes(services), *generate.routes(services), *models.routes(services)]
+    routes = [
+        *system.routes(services),
+        *generate.routes(services),
+        *models.routes(services),
+        *transfers.routes(services),
+        *upkeep.routes(services),
+    ]
     router = Router(routes, redirect_slashes=False, default=_not_found)
     secured = SecurityMiddleware(router, HostCheck(loopback=loopback, names=host_names), OriginCheck(origins))
     return Edge(secured, services.clock)

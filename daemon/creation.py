@@ -1,4 +1,4 @@
-"""Create and pull as streams of progress. Blocking generators: the routes run them in a thread, one item at a time.
+"""Create as a stream of progress. A blocking generator: the route runs it in a thread, one item at a time.
 
 What is wrong with a request raises before the first event, so that it gets a status of its own.
 """
@@ -10,21 +10,23 @@ from collections.abc import Iterator
 from daemon import api
 from daemon.errors import BadRequest
 from daemon.library import parse_name
+from daemon.transfers import Transfers
+from engine.architectures import ARCHITECTURES, BY_GGUF_NAME, BY_HF_CLASS
 from engine.config import ModelConfig
 from engine.conversion.file_types import FileTypeError, parse_file_type
 from engine.models.tensor_plan import check_tensors
 from engine.text.tokenizer import Tokenizer
 from modelfiles.source import ModelSource
-from registry.builtin_models import builtin_names, package_folder, restore
 from registry.create import CreateRequest, QuantizeModel, create_model
+from registry.errors import ModelNotFound
 from registry.name import ModelName
 from registry.store import Store
 
 
 def create_events(
-    store: Store, body: api.CreateRequest, quantize: QuantizeModel | None = None
+    store: Store, transfers: Transfers, body: api.CreateRequest, quantize: QuantizeModel | None = None
 ) -> Iterator[api.ProgressResponse]:
-    """Make a model as POST /api/create says.
+    """Make a model as POST /api/create says; a parent that is not here is pulled first.
 
     Raises:
         BadRequest: the name of the model, of its parent or of the type to quantize to is none.
@@ -45,10 +47,30 @@ def create_events(
         requires=body.requires,
         quantize=_file_type(body.quantize or body.quantization or ""),
     )
+    if request.from_name and not _is_stored(store, request.from_name):
+        yield from _pull_parent(transfers, request.from_name)
     for event in create_model(store, request, check_source, quantize):
         yield api.ProgressResponse(
             status=event.status, digest=event.digest, total=event.total, completed=event.completed
         )
+
+
+def _pull_parent(transfers: Transfers, name: ModelName) -> Iterator[api.ProgressResponse]:
+    events = transfers.pull(name)
+    first = next(events)
+    for number, event in enumerate(events):
+        if number == 0:  # until there is a second one, nobody may have the model, and the request be wrong
+            yield first
+        if event.status != "success":  # that is said once, of the whole
+            yield event
+
+
+def _is_stored(store: Store, name: ModelName) -> bool:
+    try:
+        store.resolve(name)
+    except ModelNotFound:
+        return False
+    return True
 
 
 def _file_type(text: str) -> str:
@@ -58,23 +80,15 @@ def _file_type(text: str) -> str:
         raise BadRequest(str(error)) from error
 
 
-def pull_events(store: Store, name: ModelName) -> Iterator[api.ProgressResponse]:
-    """Bring back a model that comes with Hob.
+def check_architecture(name: str) -> None:
+    """Whether the engine runs an architecture, by what config.json or GGUF metadata call it.
 
     Raises:
-        BadRequest: it is another one.
+        ValueError: it does not; the message lists those that it runs.
     """
-    builtin = builtin_names(package_folder())
-    if name not in builtin:
-        known = ", ".join(model.short for model in builtin) or "none"
-        raise BadRequest(
-            f"pulling {name.short} from a registry is not available in this version of Hob; it brings back built-in "
-            f"models only ({known})"
-        )
-    yield api.ProgressResponse(status="pulling manifest")
-    restore(store, name)
-    yield api.ProgressResponse(status="writing manifest")
-    yield api.ProgressResponse(status="success")
+    if name not in BY_HF_CLASS and name not in BY_GGUF_NAME:
+        known = ", ".join(dict.fromkeys(row.name for row in ARCHITECTURES))
+        raise ValueError(f"its architecture is {name[:80]!r}, which is not one that Hob runs; it runs {known}")
 
 
 def check_source(source: ModelSource) -> None:

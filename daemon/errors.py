@@ -37,6 +37,9 @@ from registry.errors import (
     ModelNotFound,
     OutOfSpace,
     RegistryError,
+    RemoteDenied,
+    RemoteError,
+    RemoteNotFound,
     StoreLocked,
 )
 
@@ -111,6 +114,9 @@ STATUS: dict[type[BaseException], int] = {
     BlobNotFound: 404,
     StoreLocked: 409,
     OutOfSpace: 507,
+    RemoteNotFound: 404,
+    RemoteDenied: 403,
+    RemoteError: 502,
     RegistryError: 500,
     ParameterError: 400,
     TemplateError: 400,

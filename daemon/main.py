@@ -23,6 +23,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
@@ -35,12 +36,17 @@ from daemon.library import Library
 from daemon.model_manager import ManagerConfig, ModelManager
 from daemon.quantizing import Quantizer
 from daemon.services import Services
+from daemon.transfers import Transfers
 from engine.client import EngineClient
 from engine.sampling_params import MAX_SEED
 from modelfiles.settings import Settings, SettingsError
 from registry.builtin_models import install
 from registry.errors import RegistryError, StoreLocked
+from registry.partials import collect_partials
 from registry.store import Store
+
+if TYPE_CHECKING:
+    from daemon.remote import Remote
 
 logger = logging.getLogger("hob.daemon")
 
@@ -50,6 +56,8 @@ IDLE_CONNECTION_S = 75
 LAST_WORDS_S = 5.0
 """After the grace time: for error lines to leave, before connections are cut."""
 BACKLOG = 1024
+PARTIAL_AGE_S = 7 * 24 * 3600.0
+"""What was downloaded of a model that nobody asked for again is kept for so long."""
 
 
 class StartError(Exception):
@@ -176,6 +184,7 @@ async def serve(settings: Settings, listener: socket.socket, *, in_background: b
             library=Library(store),
             models=models,
             quantizer=Quantizer(EngineClient.start, num_threads=settings.num_threads),
+            transfers=_transfers(stack, store, settings),
             generator=TextGenerator(models, clock, _random_seed, _new_call_id),
             clock=clock,
             shut_down=shut_down if in_background else None,
@@ -268,12 +277,23 @@ def _manager_config(settings: Settings) -> ManagerConfig:
     )
 
 
+def _transfers(stack: ExitStack, store: Store, settings: Settings) -> Transfers:
+    def connect() -> Remote:
+        from daemon.remote import open_remote  # see there why not before
+
+        return open_remote(store, settings.max_transfer_streams)
+
+    transfers = Transfers(store, connect)
+    stack.callback(transfers.close, LAST_WORDS_S)
+    return transfers
+
+
 def _prepare_store(stack: ExitStack, store: Store, settings: Settings) -> None:
     """Claim the store, clean it up, and put the built-in models into it. Whatever fails, what is stored can be used."""
     try:
         stack.enter_context(store.claim())
         if settings.prune:
-            store.collect_garbage()
+            store.collect_garbage(keep=collect_partials(store, PARTIAL_AGE_S))
         install(store)
     except StoreLocked as error:
         logger.warning("%s; this one leaves cleaning up to it", error)

@@ -10,6 +10,7 @@ from daemon.generation import Generator
 from daemon.library import Library
 from daemon.model_manager import ModelManager
 from daemon.quantizing import Quantizer
+from daemon.transfers import Transfers
 from registry.store import Store
 
 
@@ -21,6 +22,7 @@ class Services:
     library: Library
     models: ModelManager
     quantizer: Quantizer
+    transfers: Transfers
     generator: Generator
     clock: Clock
     shut_down: Callable[[], None] | None

@@ -9,14 +9,15 @@ full, so the work is pulled no faster than it is read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from daemon.api import ErrorReply
+from daemon.api import ErrorReply, ProgressResponse
 from daemon.bodies import ClientLeft
 from daemon.errors import describe
 
@@ -103,22 +104,42 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
-async def iterate_in_thread(items: Iterator[T]) -> AsyncIterator[T]:
-    """A blocking iterator, one item at a time in a thread. It is closed there too, also when the reader stops early."""
-    pending: asyncio.Future[Any] | None = None
+async def iterate_in_thread(items: Iterator[T]) -> AsyncGenerator[T]:
+    """A blocking iterator, one item at a time in a thread of its own. It is closed there too, also when the reader
+    stops early.
+
+    A thread of its own, since a download may hold it for hours: the loop's few shared ones are for what is short.
+    """
+    loop = asyncio.get_running_loop()
     end = object()
-    try:
-        while True:
-            pending = asyncio.ensure_future(asyncio.to_thread(next, items, end))
-            item = await asyncio.shield(pending)
-            if item is end:
-                return
-            yield item
-    finally:
-        if pending is not None:
-            await asyncio.wait({pending})  # a generator that runs in its thread cannot be closed before it yields
-        if close := getattr(items, "close", None):
-            await asyncio.to_thread(close)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="stream") as thread:
+        pending: asyncio.Future[Any] | None = None
+        try:
+            while True:
+                pending = loop.run_in_executor(thread, next, items, end)
+                item = await asyncio.shield(pending)
+                if item is end:
+                    return
+                yield item
+        finally:
+            if pending is not None:
+                await asyncio.wait({pending})  # a generator that runs in its thread cannot be closed before it yields
+            if close := getattr(items, "close", None):
+                await loop.run_in_executor(thread, close)
+
+
+def progress_reply(events: Iterator[ProgressResponse], *, streams: bool) -> ASGIApp:
+    """Work that tells of its progress, as NDJSON, or as one object once it is done."""
+    lines = iterate_in_thread(events)
+    return NDJSONReply(lines) if streams else JSONReply(_last(lines))
+
+
+async def _last(lines: AsyncGenerator[ProgressResponse]) -> ProgressResponse:
+    status = ""
+    async with aclosing(lines):
+        async for line in lines:
+            status = line.status
+    return ProgressResponse(status=status)
 
 
 async def send_json(

@@ -97,6 +97,11 @@ class Settings:
         return self.address.base_url
 
     @property
+    def inbox_dir(self) -> Path:
+        """Where the CLI puts links to files that the daemon is to adopt."""
+        return self.models_dir / ".hob" / "inbox"
+
+    @property
     def log_file(self) -> Path:
         return self.state_dir / "hob.log"
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from registry.disk import Disk
+from registry.disk import Disk, open_regular
 from registry.errors import DigestMismatch, as_store_error
 from registry.manifest import Digest
 
@@ -75,8 +75,7 @@ class BlobWriter:
         digest = Digest(self._hash.hexdigest())
         if self._size is not None and self.num_bytes != self._size:
             raise DigestMismatch(f"{self._size} bytes", f"{self.num_bytes} bytes")
-        if self._expected is not None and digest != self._expected:
-            raise DigestMismatch(str(self._expected), str(digest))
+        check_digest(self._expected, digest)
         with as_store_error("write into the models folder"):
             self._disk.sync(self._fd)
             self._publish(self._temporary, digest)
@@ -92,6 +91,23 @@ class BlobWriter:
                 self._disk.unlink(self._temporary)
 
 
+def check_digest(expected: Digest | None, got: Digest) -> None:
+    """Raise DigestMismatch where bytes are not the expected ones."""
+    if expected is not None and got != expected:
+        raise DigestMismatch(str(expected), str(got))
+
+
 def hash_file(path: Path) -> Digest:
-    with path.open("rb") as file:
+    """The digest of a regular file; a link is not followed.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    with open_regular(path) as (fd, _):
+        return hash_descriptor(fd)
+
+
+def hash_descriptor(fd: int) -> Digest:
+    """The digest of what is left to read."""
+    with os.fdopen(fd, "rb", buffering=0, closefd=False) as file:
         return Digest(hashlib.file_digest(file, "sha256").hexdigest())

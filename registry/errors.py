@@ -6,6 +6,7 @@
     ├── ManifestError        (ValueError)  bytes that are no manifest
     ├── CreateError          (ValueError)  a create request that cannot become a model
     ├── RemoteError                        a registry or hub could not give what was asked
+    │   ├── RemoteUnreachable              no answer came from it at all
     │   ├── RemoteNotFound                 it has no such model
     │   └── RemoteDenied                   it wants other credentials
     └── StoreError                         the disk said no
@@ -28,6 +29,8 @@ from contextlib import contextmanager
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What this process lacks just now; it says nothing about the file."""
 
 
 class RegistryError(Exception):
@@ -66,6 +69,10 @@ class RemoteError(RegistryError):
         super().__init__(message)
         self.is_temporary = is_temporary
         self.retry_after_s = retry_after_s
+
+
+class RemoteUnreachable(RemoteError):
+    """No connection to the source could be made, or it ended before an answer came."""
 
 
 class RemoteNotFound(RemoteError):
@@ -138,3 +145,8 @@ def as_store_error(action: str) -> Iterator[None]:
         if error.errno in NO_PERMISSION:
             raise StoreError(f"cannot {action}: the models folder is not writable for this user") from error
         raise StoreError(f"cannot {action}: {error.strerror or type(error).__name__}") from error
+
+
+def unreadable(what: str, error: OSError) -> StoreError:
+    """The error of reading something in the models folder."""
+    return StoreError(f"cannot read {what}: {error.strerror or error}")

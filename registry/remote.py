@@ -30,6 +30,8 @@ class RangeReply:
     """What names this version of the bytes (a strong ETag), "" where the server has none."""
     chunks: Iterator[bytes]
     """Raises RemoteError when the connection ends early or stalls."""
+    interrupt: Callable[[], None] = lambda: None
+    """Any thread may call it: `chunks` then ends with a RemoteError at once, also where it waits for bytes."""
 
 
 OpenRange = Callable[[int, int | None], AbstractContextManager[RangeReply]]

@@ -20,7 +20,7 @@ import msgspec
 
 from modelfiles.source import ModelSource
 from registry.disk import read_regular
-from registry.errors import BrokenModel, ManifestError
+from registry.errors import NO_RESOURCES, BrokenModel, ManifestError, unreadable
 from registry.manifest import (
     ADAPTER,
     FILE,
@@ -122,6 +122,7 @@ def load_model(name: ModelName, data: bytes, modified_at: datetime, blobs: Path)
     Raises:
         BrokenModel: the manifest does not parse, a blob is missing, has the wrong size, or does not hold what its
             layer says.
+        StoreError: this process is short of file descriptors or memory.
     """
     try:
         manifest = Manifest.parse(data)
@@ -176,6 +177,8 @@ class _BlobReader:
         try:
             data, _ = read_regular(self.blobs / layer.digest.file_name, MAX_TEXT_BYTES)
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in NO_RESOURCES:
+                raise unreadable(f'a blob of model "{self.name.short}"', error) from error
             raise self.broken(layer, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
         if hashlib.sha256(data).hexdigest() != layer.digest.hex:
             raise self.broken(layer, "does not hold the bytes that its digest names")

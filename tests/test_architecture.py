@@ -60,6 +60,17 @@ def test_that_this_would_notice_torch(root: Path) -> None:
     assert "import of torch halted" in done.stderr
 
 
+def test_a_daemon_starts_without_what_transfers_need(root: Path) -> None:
+    program = (
+        "import sys, daemon.main\n"
+        "assert not {'httpx', 'httpx2', 'huggingface_hub'} & sys.modules.keys()\n"
+        "import daemon.remote\n"
+        "assert 'httpx' in sys.modules"
+    )
+    done = run("-c", program, root=root)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_needs_no_http_client_and_no_prompt(root: Path) -> None:
     """These are what makes a command line slow to open; how slow is measured in benchmarks/."""
     program = (

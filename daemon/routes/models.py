@@ -1,10 +1,10 @@
-"""Routes about stored and loaded models: tags, show, ps, copy, delete, create, pull, push and blobs."""
+"""Routes about stored and loaded models: tags, show, ps, copy, delete, create and blobs."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,13 @@ from starlette.types import ASGIApp
 from daemon import api
 from daemon.bodies import ClientLeft, read
 from daemon.clock import rfc3339
-from daemon.creation import create_events, pull_events
-from daemon.errors import BadRequest
+from daemon.creation import create_events
 from daemon.library import parse_name
 from daemon.services import Services
 from daemon.show import show
-from daemon.streaming import EmptyResponse, JSONReply, JSONResponse, NDJSONReply, iterate_in_thread
+from daemon.streaming import EmptyResponse, JSONResponse, progress_reply
 from modelfiles.parameters import check_options
+from registry.errors import BlobNotFound
 from registry.manifest import Digest
 from registry.store import Store
 from registry.stored_model import StoredModel
@@ -39,8 +39,6 @@ def routes(services: Services) -> list[Route]:
         Route("/api/copy", partial(_copy, services), methods=["POST"]),
         Route("/api/delete", partial(_delete, services), methods=["DELETE"]),
         Route("/api/create", partial(_create, services), methods=["POST"]),
-        Route("/api/pull", partial(_pull, services), methods=["POST"]),
-        Route("/api/push", partial(_push, services), methods=["POST"]),
         Route("/api/blobs/{digest}", partial(_has_blob, services), methods=["HEAD"]),
         Route("/api/blobs/{digest}", partial(_put_blob, services), methods=["POST"]),
     ]
@@ -118,37 +116,9 @@ async def _delete(services: Services, request: Request) -> ASGIApp:
 
 async def _create(services: Services, request: Request) -> ASGIApp:
     body = await read(request, api.CreateRequest)
-    events = create_events(services.store, body, partial(services.quantizer.run, asyncio.get_running_loop()))
-    return _progress(events, streams=body.stream is not False)
-
-
-async def _pull(services: Services, request: Request) -> ASGIApp:
-    body = await read(request, api.PullRequest)
-    name = parse_name(body.model or body.name, "invalid model name")
-    return _progress(pull_events(services.store, name), streams=body.stream is not False)
-
-
-async def _push(services: Services, request: Request) -> ASGIApp:
-    body = await read(request, api.PullRequest)
-    await services.library.find_valid(body.model or body.name)
-    raise BadRequest("pushing to a registry is not available in this version of Hob")
-
-
-def _progress(events: Iterator[api.ProgressResponse], *, streams: bool) -> ASGIApp:
-    lines = _lines(events)
-    return NDJSONReply(lines) if streams else JSONReply(_last(lines))
-
-
-async def _lines(events: Iterator[api.ProgressResponse]) -> AsyncGenerator[api.ProgressResponse]:
-    async for event in iterate_in_thread(events):
-        yield event
-
-
-async def _last(lines: AsyncGenerator[api.ProgressResponse]) -> api.ProgressResponse:
-    status = ""
-    async for line in lines:
-        status = line.status
-    return api.ProgressResponse(status=status)
+    quantize = partial(services.quantizer.run, asyncio.get_running_loop())
+    events = create_events(services.store, services.transfers, body, quantize)
+    return progress_reply(events, streams=body.stream is not False)
 
 
 # ---- blobs
@@ -164,6 +134,10 @@ async def _put_blob(services: Services, request: Request) -> ASGIApp:
     digest = Digest.parse(request.path_params["digest"])
     if await asyncio.to_thread(services.store.has_blob, digest):
         return EmptyResponse(200)
+    if key := request.headers.get(api.INBOX_HEADER):
+        if not await asyncio.to_thread(services.store.take_from_inbox, key, digest):
+            raise BlobNotFound(str(digest))
+        return EmptyResponse(201)
     try:
         await asyncio.to_thread(_write_blob, services.store, digest, request, asyncio.get_running_loop())
     except ClientDisconnect:

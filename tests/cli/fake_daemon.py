@@ -18,6 +18,8 @@ class FakeDaemon:
     address: str
     routes: dict[tuple[str, str], Reply] = field(default_factory=dict)
     asked: list[tuple[str, str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    """Of what was asked."""
 
     def bodies(self, path: str) -> list[Any]:
         return [body for _, asked, body in self.asked if asked == path]
@@ -31,6 +33,7 @@ def handler_of(daemon: FakeDaemon) -> type[BaseHTTPRequestHandler]:
             body = self.body()
             with suppress(ValueError):  # a blob stays as it is
                 body = json.loads(body) if body else None
+            daemon.headers.append(dict(self.headers))
             daemon.asked.append((self.command, self.path, body))
             reply = daemon.routes.get((self.command, self.path), (404, {"error": f"no route {self.path}"}))
             if callable(reply):

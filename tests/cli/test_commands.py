@@ -142,16 +142,78 @@ def test_stop_of_an_unknown_model(daemon: FakeDaemon, hob: Hob) -> None:
     assert hob("stop", "x") == Outcome(1, "", 'Error: couldn\'t find model "x" to stop\n')
 
 
-def test_pull_without_a_terminal_prints_each_status_once(daemon: FakeDaemon, hob: Hob) -> None:
-    digest = {"digest": "sha256:aa", "total": 100}
+def test_rm_of_a_prefix_needs_yes_where_nobody_can_be_asked(daemon: FakeDaemon, hob: Hob) -> None:
+    def listed(name: str) -> dict[str, Any]:
+        model = {"name": name, "model": name, "modified_at": "2026-01-01T00:00:00Z", "size": 1, "digest": "a" * 64}
+        return {**model, "details": DETAILS, "capabilities": []}
+
+    names = ("Qwen3:8b", "tale:latest", "qwen2.5:7b")
+    daemon.routes |= {
+        ("GET", "/api/tags"): {"models": [listed(name) for name in names]},
+        ("POST", "/api/generate"): DONE,
+        ("DELETE", "/api/delete"): 200,
+    }
+    asked = hob("rm", "qwen*")
+    assert asked.status == 1
+    assert asked.err.startswith("Error: this would remove 2 models; --yes does it without asking:\n")
+    assert asked.err.splitlines()[1:] == ["    Qwen3:8b", "    qwen2.5:7b"]
+    assert not daemon.bodies("/api/delete")
+    assert (
+        hob("rm", "--yes", "qwen*", "mine", "qwen3*").out
+        == "deleted 'Qwen3:8b'\ndeleted 'qwen2.5:7b'\ndeleted 'mine'\n"
+    )
+    assert hob("rm", "-y", "gemma*").err.startswith('Error: no model\'s name begins with "gemma"')
+
+
+def test_pull_without_a_terminal_prints_lines(daemon: FakeDaemon, hob: Hob) -> None:
+    aa = {"status": "pulling aa", "digest": "sha256:aa", "total": 1000}
+    bb = {"status": "pulling bb", "digest": "sha256:bb", "total": 2_000_000}
     daemon.routes["POST", "/api/pull"] = [
         {"status": "pulling manifest"},
-        {"status": "pulling aa", **digest},
-        {"status": "pulling aa", **digest, "completed": 50},
-        {"status": "pulling aa", **digest, "completed": 100},
+        aa,
+        {**bb, "completed": 700_000},
+        *({**aa, "completed": done} for done in range(50, 1001, 50)),
+        {**bb, "completed": 2_000_000},
         {"status": "success"},
     ]
-    assert hob("pull", "tale") == Outcome(0, "", "pulling manifest\npulling aa\nsuccess\n")
+    outcome = hob("pull", "tale")
+    assert (outcome.status, outcome.out) == (0, "")
+    assert outcome.err.splitlines() == [
+        "pulling manifest", "pulling aa: 1 KB", "pulling bb: 2 MB, resumed at 35%", "pulling aa: 20% of 1 KB",
+        "pulling aa: 40% of 1 KB", "pulling aa: 60% of 1 KB", "pulling aa: 80% of 1 KB", "pulling aa: 100% of 1 KB",
+        "pulling bb: 100% of 2 MB", "success",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["qwen", "qwen:7b", "qwen:"])
+def test_pull_lists_tags_as_names_to_pull(daemon: FakeDaemon, hob: Hob, model: str) -> None:
+    daemon.routes["POST", "/api/remote-tags"] = {"tags": [{"tag": "7b", "size": 4_700_000_000}, {"tag": "14b"}]}
+    assert hob("pull", "--list-tags", model).out == "NAME        SIZE\nqwen:7b     4.7 GB\nqwen:14b    -\n"
+    assert not daemon.bodies("/api/pull")
+
+
+def test_tags_of_a_host_with_a_port(daemon: FakeDaemon, hob: Hob) -> None:
+    daemon.routes["POST", "/api/remote-tags"] = {"tags": [{"tag": "7b"}]}
+    assert "localhost:5000/me/qwen:7b" in hob("pull", "--list-tags", "localhost:5000/me/qwen").out
+
+
+def test_push(daemon: FakeDaemon, hob: Hob) -> None:
+    daemon.routes["POST", "/api/push"] = [{"status": "retrieving manifest"}, {"status": "success"}]
+    assert hob("push", "--insecure", "localhost:5000/me/tale").err == "retrieving manifest\nsuccess\n"
+    assert daemon.bodies("/api/push") == [{"model": "localhost:5000/me/tale", "insecure": True}]
+
+
+def test_search(daemon: FakeDaemon, hob: Hob) -> None:
+    tags = [{"tag": "7b", "size": 4_700_000_000}, {"tag": "14b", "size": 9_000_000_000}]
+    model = {"name": "qwen2.5", "description": "Alibaba's models.", "tags": tags}
+    daemon.routes["POST", "/api/search"] = {"models": [model]}
+    assert hob("search", "code", "qwen").out.splitlines() == [
+        "NAME       VARIANTS                   DESCRIPTION",
+        "qwen2.5    7b (4.7 GB), 14b (9 GB)    Alibaba's models.",
+    ]
+    assert daemon.bodies("/api/search") == [{"query": "code qwen"}]
+    daemon.routes["POST", "/api/search"] = {"models": []}
+    assert hob("search", "nothing").err.startswith('Error: the catalog has nothing for "nothing"; ')
 
 
 def test_run_prints_the_answer_and_two_newlines(daemon: FakeDaemon, hob: Hob, shown: dict[str, Any]) -> None:
@@ -298,9 +360,40 @@ def test_only_an_option_that_is_close_is_suggested(hob: Hob, option: str, said: 
     assert outcome.err.endswith(said)
 
 
-@pytest.mark.parametrize(
-    ("command", "marks"), [("run", 4), ("pull", 2)]
-)  # run: --insecure, --format, --truncate, --dimensions
-def test_help_says_what_is_not_available(hob: Hob, command: str, marks: int) -> None:
-    words = " ".join(hob(command, "--help").out.split())
-    assert words.lower().count("not available in this version.") == marks
+def test_help_says_what_is_not_available(hob: Hob) -> None:
+    words = " ".join(hob("run", "--help").out.split())
+    assert words.lower().count("not available in this version.") == 3  # --format, --truncate, --dimensions
+
+
+def test_fsck(daemon: FakeDaemon, hob: Hob) -> None:
+    reading = {"status": "reading the store", "digest": "store", "total": 100, "completed": 100}
+    daemon.routes["POST", "/api/fsck"] = [reading, {"status": "success"}]
+    assert hob("fsck") == Outcome(0, "the store is sound\n", "reading the store: 100 B\n")
+    damage = {"status": "damaged", "subject": "sha256-aa", "reason": "it holds other bytes", "models": ["a:1", "b:2"]}
+    daemon.routes["POST", "/api/fsck"] = [reading, {**damage, "quarantined": True}, {"status": "success"}]
+    outcome = hob("fsck", "--quick")
+    assert outcome.status == 1
+    assert outcome.out == (
+        "sha256-aa: it holds other bytes; it was moved to .hob/quarantine in the models folder; needed by a:1, b:2\n"
+    )
+    assert outcome.err.endswith("Error: 1 thing is wrong in the store; see above\n")
+    assert daemon.bodies("/api/fsck") == [{"rehash": True}, {"rehash": False}]
+
+
+def test_import(daemon: FakeDaemon, hob: Hob) -> None:
+    models = [
+        {"name": "qwen:7b", "size": 4_700_000_000, "stored": False},
+        {"name": "tale:latest", "size": 13_000_000, "stored": True},
+    ]
+    daemon.routes |= {
+        ("POST", "/api/importable"): {"models": models},
+        ("POST", "/api/import"): [{"status": "success"}],
+    }
+    assert hob("import", "ollama").out.splitlines() == [
+        "NAME           SIZE      IN THE STORE", "qwen:7b        4.7 GB    no", "tale:latest    13 MB     yes",
+    ]  # fmt: skip
+    assert hob("import", "ollama", "--all").out == "imported 'qwen:7b'\n"
+    assert hob("import", "huggingface", "hf.co/a/b", "hf.co/c/d").out == "imported 'hf.co/a/b'\nimported 'hf.co/c/d'\n"
+    assert daemon.bodies("/api/import")[0] == {"source": "ollama", "model": "qwen:7b"}
+    assert hob("import", "elsewhere").status == 2
+    assert hob("import", "ollama", "a", "--all").status == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,64 @@ def test_files_are_hashed_and_only_missing_ones_are_sent(daemon: FakeDaemon, hob
     ]
 
 
+class Inbox:
+    """What a daemon does with POST /api/blobs/...: takes the only file in its inbox, or wants the bytes."""
+
+    def __init__(self, folder: Path, *, takes: bool = True) -> None:
+        self.folder = folder
+        self.takes = takes
+        self.taken: list[tuple[str, bytes, int]] = []
+        """Name, bytes, number of names of the file."""
+
+    def post(self, body: bytes | None) -> object:
+        [path] = self.folder.iterdir()
+        self.taken.append((path.name, path.read_bytes(), path.stat().st_nlink))
+        return 201 if self.takes else (404, {"error": "no such file"})
+
+
+def test_weights_are_linked_and_what_describes_them_is_sent(
+    daemon: FakeDaemon, hob: Hob, here: Path, tmp_path: Path
+) -> None:
+    inbox = Inbox(tmp_path / "home/models/.hob/inbox")
+    inbox.folder.parent.mkdir(parents=True)  # a daemon has been here
+    (here / "model.safetensors").write_bytes(b"weights")
+    (here / "config.json").write_bytes(b'{"a":1}')
+    weights, config = sha256(b"weights"), sha256(b'{"a":1}')
+    daemon.routes |= {
+        ("POST", f"/api/blobs/{weights}"): inbox.post,
+        ("POST", f"/api/blobs/{config}"): 201,
+        ("POST", "/api/create"): [{"status": "success"}],
+    }
+    daemon.routes |= {("HEAD", f"/api/blobs/{digest}"): 404 for digest in (weights, config)}
+    assert hob("create", "mine").status == 0
+    [(name, data, num_names)] = inbox.taken
+    assert (data, num_names) == (b"weights", 2)
+    assert re.fullmatch("[0-9a-f]{32}", name)
+    assert [headers["Hob-Inbox"] for headers in daemon.headers if "Hob-Inbox" in headers] == [name]
+    assert daemon.bodies(f"/api/blobs/{weights}") == [None, None], "the HEAD, and a POST without a body"
+    assert daemon.bodies(f"/api/blobs/{config}")[-1] == {"a": 1}
+    assert list(inbox.folder.iterdir()) == []
+    assert (here / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_bytes_are_sent_where_the_daemon_does_not_take_the_link(
+    daemon: FakeDaemon, hob: Hob, here: Path, tmp_path: Path
+) -> None:
+    inbox = Inbox(tmp_path / "home/models/.hob/inbox", takes=False)
+    inbox.folder.parent.mkdir(parents=True)
+    (here / "weights.gguf").write_bytes(b"weights")
+    weights = sha256(b"weights")
+    daemon.routes |= {
+        ("HEAD", f"/api/blobs/{weights}"): 404,
+        ("POST", f"/api/blobs/{weights}"): lambda body: inbox.post(body) if body is None else 201,
+        ("POST", "/api/create"): [{"status": "success"}],
+    }
+    assert hob("create", "mine").status == 0
+    assert len(inbox.taken) == 1
+    assert daemon.bodies(f"/api/blobs/{weights}")[-1] == b"weights"
+    assert list(inbox.folder.iterdir()) == []
+
+
 def test_quantizing_is_asked_for_and_its_progress_shown(daemon: FakeDaemon, hob: Hob, here: Path) -> None:
     (here / "Modelfile").write_text("FROM tale\n")
     status = {"status": "quantizing BF16 model to Q4_K_M", "digest": "sha256:" + 64 * "0", "total": 9}
@@ -77,7 +136,10 @@ def test_quantizing_is_asked_for_and_its_progress_shown(daemon: FakeDaemon, hob:
         {"status": "success"},
     ]
     outcome = hob("create", "mine", "--quantize", "q4_K_M")
-    assert (outcome.status, outcome.err) == (0, "quantizing BF16 model to Q4_K_M\nsuccess\n")
+    assert (outcome.status, outcome.err) == (
+        0,
+        "quantizing BF16 model to Q4_K_M: 9 B\nquantizing BF16 model to Q4_K_M: 100% of 9 B\nsuccess\n",
+    )
     assert daemon.bodies("/api/create") == [{"model": "mine", "from": "tale", "quantize": "q4_K_M"}]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 
 import pytest
+from rich.progress import Progress, ProgressSample
 
-from cli.progress import BAR_COLUMNS, bar, remaining, show_progress
+from cli.progress import BAR_COLUMNS, Bars, StatusColumn, bar, remaining, show_progress
 from daemon.api import ProgressResponse
 
 
@@ -53,3 +55,36 @@ def test_bars_and_spinners(monkeypatch: pytest.MonkeyPatch) -> None:
         f"pulling aa: 100% ▕{'█' * BAR_COLUMNS}▏ 2 GB/2 GB",
         "success",
     ]
+
+
+def test_several_files_have_a_sum_below_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    aa = {"status": "pulling aa", "digest": "sha256:aa", "total": 1_000_000}
+    bb = {"status": "pulling bb", "digest": "sha256:bb", "total": 3_000_000}
+
+    def stop() -> Iterator[ProgressResponse]:
+        yield ProgressResponse(**aa)
+        yield ProgressResponse(**bb, completed=1_500_000)
+        yield ProgressResponse(**aa, completed=500_000)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        show_progress(stop())
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    last = [line.strip(" ⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏") for line in plain.replace("\r", "\n").splitlines() if line.strip()][-3:]
+    assert [line.partition("▕")[0].strip() for line in last] == ["pulling aa:  50%", "pulling bb:  50%", "total:  50%"]
+    assert "2 MB/4 MB" in last[2]
+
+
+def test_what_an_earlier_pull_brought_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = Progress(StatusColumn())
+    bars = Bars(progress)
+    bars.show(ProgressResponse(status="pulling aa", digest="sha256:aa", total=4_000_000, completed=1_000_000))
+    task = progress.tasks[0]
+    task.start_time, task.stop_time = 0.0, None
+    monkeypatch.setattr(task, "get_time", lambda: 10.0)
+    task._progress.extend([ProgressSample(1.0, 0), ProgressSample(2.0, 500_000)])
+    assert StatusColumn().render(task).plain.endswith("500 KB/s  6s  (resumed at 1 MB)")

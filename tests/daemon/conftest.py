@@ -20,11 +20,19 @@ from daemon.generation import Generator
 from daemon.library import Library
 from daemon.model_manager import ManagerConfig, ModelManager
 from daemon.quantizing import Quantizer
+from daemon.remote import Remote
 from daemon.services import Services
+from daemon.transfers import Transfers
+from registry.catalog import Catalog
 from registry.create import CreateRequest, create_model
+from registry.download import Downloads
 from registry.name import ModelName
+from registry.registry_client import Access
+from registry.sources import Sources
 from registry.store import Store
+from registry.transport import Transport
 from tests.daemon.fake_engine import Answer, FakeEngine
+from tests.daemon.shelf import Shelf
 from tests.daemon.tiny_model import CHAT_TEMPLATE, THINKING_TEMPLATE, write_tiny_model
 
 SEED = 4711
@@ -52,6 +60,8 @@ class World:
     manager: ModelManager
     services: Services
     http: httpx.AsyncClient
+    shelf: Shelf
+    """Where models are pulled from, whatever their names."""
     engines: list[FakeEngine] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     """What the next requests are answered with, in their order; then the default."""
@@ -143,13 +153,20 @@ async def world(tmp_path: Path, filled_store: Path, manager_config: ManagerConfi
     manager = ModelManager(start_engine, manager_config, clock)
     call_ids = (f"call_{number:08x}" for number in itertools.count(1))
     generator = Generator(manager, clock, lambda: SEED, lambda: next(call_ids))
-    services = Services(store, Library(store), manager, Quantizer(start_engine), generator, clock, shut_down)
+    shelf = Shelf(tmp_path / "shelf")
+    transport = Transport(use_environment=False)
+    downloads = Downloads(store)
+    remote = Remote(store, Sources(shelf, shelf, shelf), Catalog.load(), downloads, Access(transport))
+    transfers = Transfers(store, lambda: remote)
+    quantizer = Quantizer(start_engine)
+    services = Services(store, Library(store), manager, quantizer, transfers, generator, clock, shut_down)
     app = build_app(services)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=True)
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost:11434") as http:
-        world = World(app, store, manager, services, http)
+    in_process = httpx.ASGITransport(app, raise_app_exceptions=True)
+    async with httpx.AsyncClient(transport=in_process, base_url="http://localhost:11434") as http:
+        world = World(app, store, manager, services, http, shelf)
         yield world
         await manager.close()
+    remote.close(timeout_s=60)
     assert all(engine.closed.is_set() for engine in world.engines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from datetime import datetime
@@ -15,6 +16,7 @@ import pytest
 from daemon import api
 from daemon.creation import check_source
 from modelfiles.parser import parse
+from modelfiles.settings import Settings
 from modelfiles.source import ModelSource
 from tests.daemon.conftest import World
 
@@ -150,7 +152,7 @@ async def test_create_from_uploaded_files(world: World, model_folders: dict[str,
     [
         ({}, 400, "invalid model name"),
         ({"model": "x"}, 400, "neither 'from' or 'files' was specified"),
-        ({"model": "x", "from": "nope"}, 404, 'model "nope:latest" not found'),
+        ({"model": "x", "from": "nope"}, 404, "the shelf has no nope:latest"),
         ({"model": "x", "from": "a b"}, 400, 'invalid model name in from: "a b"'),
         ({"model": "x", "files": {"../a.gguf": "sha256:" + "0" * 64}}, 400, ""),
         ({"model": "x", "files": {"a.gguf": "sha256:" + "0" * 64}}, 404, "blob sha256:000"),
@@ -238,12 +240,28 @@ async def test_blobs_refuse_what_is_not_their_digest(world: World) -> None:
         assert (await world.http.post(f"/api/blobs/{wrong}", content=b"x")).status_code in (400, 404)
 
 
-async def test_pull_brings_back_what_is_built_in_only(world: World) -> None:
-    response = await world.post("/api/pull", model="llama3")
-    assert response.status_code == 400
-    assert "not available in this version of Hob" in response.json()["error"]
-    assert (await world.post("/api/pull", model="a b")).json() == {"error": "invalid model name"}
-    assert (await world.post("/api/push", model="tiny")).status_code == 400
+async def test_a_blob_can_be_a_file_in_the_inbox(world: World, tmp_path: Path) -> None:
+    inbox = Settings.load({"HOB_MODELS": str(world.store.root)}).inbox_dir  # where the CLI puts links
+    inbox.mkdir()
+    file = tmp_path / "weights.gguf"
+    file.write_bytes(b"weights")
+    digest, key = f"sha256:{hashlib.sha256(b'weights').hexdigest()}", "0123456789abcdef" * 2
+    os.link(file, inbox / key)
+
+    async def offer(key: str, digest: str = digest) -> tuple[int, str]:
+        response = await world.http.post(f"/api/blobs/{digest}", headers={"Hob-Inbox": key})
+        return response.status_code, response.text
+
+    for wrong in ("0" * 32, "../" + key, str(file)):
+        assert await offer(wrong) == (404, f'{{"error":"blob {digest} not found; upload it first"}}')
+    assert await offer(key) == (201, "")
+    assert (world.store.blobs / digest.replace(":", "-")).samefile(file)
+    assert await offer(key) == (200, "")
+    os.link(file, inbox / key)
+    status, text = await offer(key, "sha256:" + "0" * 64)
+    assert status == 400
+    assert "digest mismatch" in text
+    assert list(inbox.iterdir()) == []
 
 
 async def test_the_daemon_itself(world: World) -> None:

@@ -6,12 +6,9 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pexpect
 import pytest
@@ -20,70 +17,17 @@ from engine.conversion.quantize import quantize_model
 from engine.messages import Quantize
 from modelfiles.source import ModelSource
 from tests.daemon.tiny_model import write_tiny_model
+from tests.e2e.machine import WAIT_S, Machine, new_machine
 
 pytestmark = pytest.mark.e2e
 
 ENTER, CTRL_C = "\r", "\x03"
-WAIT_S = 120  # a load on a busy machine; nothing here waits for it to pass
-
-
-@dataclass
-class Machine:
-    """A folder and a port of its own: what a person's machine is to `hob`."""
-
-    folder: Path
-    environ: dict[str, str]
-
-    def hob(self, *arguments: str, stdin: str = "", status: int = 0) -> str:
-        """Run a command that must end with a status; its stdout, or its stderr where it must fail."""
-        done = subprocess.run(
-            [sys.executable, "-c", "from cli.main import main; main()", *arguments],
-            input=stdin,
-            env=self.environ,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=WAIT_S,
-        )
-        assert done.returncode == status, f"{done.stdout}\n{done.stderr}\n{self.log()}"
-        return done.stderr if status else done.stdout
-
-    def talk(self, *arguments: str) -> Any:
-        """`hob run` on a terminal, at its first prompt."""
-        child = pexpect.spawn(
-            sys.executable,
-            ["-c", "from cli.main import main; main()", "run", *arguments],
-            env=self.environ | {"PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"},
-            cwd=str(self.folder),
-            dimensions=(24, 80),
-            encoding="utf-8",
-            timeout=WAIT_S,
-        )
-        child.expect_exact(">>> ")
-        return child
-
-    def log(self) -> str:
-        path = self.folder / "home" / "state" / "hob.log"
-        return path.read_text() if path.exists() else "no log"
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("machine")
-    machine = Machine(
-        folder,
-        {name: value for name, value in os.environ.items() if not name.startswith(("HOB_", "OLLAMA_"))}
-        | {"HOB_HOST": f"127.0.0.1:{port}", "HOB_HOME": str(folder / "home"), "LANG": "C.UTF-8"},
-    )
-    yield machine
-    subprocess.run(
-        [sys.executable, "-c", "from cli.main import main; main()", "shutdown"],
-        env=machine.environ,
-        capture_output=True,
-    )
+    with new_machine(tmp_path_factory.mktemp("machine")) as machine:
+        yield machine
 
 
 @pytest.fixture(scope="module")

@@ -43,21 +43,6 @@ def packed(type: GGMLType, raw: torch.Tensor, num_columns: int) -> PackedWeight:
     return PackedWeight(planes, format, num_rows, num_columns)
 
 
-def random_packed(format: PackedFormat, num_rows: int, num_columns: int, device: torch.device) -> PackedWeight:
-    """A matrix of a format of checkpoints: any codes, and scales between 0.001 and 0.01."""
-    planes = empty_planes(format, num_rows, num_columns, device)
-    codes = torch.randint(0, 256, (*planes.words.shape[:-1], 2 * planes.words.shape[-1]), dtype=torch.uint8)
-    if format.code == Code.FP8:
-        codes[(codes & 127) == 127] = 0  # NaN
-    scales = torch.rand(planes.scales.shape) * 0.009 + 0.001
-    if format.scale == Scale.FLOAT_ZERO:
-        zeros = torch.randint(0, 16 if format.code == Code.NIBBLE else 256, scales.shape, dtype=torch.int32)
-        scales = (scales.view(torch.int32) & -256) | zeros
-    planes.words.copy_(codes.view(torch.int16))
-    planes.scales.copy_(scales)
-    return PackedWeight(planes, format, num_rows, num_columns)
-
-
 def random_affine(scheme: WeightScheme, num_rows: int, num_columns: int, device: torch.device) -> Affine:
     """Any codes but FP8's NaN, with scales as a checkpoint has them."""
     codes = torch.randint(0, 1 << scheme.bits, (num_rows, num_columns), dtype=torch.uint8, device=device)
@@ -82,3 +67,18 @@ def packed_affine(scheme: WeightScheme, rows: Affine) -> PackedWeight:
     planes = empty_planes(format, num_rows, num_columns, rows.codes.device)
     pack_affine(format, rows.rows(0, num_rows, rows.column_order), planes)
     return PackedWeight(planes, format, num_rows, num_columns, rows.column_order)
+
+
+def random_packed(format: PackedFormat, num_rows: int, num_columns: int, device: torch.device) -> PackedWeight:
+    """A matrix of a format of checkpoints: any codes, and scales between 0.001 and 0.01."""
+    planes = empty_planes(format, num_rows, num_columns, device)
+    codes = torch.randint(0, 256, (*planes.words.shape[:-1], 2 * planes.words.shape[-1]), dtype=torch.uint8)
+    if format.code == Code.FP8:
+        codes[(codes & 127) == 127] = 0  # NaN
+    scales = torch.rand(planes.scales.shape) * 0.009 + 0.001
+    if format.scale == Scale.FLOAT_ZERO:
+        zeros = torch.randint(0, 16 if format.code == Code.NIBBLE else 256, scales.shape, dtype=torch.int32)
+        scales = (scales.view(torch.int32) & -256) | zeros
+    planes.words.copy_(codes.view(torch.int16))
+    planes.scales.copy_(scales)
+    return PackedWeight(planes, format, num_rows, num_columns)

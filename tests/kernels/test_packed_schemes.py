@@ -89,7 +89,7 @@ def test_tiles_and_pieces_of_rows(name: str, splits: int, device: torch.device) 
 def test_short_rows(name: str, num_columns: int, device: torch.device) -> None:
     """Units of few columns; and blocks that reach over the edge of the matrix, rows and columns."""
     torch.manual_seed(0)
-    rows = random_affine(SCHEMES[name], 16, num_columns, device)
+    rows = random_affine(SCHEMES[name], 32, num_columns, device)
     weight = packed_affine(SCHEMES[name], rows)
     assert torch.equal(reference_packed.packed_rows(weight, torch.float32), rows.values())
     assert error(packed_rows(weight, torch.float32), rows.values()) < MAX_ERROR[torch.float32]

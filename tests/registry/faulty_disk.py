@@ -43,9 +43,12 @@ class FaultyDisk(Disk):
         for _, undo in reversed(self._unsynced_entries):
             undo()
 
-    def _step(self) -> None:
+    def _live(self) -> None:
         if self._is_dead:
             raise Killed
+
+    def _step(self) -> None:
+        self._live()
         step, self.num_changes = self.num_changes, self.num_changes + 1
         if step == self.fault_at:
             if self.error is not None:
@@ -60,7 +63,23 @@ class FaultyDisk(Disk):
         self._unsynced_files.add(path)
         return fd
 
+    def reopen(self, path: Path) -> int:
+        fd = super().reopen(path)
+        self._open[fd] = path
+        return fd
+
+    def write_at(self, fd: int, data: bytes, offset: int) -> None:
+        self._live()
+        try:
+            self._step()
+        except BaseException:
+            super().write_at(fd, data[: len(data) // 2], offset)
+            raise
+        self._unsynced_files.add(self._open[fd])
+        super().write_at(fd, data, offset)
+
     def write(self, fd: int, data: bytes) -> None:
+        self._live()
         try:
             self._step()
         except BaseException:
@@ -71,16 +90,28 @@ class FaultyDisk(Disk):
 
     def sync(self, fd: int) -> None:
         self._step()  # and no fsync: these tests lose power by themselves
-        self._unsynced_files.discard(self._open[fd])
+        if fd in self._open:  # else it is a linked file, whose bytes others have written
+            self._unsynced_files.discard(self._open[fd])
 
     def rename(self, source: Path, target: Path) -> None:
         self._step()
         old = target.read_bytes() if target.is_file() else None
+        new = source.read_bytes() if source.is_file() else None
         super().rename(source, target)
         if source in self._unsynced_files:
             self._unsynced_files.remove(source)
             self._unsynced_files.add(target)
-        self._unsynced_entries.append((target.parent, lambda: _put_back(target, old)))
+
+        def undo() -> None:
+            _put_back(target, old)
+            _put_back(source, new)
+
+        self._unsynced_entries.append((target.parent, undo))
+
+    def link(self, source: Path, target: Path) -> None:
+        self._step()
+        super().link(source, target)
+        self._unsynced_entries.append((target.parent, lambda: target.unlink(missing_ok=True)))
 
     def unlink(self, path: Path) -> None:
         self._step()

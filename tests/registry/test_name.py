@@ -59,8 +59,55 @@ def test_equality_ignores_case_and_display_keeps_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "tag", "shown", "variant", "revision"),
+    [
+        ("hf.co/o/r:Q4_K_M@main", "Q4_K_M--main", "hf.co/o/r:Q4_K_M@main", "Q4_K_M", "main"),
+        ("hf.co/o/r@main:Q4_K_M", "Q4_K_M--main", "hf.co/o/r:Q4_K_M@main", "Q4_K_M", "main"),
+        ("hf.co/o/r:Q4_K_M--main", "Q4_K_M--main", "hf.co/o/r:Q4_K_M@main", "Q4_K_M", "main"),
+        ("huggingface.co/o/r@v1.0", "latest--v1.0", "huggingface.co/o/r:latest@v1.0", "latest", "v1.0"),
+        ("HF.co/o/r@" + "0a" * 20, "latest--" + "0a" * 20, "HF.co/o/r:latest@" + "0a" * 20, "latest", "0a" * 20),
+        ("https://hf.co/o/r@refs/pr/1", "latest--refs--pr--1", "hf.co/o/r:latest@refs/pr/1", "latest", "refs/pr/1"),
+        ("hf.co/o/r@a-b", "latest--a-b", "hf.co/o/r:latest@a-b", "latest", "a-b"),
+        ("hf.co/o/r:Q8_0", "Q8_0", "hf.co/o/r:Q8_0", "Q8_0", ""),
+        ("hf.co/o/r:a---b", "a---b", "hf.co/o/r:a---b", "a---b", ""),
+        ("hf.co/o/r:a--", "a--", "hf.co/o/r:a--", "a--", ""),
+        ("example.com/o/r:a--b", "a--b", "example.com/o/r:a--b", "a--b", ""),
+        ("qwen:a--b", "a--b", "qwen:a--b", "a--b", ""),
+    ],
+)
+def test_a_hubs_name_can_have_a_revision(text: str, tag: str, shown: str, variant: str, revision: str) -> None:
+    name = ModelName.parse(text)
+    assert (name.tag, name.short, name.variant, name.revision) == (tag, shown, variant, revision)
+    host, namespace, model, stored = name.path_parts
+    assert ModelName(model, stored, namespace, host) == ModelName.parse(name.short) == name
+
+
+def test_only_a_hub_has_revisions() -> None:
+    assert ModelName.parse("hf.co/o/r").is_hub
+    assert ModelName.parse("HuggingFace.co/o/r").is_hub
+    assert not ModelName.parse("o/r").is_hub
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
+        ("hf.co/o/r@", "the revision"),
+        ("hf.co/o/r@:Q4_K_M", "the revision"),
+        ("hf.co/o/r@../../x", "the revision"),
+        ("hf.co/o/r@a//b", "the revision"),
+        ("hf.co/o/r@a--b", "the revision"),
+        ("hf.co/o/r@-a", "the revision"),
+        ("hf.co/o/r@.git", "the revision"),
+        ("hf.co/o/r@a@b", "the revision"),
+        ("hf.co/o/r@a b", "the revision"),
+        ("hf.co/o/r@a\n", "the revision"),
+        ("hf.co/o/r@%2e%2e", "the revision"),
+        ("hf.co/o/r:x@a:y", "the tag contains ':'"),
+        ("hf.co/o/r:a--b@main", "a tag with a revision"),
+        ("hf.co/o/r:a-@main", "a tag with a revision"),
+        ("hf.co/o/r@" + "a" * 80, "the tag has 88 characters"),
+        ("hf.co@main/o/r", "the host contains '@'"),
+        ("hf.co.evil/o/r@main", "the model contains '@'"),
         ("", "the model is empty"),
         (":7b", "the model is empty"),
         ("tale:", "the tag is empty"),
@@ -99,7 +146,7 @@ def test_refuses_with_the_reason(text: str, reason: str) -> None:
         ModelName.parse(text)
 
 
-@given(st.text(alphabet=st.sampled_from("aZ9_-.:/\\ \x00%é"), max_size=30) | st.text(max_size=30))
+@given(st.text(alphabet=st.sampled_from("aZ9_-.:/\\ \x00%é@"), max_size=30) | st.text(max_size=30))
 def test_whatever_parses_round_trips_and_stays_in_its_folder(text: str) -> None:
     try:
         name = ModelName.parse(text)
@@ -111,3 +158,15 @@ def test_whatever_parses_round_trips_and_stays_in_its_folder(text: str) -> None:
     assert len(path.parts) == 6
     assert not {"", ".", ".."} & set(path.parts)
     assert all("/" not in part and "\x00" not in part and part.isascii() for part in name.path_parts)
+
+
+@given(st.from_regex(r"hf\.co/o/r(:[a.-]{0,6})?(@[a.\-/]{0,8})?(:[a-]{0,3})?", fullmatch=True))
+def test_whatever_parses_of_a_hub_round_trips(text: str) -> None:
+    try:
+        name = ModelName.parse(text)
+    except InvalidName:
+        return
+    assert ModelName.parse(name.short).full == name.full
+    host, namespace, model, tag = name.path_parts
+    assert ModelName(model, tag, namespace, host).full == name.full
+    assert ("@" in text) == bool(name.revision) or "--" in text

@@ -35,6 +35,7 @@ from registry.manifest import (
     Layer,
     Manifest,
 )
+from registry.manifest_tree import ManifestTree
 from registry.name import ModelName
 from registry.store import Store
 from tests.registry.small_models import blob_names, contents, live_blob_names, manifest_of, names_in, put_model
@@ -502,30 +503,32 @@ def test_one_daemon_serves_from_a_store(store: Store) -> None:
 def test_a_reader_whose_model_is_replaced_under_it_gets_the_new_one(store: Store) -> None:
     put_model(store, "tale", b"old")
 
-    class Racing(Store):
+    class Racing(ManifestTree):
         """Replaces the model between a reader's look at the manifest and at the blobs, once."""
 
         has_raced = False
 
-        def _read_manifest(self, name: ModelName) -> tuple[bytes, os.stat_result]:
-            answer = super()._read_manifest(name)
+        def read(self, name: ModelName) -> tuple[bytes, os.stat_result]:
+            answer = super().read(name)
             if not self.has_raced:
                 self.has_raced = True
                 put_model(store, "tale", b"new")
             return answer
 
-    racing = Racing(store.root)
+    racing = Store(store.root)
+    racing.tree = Racing(store.manifests)
     assert racing.get(name("tale")).files["model.gguf"].read_bytes() == b"new"
 
 
 def test_a_model_that_vanishes_while_listing_is_left_out(store: Store) -> None:
     put_model(store, "tale")
 
-    class Vanishing(Store):
-        def _read_manifest(self, name: ModelName) -> tuple[bytes, os.stat_result]:
+    class Vanishing(ManifestTree):
+        def read(self, name: ModelName) -> tuple[bytes, os.stat_result]:
             raise ModelNotFound(name.short)
 
-    vanishing = Vanishing(store.root)
+    vanishing = Store(store.root)
+    vanishing.tree = vanishing._collector._tree = vanishing._list._tree = Vanishing(store.manifests)
     assert vanishing.list() == []
     assert vanishing.broken() == []
     vanishing.discard([Digest.of(b"weights")])
