@@ -372,17 +372,20 @@ def row_product(
     """A thread's share of a row's product with x: float32 [THREADS]. ROW_SCALE: without the row's scale."""
     _, _, scales, supers = tile
     _, _, totals, x_scale = x
-    s0, s1, s2, s3 = _quarter_sums(codes, x, CODE)
+    quarter_sums = _quarter_sums(codes, x, CODE)
+    s0, s1, s2, s3 = quarter_sums
     if SCALE == ROW_SCALE:
         return (s0 + s1 + (s2 + s3)).to(tl.float32) * x_scale
     else:
         t0, t1, t2, t3 = totals
+        sums, parts = (), ()
         if GROUPS == 1:
-            sums, parts = (s0 + s1 + (s2 + s3),), (t0 + t1 + (t2 + t3),)
+            sums, parts = append(sums, s0 + s1 + (s2 + s3)), append(parts, t0 + t1 + (t2 + t3))
         elif GROUPS == 2:
-            sums, parts = (s0 + s1, s2 + s3), (t0 + t1, t2 + t3)
+            sums, parts = append(sums, s0 + s1), append(parts, t0 + t1)
+            sums, parts = append(sums, s2 + s3), append(parts, t2 + t3)
         else:
-            sums, parts = (s0, s1, s2, s3), (t0, t1, t2, t3)
+            sums, parts = quarter_sums, totals
         y = tl.zeros(x_scale.shape, tl.float32)
         if SCALE <= BYTE_SCALE:  # integers
             inner, offset = tl.zeros(t0.shape, tl.int32), tl.zeros(t0.shape, tl.int32)
