@@ -34,7 +34,7 @@ from engine.kernels.packed_gemv import packed_gemv, packed_gemv_argmax, packed_g
 from engine.kernels.packed_gemv_tiles import PackedGemvTile
 from engine.kernels.packed_rows import packed_rows
 from engine.kernels.product_tiles import WhatFollows
-from engine.kernels.reference_packed import rounded_activations
+from engine.kernels.reference_packed_gemv import rounded_activations
 from engine.quantization.packed_format import FORMATS, Code, PackedFormat, PackedWeight, Planes, Scale, empty_planes
 
 Tensor = torch.Tensor
@@ -101,7 +101,7 @@ CANDIDATES: dict[str, tuple[tuple[int, int, int], ...]] = {
         (8, 1, 1),
         (8, 1, 2),
     ),
-    "down": ((4, 4, 1), (4, 4, 2), (8, 4, 1), (8, 4, 2), (4, 8, 1), (8, 8, 1), (16, 8, 1)),
+    "down": ((4, 4, 1), (4, 4, 2), (8, 4, 1), (8, 4, 2), (8, 4, 3), (4, 8, 1), (8, 8, 1), (16, 8, 1)),
     "head": ((8, 4, 1), (16, 4, 1), (8, 1, 1), (8, 1, 2), (16, 1, 1), (16, 1, 2), (32, 1, 2)),
 }
 TWO_TOKENS: dict[str, tuple[tuple[int, int, int], ...]] = {

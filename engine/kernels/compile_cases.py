@@ -17,6 +17,7 @@ from engine.kernels.gated import gated
 from engine.kernels.gemv import DeferredNorm, gemv, gemv_argmax, gemv_gated, gemv_residual
 from engine.kernels.kv_types import is_quantized
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
+from engine.kernels.packed_gemv import packed_gemv, packed_gemv_argmax, packed_gemv_gated, packed_gemv_residual
 from engine.kernels.packed_product import packed_product
 from engine.kernels.packed_rows import packed_rows, packed_token_rows
 from engine.kernels.patch import apply_patch
@@ -247,6 +248,23 @@ def packed(format: PackedFormat, num_tokens: int) -> None:
         packed_token_rows(weight, torch.bfloat16, ints(ROWS), ints(ROWS), ints(256, 4097), pdl=True)
 
 
+def packed_few(format: PackedFormat, num_tokens: int) -> None:
+    """Products of a decode step with matrices that stay quantised."""
+    norm = DeferredNorm(floats(num_tokens, 448), 1e-6)
+    x, residual, gamma = make(num_tokens, HIDDEN), floats(num_tokens, HIDDEN), make(HIDDEN)
+    qkv = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+    packed_gemv(x, packed_weight(format, qkv), make(qkv), norm=norm, out_dtype=torch.float32, pdl=True)
+    packed_gemv_residual(x, packed_weight(format), residual, gamma, pdl=True)
+    down = packed_weight(format, HIDDEN, INTERMEDIATE)
+    packed_gemv_residual(make(num_tokens, INTERMEDIATE), down, residual, gamma, pdl=True)
+    packed_gemv_gated(x, packed_weight(format, 2 * INTERMEDIATE), "silu", norm=norm, pdl=True)
+    packed_gemv_argmax(x, packed_weight(format, VOCAB), VOCAB, norm=norm, pdl=True)
+
+
+def packed_plain(format: PackedFormat) -> None:
+    packed_gemv(make(1, HIDDEN), packed_weight(format), pdl=True)
+
+
 SCHEME_FORMATS = {
     "AWQ": PackedFormat(Code.NIBBLE, 0, Scale.FLOAT_ZERO, 128),
     "GPTQ of 8 bits, groups of 32": PackedFormat(Code.BYTE, 0, Scale.FLOAT_ZERO, 32),
@@ -256,6 +274,7 @@ SCHEME_FORMATS = {
     "FP8, blocks": PackedFormat(Code.FP8, 0, Scale.BLOCK, 128),
 }
 """What quantised safetensors become: each way to keep codes, and each way to keep scales."""
+
 PACKED_CASES: tuple[Case, ...] = (
     # One type for each format: Q8_0 and IQ4_NL are the same to a kernel.
     *(
@@ -269,6 +288,18 @@ PACKED_CASES: tuple[Case, ...] = (
         for type in (GGMLType.Q4_K, GGMLType.Q6_K)
         for count in (32, 64, 128, 256)
     ),
+    *(
+        Case(f"packed gemv, {type.name}", partial(packed_plain, format), (90,))
+        for format, type in {format: type for type, format in FORMATS.items()}.items()
+    ),
+    *(Case(f"packed gemv, {name}", partial(packed_plain, format), (89,)) for name, format in SCHEME_FORMATS.items()),
+    Case("packed gemv, Q4_K, a step", partial(packed_few, FORMATS[GGMLType.Q4_K], 1)),
+    *(
+        Case(f"packed gemv, {name}, a step", partial(packed_few, format, 1), (90,))
+        for name, format in {"Q6_K": FORMATS[GGMLType.Q6_K], "FP8": SCHEME_FORMATS["FP8"]}.items()
+    ),
+    Case("packed gemv, Q4_K, a step of 2 tokens", partial(packed_few, FORMATS[GGMLType.Q4_K], 2), MAIN),
+    Case("packed gemv, Q6_K, a step of 2 tokens", partial(packed_few, FORMATS[GGMLType.Q6_K], 2), (90,)),
     Case("packed, AWQ, 64 tokens", partial(packed, SCHEME_FORMATS["AWQ"], 64), (90,)),
     # Those that take most of the shared memory there is.
     *(

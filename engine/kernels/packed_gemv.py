@@ -272,8 +272,7 @@ def _integers(plane: Tensor) -> Tensor:
 
 def _ordered(x: Tensor, weight: PackedWeight) -> Tensor:
     """x in the order of the planes' columns, rows aligned for loads of 16 bytes."""
-    if weight.column_order is not None:
-        return weight.ordered(x)
+    x = weight.ordered(x)
     size = x.element_size()
     is_aligned = x.storage_offset() * size % ALIGNMENT == 0 and (x.shape[0] == 1 or x.stride(0) * size % ALIGNMENT == 0)
     return x if is_aligned else x.clone(memory_format=torch.contiguous_format)

@@ -75,26 +75,34 @@ def _halves(low, high):
 
 
 @triton.jit
-def quantize_chunk(
+def load_pairs(
     x_ptr,  # int32, a token's row: pairs of bfloat16 or float16
     chunk,  # int32 [THREADS]
-    live,  # int32 [THREADS], 0: the scale is 0
     UNIT: tl.constexpr,
+):
+    """Sixteen int32 [THREADS]: a thread's 32 columns of x, quarter by quarter."""
+    CHUNKS: tl.constexpr = UNIT // CHUNK_WORDS
+    here = x_ptr + (chunk // CHUNKS * (2 * UNIT) + chunk % CHUNKS * 4)
+    pairs = ()
+    for quarter in tl.static_range(4):
+        pairs = pairs + load_vector(here + quarter * (UNIT // 2), 4, READ_AGAIN)
+    return pairs
+
+
+@triton.jit
+def quantize_chunk(
+    pairs,  # what load_pairs gives
+    live,  # int1 [THREADS], false: the scale is 0
     CODE: tl.constexpr,
     ZERO: tl.constexpr,
     IS_BFLOAT16: tl.constexpr,
-    IS_MASKED: tl.constexpr,  # whether loads look at `live`; the scale always does
 ):
     """Tuples of [THREADS]: x of the four quarters, eight int32 (FP8: sixteen); what their sums start from, -ZERO times
     the sum of x, four int32; the sums, four int32; and the scale, float32."""
-    CHUNKS: tl.constexpr = UNIT // CHUNK_WORDS
-    here = x_ptr + (chunk // CHUNKS * (2 * UNIT) + chunk % CHUNKS * 4)
     numbers = ()
-    for quarter in tl.static_range(4):
-        pairs = load_vector(here + quarter * (UNIT // 2), live, 4, READ_AGAIN, IS_MASKED)
-        for index in tl.static_range(4):
-            numbers = append(numbers, _number(pairs[index], 0, IS_BFLOAT16))
-            numbers = append(numbers, _number(pairs[index], 1, IS_BFLOAT16))
+    for index in tl.static_range(16):
+        numbers = append(numbers, _number(pairs[index], 0, IS_BFLOAT16))
+        numbers = append(numbers, _number(pairs[index], 1, IS_BFLOAT16))
     largest = _largest(numbers, 32)
     largest = tl.maximum(largest, 1e-30, propagate_nan=tl.PropagateNan.ALL)
 
@@ -116,7 +124,7 @@ def quantize_chunk(
             b2 = (numbers[4 * index + 2] * factor + _ROUND).to(tl.int32, bitcast=True)
             b3 = (numbers[4 * index + 3] * factor + _ROUND).to(tl.int32, bitcast=True)
             values = append(values, permute(permute(b0, b1, 0x0040), permute(b2, b3, 0x0040), 0x5410))
-        ones, none = tl.full(chunk.shape, 0x01010101, tl.int32), tl.full(chunk.shape, 0, tl.int32)
+        ones, none = tl.full(live.shape, 0x01010101, tl.int32), tl.full(live.shape, 0, tl.int32)
         for quarter in tl.static_range(4):
             total = dot_bytes(ones, values[2 * quarter + 1], dot_bytes(ones, values[2 * quarter], none))
             sums = append(sums, total)
@@ -124,4 +132,4 @@ def quantize_chunk(
             zero = tl.constexpr(ZERO * 16 if CODE == NIBBLE and quarter % 2 == 1 else ZERO)
             starts = append(starts, none if ZERO == 0 else total * -zero)
         scale = largest * (1.0 / 127.0)
-    return values, starts, sums, tl.where(live != 0, scale, 0.0)
+    return values, starts, sums, tl.where(live, scale, 0.0)

@@ -16,13 +16,13 @@ import triton.language as tl
 from engine.kernels.gemv_epilogue import GATED, RESIDUAL
 from engine.kernels.gemv_norm import NORM_LANES, append, inverse_rms_of, load_partials
 from engine.kernels.launch import wait_for_predecessor
-from engine.kernels.packed_gemv_input import quantize_chunk
+from engine.kernels.packed_gemv_input import load_pairs, quantize_chunk
 from engine.kernels.packed_gemv_lanes import counted_rows, finish_lanes, load_lanes, sum_rows
 from engine.kernels.packed_gemv_tile import CHUNK_WORDS, TILE_ROWS, load_tile, row_codes, row_product
 from engine.kernels.packed_tile import ROW_SCALE
 
-UNROLLED_PASSES: tl.constexpr = tl.constexpr(6)
-"""More become a loop, so that its instructions stay in their cache."""
+UNROLLED_PASSES: tl.constexpr = tl.constexpr(2)
+"""More become a loop: instructions come from memory too, each time after other kernels."""
 
 
 @triton.jit
@@ -61,31 +61,48 @@ def _load(
     SCALE: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
-    IS_MASKED: tl.constexpr,
 ):
-    """The tile `T` after the first one of pass `step`; zeros where IS_MASKED and that is beyond the last pass."""
-    chunk, live = _chunks(step + T // TILES, THREADS, WIDTH, IS_MASKED)
+    """The tile `T` after the first one of pass `step`."""
+    chunk, _ = _chunks(step + T // TILES, THREADS, WIDTH)
     block, local = _place(first, num_outputs, T % TILES, ROWS)
     return load_tile(
-        words_ptr, extra_ptr, scales_ptr, supers_ptr, block, local, chunk, live, WIDTH, UNIT, CODE, SCALE,
-        GROUP, GROUPS, IS_MASKED,
+        words_ptr, extra_ptr, scales_ptr, supers_ptr, block, local, chunk, WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS,
     )  # fmt: skip
 
 
 @triton.jit
-def _chunks(step, THREADS: tl.constexpr, WIDTH: tl.constexpr, IS_MASKED: tl.constexpr):
-    """The chunks of a pass, int32 [THREADS], and whether they exist. What does not is the last one unless IS_MASKED,
-    because a load without a condition takes fewer instructions."""
+def _chunks(step, THREADS: tl.constexpr, WIDTH: tl.constexpr):
+    """The chunks of a pass, int32 [THREADS], and whether they exist. In place of one that does not is the last, because
+    loads without a condition take fewer instructions."""
     CHUNKS: tl.constexpr = WIDTH // (4 * CHUNK_WORDS)
     chunk = step * THREADS + tl.arange(0, THREADS)
-    live = (chunk < CHUNKS).to(tl.int32)
-    return chunk if IS_MASKED else tl.minimum(chunk, CHUNKS - 1), live
+    return tl.minimum(chunk, CHUNKS - 1), chunk < CHUNKS
+
+
+@triton.jit
+def _load_x(
+    x_ptr,
+    x_stride,
+    step,
+    NUM_TOKENS: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    UNIT: tl.constexpr,
+):
+    """For each token what load_pairs gives of a pass."""
+    chunk, _ = _chunks(step, THREADS, WIDTH)
+    pairs = ()
+    for token in tl.static_range(NUM_TOKENS):
+        pairs_ptr = (x_ptr + token * x_stride).to(tl.pointer_type(tl.int32))
+        pairs = append(pairs, load_pairs(pairs_ptr, chunk, UNIT))
+    return pairs
 
 
 @triton.jit
 def _multiply(
     sums,  # a tuple of float32 [THREADS]: rows of a program, then those of the next token
     ring,  # a tuple of DEPTH tiles
+    pairs,  # what _load_x gives for this pass
     x_ptr,
     words_ptr,
     extra_ptr,
@@ -108,15 +125,15 @@ def _multiply(
     SCALE: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
-    IS_MASKED: tl.constexpr,  # whether tiles beyond the last pass are loaded as zeros
 ):
-    """A pass: sums with its share, and the ring with the tiles that follow."""
+    """A pass: sums with its share, the ring with the tiles that follow, and x of the next pass."""
     IS_BFLOAT16: tl.constexpr = x_ptr.dtype.element_ty == tl.bfloat16
-    chunk, live = _chunks(step, THREADS, WIDTH, IS_MASKED)
+    _, live = _chunks(step, THREADS, WIDTH)
     xs = ()
     for token in tl.static_range(NUM_TOKENS):
-        pairs_ptr = (x_ptr + token * x_stride).to(tl.pointer_type(tl.int32))
-        xs = append(xs, quantize_chunk(pairs_ptr, chunk, live, UNIT, CODE, ZERO, IS_BFLOAT16, IS_MASKED))
+        xs = append(xs, quantize_chunk(pairs[token], live, CODE, ZERO, IS_BFLOAT16))
+    if PASSES != 1:
+        pairs = _load_x(x_ptr, x_stride, step + 1, NUM_TOKENS, THREADS, WIDTH, UNIT)
     shares = ()
     for t in tl.static_range(TILES):
         tile = ring[0]
@@ -124,7 +141,7 @@ def _multiply(
         if PASSES == 0 or t + DEPTH < PASSES * TILES:
             following = _load(
                 words_ptr, extra_ptr, scales_ptr, supers_ptr, first, num_outputs, step, t + DEPTH,
-                TILES, THREADS, ROWS, WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS, IS_MASKED,
+                TILES, THREADS, ROWS, WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS,
             )  # fmt: skip
             ring = append(ring, following)
         for row in tl.static_range(TILE_ROWS):
@@ -135,7 +152,7 @@ def _multiply(
     for token in tl.static_range(NUM_TOKENS):
         for row in tl.static_range(TILES * TILE_ROWS):
             new_sums = append(new_sums, sums[token * TILES * TILE_ROWS + row] + shares[row * NUM_TOKENS + token])
-    return new_sums, ring
+    return new_sums, ring, pairs
 
 
 @triton.jit(do_not_specialize=["num_partials"])
@@ -185,10 +202,11 @@ def packed_gemv_kernel(
         if t < PASSES * TILES:
             tile = _load(
                 words_ptr, extra_ptr, scales_ptr, supers_ptr, first, num_outputs, 0, t,
-                TILES, THREADS, ROWS, WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS, PASSES > UNROLLED_PASSES,
+                TILES, THREADS, ROWS, WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS,
             )  # fmt: skip
             ring = append(ring, tile)
     wait_for_predecessor(PDL)
+    pairs = _load_x(x_ptr, x_stride, 0, NUM_TOKENS, THREADS, WIDTH, UNIT)
 
     squares = ()
     for token in tl.static_range(NUM_TOKENS):
@@ -214,17 +232,17 @@ def packed_gemv_kernel(
         sums = append(sums, tl.zeros((THREADS,), tl.float32))
     if PASSES <= UNROLLED_PASSES:
         for step in tl.static_range(PASSES):
-            sums, ring = _multiply(
-                sums, ring, x_ptr, words_ptr, extra_ptr, scales_ptr, supers_ptr, x_stride, first, num_outputs,
+            sums, ring, pairs = _multiply(
+                sums, ring, pairs, x_ptr, words_ptr, extra_ptr, scales_ptr, supers_ptr, x_stride, first, num_outputs,
                 step, DEPTH, NUM_TOKENS, TILES, PASSES - step, THREADS, ROWS, WIDTH, UNIT, CODE, ZERO, SCALE,
-                GROUP, GROUPS, False,
+                GROUP, GROUPS,
             )  # fmt: skip
     else:
         for step in range(PASSES):
-            sums, ring = _multiply(
-                sums, ring, x_ptr, words_ptr, extra_ptr, scales_ptr, supers_ptr, x_stride, first, num_outputs,
+            sums, ring, pairs = _multiply(
+                sums, ring, pairs, x_ptr, words_ptr, extra_ptr, scales_ptr, supers_ptr, x_stride, first, num_outputs,
                 step, DEPTH, NUM_TOKENS, TILES, 0, THREADS, ROWS, WIDTH, UNIT, CODE, ZERO, SCALE, GROUP,
-                GROUPS, True,
+                GROUPS,
             )  # fmt: skip
 
     for token in tl.static_range(NUM_TOKENS):

@@ -40,8 +40,8 @@ def _add_lanes(values, lane, COUNT: tl.constexpr, DISTANCE: tl.constexpr):
             kept = append(kept, _exchange(values[index], values[index + COUNT // 2], lane, DISTANCE))
         return _add_lanes(kept, lane, COUNT // 2, DISTANCE // 2)
     elif DISTANCE > 0:
-        kept = (_exchange(values[0], values[0], lane, DISTANCE),)
-        return _add_lanes(kept, lane, 1, DISTANCE // 2)
+        both = (_exchange(values[0], values[0], lane, DISTANCE),)
+        return _add_lanes(both, lane, 1, DISTANCE // 2)
     else:
         return values[0]
 

@@ -53,14 +53,6 @@ _LOAD: tl.constexpr = tl.constexpr("ld.global")
 _TO_4: tl.constexpr = tl.constexpr(".v4.b32 {$0, $1, $2, $3}, [$4];")
 _TO_2: tl.constexpr = tl.constexpr(".v2.b32 {$0, $1}, [$2];")
 _TO_1: tl.constexpr = tl.constexpr(".b32 $0, [$1];")
-_LOAD_4: tl.constexpr = tl.constexpr(
-    """{ .reg .pred p; setp.ne.b32 p, $5, 0;
-    mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;
-    @p ld.global"""
-)
-_LOAD_2: tl.constexpr = tl.constexpr("{ .reg .pred p; setp.ne.b32 p, $3, 0; mov.b32 $0, 0; mov.b32 $1, 0; @p ld.global")
-_LOAD_1: tl.constexpr = tl.constexpr("{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p ld.global")
-_END: tl.constexpr = tl.constexpr(" }")
 # Two of e4m3 from the high bytes of both halves, then from the low ones: s eeee mmm -> s 0eeee mmm0000000.
 _FP8_PAIRS: tl.constexpr = tl.constexpr(
     """{
@@ -81,50 +73,24 @@ _HALVES_DOT: tl.constexpr = tl.constexpr(
 @triton.jit
 def load_vector(
     pointers,  # int32 pointers [THREADS], aligned to COUNT elements
-    live,  # int32 [THREADS], 0: nothing is loaded, and zeros come back
     COUNT: tl.constexpr,  # 1, 2 or 4
     HOW: tl.constexpr,  # READ_ONCE, READ_AGAIN
-    IS_MASKED: tl.constexpr,  # else `live` is not looked at
 ):
     """A tuple of COUNT int32 [THREADS] that follow each other in memory, by one load."""
     if not PAIRS:
         values = ()
         for index in tl.static_range(COUNT):
-            if IS_MASKED:
-                values = append(values, tl.load(pointers + index, mask=live != 0, other=0))
-            else:
-                values = append(values, tl.load(pointers + index))
+            values = append(values, tl.load(pointers + index))
         return values
     elif COUNT == 4:
-        if IS_MASKED:
-            return tl.inline_asm_elementwise(
-                _LOAD_4 + HOW + _TO_4 + _END, "=&r,=&r,=&r,=&r,l,r", [pointers, live],
-                dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
-            )  # fmt: skip
-        else:
-            return tl.inline_asm_elementwise(
-                _LOAD + HOW + _TO_4,
-                "=r,=r,=r,=r,l",
-                [pointers],
-                dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
-                is_pure=False,
-                pack=1,
-            )
+        return tl.inline_asm_elementwise(
+            _LOAD + HOW + _TO_4, "=r,=r,=r,=r,l", [pointers],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
+        )  # fmt: skip
     elif COUNT == 2:
-        if IS_MASKED:
-            return tl.inline_asm_elementwise(
-                _LOAD_2 + HOW + _TO_2 + _END, "=&r,=&r,l,r", [pointers, live],
-                dtype=(tl.int32, tl.int32), is_pure=False, pack=1,
-            )  # fmt: skip
-        else:
-            return tl.inline_asm_elementwise(
-                _LOAD + HOW + _TO_2, "=r,=r,l", [pointers], dtype=(tl.int32, tl.int32), is_pure=False, pack=1
-            )
-    elif IS_MASKED:
-        value = tl.inline_asm_elementwise(
-            _LOAD_1 + HOW + _TO_1 + _END, "=&r,l,r", [pointers, live], dtype=tl.int32, is_pure=False, pack=1
+        return tl.inline_asm_elementwise(
+            _LOAD + HOW + _TO_2, "=r,=r,l", [pointers], dtype=(tl.int32, tl.int32), is_pure=False, pack=1
         )
-        return (value,)
     else:
         value = tl.inline_asm_elementwise(
             _LOAD + HOW + _TO_1, "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
@@ -249,14 +215,12 @@ def load_tile(
     block,  # of 16 rows
     local,  # the first of four rows of the block, a multiple of four
     chunk,  # int32 [THREADS]: of a row, CHUNK_WORDS words each
-    live,  # int32 [THREADS]: whether there is such a chunk
     WIDTH: tl.constexpr,  # columns of the matrix
     UNIT: tl.constexpr,  # words of a unit
     CODE: tl.constexpr,
     SCALE: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,  # different ones in which the four quarters of a chunk lie: 1, 2 or 4
-    IS_MASKED: tl.constexpr,  # whether there are chunks that do not exist; else `live` is not looked at
 ):
     """Tuples of int32 [THREADS]: words, extra bits, scales and supers of four rows.
 
@@ -274,22 +238,22 @@ def load_tile(
     here = words_ptr + block * (UNITS * UNIT_SIZE) + local * ROW + (unit * UNIT_SIZE + part * 4)
     words = ()
     for index in tl.static_range(TILE_ROWS):
-        words = words + load_vector(here + index * ROW, live, 4, READ_ONCE, IS_MASKED)
+        words = words + load_vector(here + index * ROW, 4, READ_ONCE)
         if IS_WHOLE:
-            words = words + load_vector(here + (16 + index) * ROW, live, 4, READ_ONCE, IS_MASKED)
+            words = words + load_vector(here + (16 + index) * ROW, 4, READ_ONCE)
 
     extra = ()
     if CODE == SIX_BITS:
         BYTES: tl.constexpr = UNIT // 4  # int32 of extra bits from row to row
         there = extra_ptr + block * (UNITS * 16 * BYTES) + local * BYTES + (unit * (16 * BYTES) + part * 2)
         for index in tl.static_range(TILE_ROWS):
-            extra = extra + load_vector(there + index * BYTES, live, 2, READ_ONCE, IS_MASKED)
+            extra = extra + load_vector(there + index * BYTES, 2, READ_ONCE)
     if CODE == FIVE_BITS:
         BITS: tl.constexpr = UNIT // 8
         there = extra_ptr + block * (UNITS * 16 * BITS) + local * BITS
         there += unit * (16 * BITS) + part % (CHUNKS // 2) * 2
         for index in tl.static_range(TILE_ROWS):
-            low, high = load_vector(there + index * BITS, live, 2, READ_ONCE, IS_MASKED)
+            low, high = load_vector(there + index * BITS, 2, READ_ONCE)
             shift = part // (CHUNKS // 2) * 4
             extra = append(append(extra, low >> shift), high >> shift)
 
@@ -302,23 +266,23 @@ def load_tile(
         SIZE: tl.constexpr = 1 if SCALE == BLOCK_SCALE else 4 * COUNT
         STEP: tl.constexpr = 4 // GROUPS * UNIT  # columns from one of them to the next
         column = unit * (4 * UNIT) + part * CHUNK_WORDS
-        first = scales_ptr + block * ((WIDTH + GROUP - 1) // GROUP * SIZE) + local * COUNT // 4
-        if SCALE == BLOCK_SCALE:
-            first = scales_ptr + block * ((WIDTH + GROUP - 1) // GROUP)
+        first = scales_ptr + block * ((WIDTH + GROUP - 1) // GROUP * SIZE)
+        if SCALE != BLOCK_SCALE:
+            first += local * COUNT // 4
         for number in tl.static_range(GROUPS):
             if STEP % GROUP == 0:
                 group = column // GROUP + number * (STEP // GROUP)
             else:
                 group = (column + number * STEP) // GROUP
-            scales = scales + load_vector(first + group * SIZE, live, COUNT, READ_AGAIN, IS_MASKED)
+            scales = scales + load_vector(first + group * SIZE, COUNT, READ_AGAIN)
 
     supers = ()
     if SCALE == PAIR_SCALE:
         there = supers_ptr + block * (WIDTH // 256 * 16) + local + unit * (4 * UNIT) // 256 * 16
-        supers = load_vector(there, live, 4, READ_AGAIN, IS_MASKED)
+        supers = load_vector(there, 4, READ_AGAIN)
     if SCALE == BYTE_SCALE:
         there = supers_ptr + block * (WIDTH // 256 * 8) + local // 2 + unit * (4 * UNIT) // 256 * 8
-        supers = load_vector(there, live, 2, READ_AGAIN, IS_MASKED)
+        supers = load_vector(there, 2, READ_AGAIN)
     return words, extra, scales, supers
 
 
@@ -408,17 +372,20 @@ def row_product(
     """A thread's share of a row's product with x: float32 [THREADS]. ROW_SCALE: without the row's scale."""
     _, _, scales, supers = tile
     _, _, totals, x_scale = x
-    s0, s1, s2, s3 = _quarter_sums(codes, x, CODE)
+    quarter_sums = _quarter_sums(codes, x, CODE)
+    s0, s1, s2, s3 = quarter_sums
     if SCALE == ROW_SCALE:
         return (s0 + s1 + (s2 + s3)).to(tl.float32) * x_scale
     else:
         t0, t1, t2, t3 = totals
+        sums, parts = (), ()
         if GROUPS == 1:
-            sums, parts = (s0 + s1 + (s2 + s3),), (t0 + t1 + (t2 + t3),)
+            sums, parts = append(sums, s0 + s1 + (s2 + s3)), append(parts, t0 + t1 + (t2 + t3))
         elif GROUPS == 2:
-            sums, parts = (s0 + s1, s2 + s3), (t0 + t1, t2 + t3)
+            sums, parts = append(sums, s0 + s1), append(parts, t0 + t1)
+            sums, parts = append(sums, s2 + s3), append(parts, t2 + t3)
         else:
-            sums, parts = (s0, s1, s2, s3), (t0, t1, t2, t3)
+            sums, parts = quarter_sums, totals
         y = tl.zeros(x_scale.shape, tl.float32)
         if SCALE <= BYTE_SCALE:  # integers
             inner, offset = tl.zeros(t0.shape, tl.int32), tl.zeros(t0.shape, tl.int32)

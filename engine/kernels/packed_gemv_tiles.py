@@ -33,24 +33,65 @@ class PackedGemvTile:
 T = PackedGemvTile
 Choice = tuple[PackedGemvTile, PackedGemvTile]
 """For one token, for two."""
-Widths = Mapping[int, Choice]
-"""By the bits of a code: 4; 6, which is for five too; 8."""
+Choices = Mapping[Code, Choice]
+"""By the codes; those of five bits take the tiles of six."""
+BITS_4, BITS_6, BYTE, FP8 = Code.NIBBLE, Code.SIX_BITS, Code.BYTE, Code.FP8
 
-# Those of 90 for one token were the fastest on an H200, 2026-11-27, for the matrices of Qwen2.5-7B.
-_90: Mapping[MatrixKind, Widths] = MappingProxyType(
+# Those of 90 were the fastest on an H200, 2026-11-27, with the matrices of Qwen2.5-7B in Q4_K, Q6_K, Q8_0 and FP8.
+_NORMED: Choices = MappingProxyType(
     {
-        "plain": {4: (T(4, 4, 1), T(4, 4, 1)), 6: (T(8, 4, 1), T(4, 4, 1)), 8: (T(8, 4, 1), T(4, 4, 1))},
-        "normed": {4: (T(4, 4, 1), T(4, 4, 1)), 6: (T(8, 4, 1), T(4, 4, 1)), 8: (T(8, 4, 1), T(4, 4, 1))},
-        "plain_square": {4: (T(4, 4, 1), T(4, 4, 1)), 6: (T(4, 4, 1), T(4, 4, 1)), 8: (T(4, 4, 1), T(4, 4, 1))},
-        "plain_long": {4: (T(4, 4, 1), T(4, 4, 1)), 6: (T(4, 4, 1), T(4, 4, 1)), 8: (T(4, 4, 1), T(4, 4, 1))},
-        "plain_tall": {4: (T(16, 1, 2), T(8, 4, 1)), 6: (T(16, 1, 2), T(8, 4, 1)), 8: (T(8, 4, 1), T(8, 4, 1))},
-        "residual": {4: (T(4, 4, 1), T(4, 4, 1)), 6: (T(4, 4, 1), T(4, 4, 1)), 8: (T(4, 4, 1), T(4, 4, 1))},
-        "residual_long": {4: (T(4, 4, 1), T(4, 4, 1)), 6: (T(4, 4, 1), T(4, 4, 1)), 8: (T(4, 4, 1), T(4, 4, 1))},
-        "gated": {4: (T(4, 4, 1), T(4, 4, 1)), 6: (T(4, 4, 1), T(4, 4, 1)), 8: (T(4, 4, 1), T(4, 4, 1))},
-        "argmax": {4: (T(16, 1, 2), T(8, 4, 1)), 6: (T(16, 1, 2), T(8, 4, 1)), 8: (T(8, 4, 1), T(8, 4, 1))},
+        BITS_4: (T(4, 4, 1), T(8, 4, 2)),
+        BITS_6: (T(8, 4, 1), T(8, 4, 2)),
+        BYTE: (T(8, 4, 1), T(8, 4, 2)),
+        FP8: (T(8, 4, 1), T(8, 4, 2)),
     }
 )
-PACKED_GEMV_TILES: Mapping[int, Mapping[MatrixKind, Widths]] = MappingProxyType({80: _90})
+_SQUARE: Choices = MappingProxyType(
+    {
+        BITS_4: (T(4, 4, 1), T(8, 4, 2)),
+        BITS_6: (T(4, 4, 1), T(8, 4, 1)),
+        BYTE: (T(4, 4, 1), T(8, 4, 1)),
+        FP8: (T(4, 4, 1), T(4, 4, 1)),
+    }
+)
+_LONG: Choices = MappingProxyType(
+    {
+        BITS_4: (T(4, 4, 1), T(8, 4, 2)),
+        BITS_6: (T(4, 4, 1), T(8, 4, 2)),
+        BYTE: (T(4, 4, 1), T(8, 2, 1)),
+        FP8: (T(4, 4, 1), T(4, 4, 1)),
+    }
+)
+_GATED: Choices = MappingProxyType(
+    {
+        BITS_4: (T(4, 4, 1), T(4, 4, 2)),
+        BITS_6: (T(4, 4, 1), T(4, 4, 2)),
+        BYTE: (T(4, 4, 2), T(4, 4, 1)),
+        FP8: (T(4, 4, 1), T(4, 4, 2)),
+    }
+)
+_TALL: Choices = MappingProxyType(
+    {
+        BITS_4: (T(16, 1, 2), T(16, 4, 1)),
+        BITS_6: (T(16, 1, 2), T(16, 4, 1)),
+        BYTE: (T(8, 4, 2), T(8, 4, 1)),
+        FP8: (T(8, 4, 1), T(16, 4, 1)),
+    }
+)
+_90: Mapping[MatrixKind, Choices] = MappingProxyType(
+    {
+        "plain": _NORMED,
+        "normed": _NORMED,
+        "plain_square": _SQUARE,
+        "plain_long": _LONG,
+        "plain_tall": _TALL,
+        "residual": _SQUARE,
+        "residual_long": _LONG,
+        "gated": _GATED,
+        "argmax": _TALL,
+    }
+)
+PACKED_GEMV_TILES: Mapping[int, Mapping[MatrixKind, Choices]] = MappingProxyType({80: _90})
 
 
 @cache
@@ -64,9 +105,8 @@ def packed_gemv_tile(
         num_chunks: of a row, one a thread.
     """
     known = [key for key in PACKED_GEMV_TILES if key <= architecture]
-    widths = PACKED_GEMV_TILES[max(known, default=min(PACKED_GEMV_TILES))][kind]
-    bits = {Code.NIBBLE: 4, Code.FIVE_BITS: 6, Code.SIX_BITS: 6, Code.BYTE: 8, Code.FP8: 8}[code]
-    tile = widths[bits][num_tokens - 1]
+    choices = PACKED_GEMV_TILES[max(known, default=min(PACKED_GEMV_TILES))][kind]
+    tile = choices[Code.SIX_BITS if code == Code.FIVE_BITS else code][num_tokens - 1]
     # A short row leaves threads of a wide program without work.
     while tile.num_warps > 1 and tile.num_warps * 32 >= 2 * num_chunks:
         tile = replace(tile, num_warps=tile.num_warps // 2)

@@ -2,7 +2,8 @@
 
 With few tokens a product takes as long as its weights need from memory, and there our kernels read faster than the
 library's; with many it is the library's that use the tensor cores best. Called by the decoder of a GPU for all products
-that nothing but a gated unit is fused into; decode steps of few tokens call `gemv` themselves, with the rest fused.
+that nothing but a gated unit is fused into; decode steps of few tokens call `gemv` and `packed_gemv` themselves, with
+the rest fused.
 """
 
 from __future__ import annotations

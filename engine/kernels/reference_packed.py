@@ -98,13 +98,3 @@ def _scales(weight: PackedWeight) -> _Scales:
         return _Scales(supers.float().repeat_interleave(groups, 1) * scales.float())
     low, high = supers.view(torch.float16).view(*supers.shape, 2).float().repeat_interleave(groups, 1).unbind(-1)
     return _Scales(low * (scales & 255).float(), -(high * (scales >> 8).float()))
-
-
-def rounded_activations(x: Tensor, weight: PackedWeight) -> Tensor:
-    """x as `packed_gemv` multiplies codes that are integers with it: float32, like `x`.
-
-    Of 32 columns at a time, eight consecutive ones of each quarter of a unit, the largest becomes 127.
-    """
-    parts = x.float().view(len(x), -1, 4, weight.unit // 8, 8)
-    largest = parts.abs().amax((2, 4), keepdim=True).clamp_min(1e-30)
-    return ((parts * (127.0 * (1.0 / largest))).round() * (largest * (1.0 / 127.0))).view(x.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from engine.kernels.packed_gemv import (
 from engine.kernels.packed_gemv_tile import _FP8_PAIRS
 from engine.kernels.packed_gemv_tiles import PACKED_GEMV_TILES, PackedGemvTile, packed_gemv_tile
 from engine.kernels.packed_rows import packed_rows
-from engine.kernels.reference_packed import rounded_activations
+from engine.kernels.reference_packed_gemv import rounded_activations
 from engine.quantization.packed_format import FORMATS, Code, PackedFormat, PackedWeight, Scale
 from modelfiles.gguf import GGMLType
 from tests.kernels.packed_weights import packed, random_blocks, random_packed
@@ -42,7 +43,7 @@ CHECKPOINT_FORMATS = {
 
 
 def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual.float() - expected.float()).norm() / expected.float().norm()).item()
+    return float((actual.float() - expected.float()).norm() / expected.float().norm())
 
 
 def check_plain(weight: PackedWeight, x: torch.Tensor, tile: PackedGemvTile = TILE) -> None:
@@ -175,7 +176,7 @@ def test_tiles() -> None:
 def run_ptx(lines: str, operands: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What moves bits of 32-bit registers in a piece of PTX; lop3 with 0xea is (a & b) | c."""
     values = dict(operands)
-    operations = {
+    operations: dict[str, Callable[..., np.ndarray]] = {
         "shr.u32": lambda a, b: a >> b,
         "shl.b32": lambda a, b: a << b,
         "and.b32": lambda a, b: a & b,
