@@ -19,10 +19,11 @@ class _End:
     error: BaseException | None
 
 
-def reported(work: Callable[[Report], None], step: int = 1024 * 1024) -> Iterator[int]:
+def reported(work: Callable[[Report], None], step: int = 1024 * 1024, grace_s: float = 1) -> Iterator[int]:
     """The numbers that `work` reports, `step` apart at least; then its error, where it fails.
 
-    A consumer that leaves makes the work's next report raise Abandoned, and is held until the work has ended.
+    A consumer that leaves makes the work's next report raise Abandoned, and is held up for `grace_s` at most: work that
+    waits for a server may take longer to notice, and ends by itself.
     """
     numbers: queue.SimpleQueue[int | _End] = queue.SimpleQueue()
     is_abandoned = threading.Event()
@@ -44,7 +45,7 @@ def reported(work: Callable[[Report], None], step: int = 1024 * 1024) -> Iterato
         else:
             numbers.put(_End(None))
 
-    thread = threading.Thread(target=run, name="hob-transfer")
+    thread = threading.Thread(target=run, name="hob-transfer", daemon=True)
     thread.start()
     try:
         while not isinstance(number := numbers.get(), _End):
@@ -53,4 +54,4 @@ def reported(work: Callable[[Report], None], step: int = 1024 * 1024) -> Iterato
             raise number.error
     finally:
         is_abandoned.set()
-        thread.join()
+        thread.join(grace_s)

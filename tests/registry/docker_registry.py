@@ -30,9 +30,11 @@ HTPASSWD = "somebody:$2y$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIr
 
 
 class DockerRegistry:
-    """Args:
-    folder: an empty one, for its files.
-    has_login: whether it wants LOGIN.
+    """The registry; use it as a context.
+
+    Args:
+        folder: an empty one, for its files.
+        has_login: whether it wants LOGIN.
     """
 
     def __init__(self, folder: Path, *, has_login: bool = False) -> None:

@@ -10,9 +10,11 @@ from types import TracebackType
 
 
 class Relay:
-    """Args:
-    target: "host:port".
-    cuts: for each connection in turn, after how many bytes of the client it ends; None, and past the list, never.
+    """The relay; use it as a context.
+
+    Args:
+        target: "host:port".
+        cuts: for each connection in turn, after how many bytes of the client it ends; None, and past the list, never.
     """
 
     def __init__(self, target: str, cuts: list[int | None]) -> None:

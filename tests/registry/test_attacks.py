@@ -395,6 +395,19 @@ def test_s21_a_realm_that_redirects(
     assert evil.requests == []
 
 
+def test_s21_a_challenge_from_where_the_blobs_are(
+    access: Access, registry: OllamaRegistry, server: LocalServer, store: Store
+) -> None:
+    """Another host's 401 is no question that the registry asks: nobody is logged in for it."""
+    challenge = {"WWW-Authenticate": f'Bearer realm="{server.url}/token",service="x"'}
+    with LocalServer(lambda _: Response(401, headers=challenge)) as other:
+        registry.blob_server = other.url
+        source = OCISource(replace(access, credentials=lambda _: ("user", "word")))
+        assert f"127.0.0.1:{other.port} denies access" in refused(source, server, store)
+    assert len(other.requests) == 1
+    assert not [path for path in server.paths if "/token" in path]
+
+
 def test_s21_a_realm_without_tls(access: Access, registry: OllamaRegistry, tls: ssl.SSLContext, trusted: None) -> None:
     with Transport() as transport, LocalServer(registry, tls=tls) as server, LocalServer(registry) as plain:
         registry.token, registry.realm = "t0ken", f"{plain.url}/token"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from registry.remote import RemoteTag
 from registry.reports import Abandoned, Report, reported
 from registry.store import Store
 from tests.registry.docker_registry import LOGIN, PROGRAM, DockerRegistry
-from tests.registry.local_server import LocalServer, Request, Response
+from tests.registry.local_server import DEADLINE_S, LocalServer, Request, Response
 from tests.registry.pulling import pull
 from tests.registry.relay import Relay
 from tests.registry.small_models import contents, put_model
@@ -327,6 +328,25 @@ def test_an_upload_may_not_lead_nearer(flaky: FlakyRegistry, access: Access, sto
 # ---- reports
 
 
+def test_work_that_notices_nothing_holds_nobody_up() -> None:
+    is_left = threading.Event()
+    ends: list[bool] = []
+
+    def work(report: Report) -> None:
+        report(0)
+        ends.append(is_left.wait(DEADLINE_S))
+
+    numbers = reported(work, grace_s=0)
+    next(numbers)
+    numbers.close()  # type: ignore[attr-defined]
+    assert ends == []
+    is_left.set()
+    for thread in threading.enumerate():
+        if thread.name == "hob-transfer":
+            thread.join(DEADLINE_S)
+    assert ends == [True]
+
+
 def test_reports_come_in_steps() -> None:
     def work(report: Report) -> None:
         for number in range(100):
@@ -358,7 +378,7 @@ def test_work_ends_when_nobody_listens() -> None:
             ends.append(type(error))
             raise
 
-    numbers = reported(work)
+    numbers = reported(work, grace_s=DEADLINE_S)
     next(numbers)
     numbers.close()  # type: ignore[attr-defined]
     assert ends == [Abandoned]

@@ -351,10 +351,13 @@ def test_the_internet_cannot_lead_to_this_machine(transport: Transport, host: st
         assert get(transport, inside.url) == b"inside"  # a person may ask for it by name
 
 
-def test_nor_by_a_name_that_dns_leads_there(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("addresses", [[PRIVATE], [PUBLIC, PRIVATE], [PRIVATE, PUBLIC]])
+def test_nor_by_a_name_that_dns_leads_there(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, addresses: list[str]
+) -> None:
     def lookup(host: str, port: int, *_: object, **__: object) -> list[object]:
-        address = PRIVATE if host == "evil.example" else host
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+        found = addresses if host == "evil.example" else [host]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
     with (
         LocalServer(lambda _: Response(body=b"inside"), host=PRIVATE) as inside,
@@ -365,6 +368,21 @@ def test_nor_by_a_name_that_dns_leads_there(transport: Transport, monkeypatch: p
         with pytest.raises(NearbyAddress, match=r"evil\.example"):
             get(transport, server.url)
     assert inside.requests == []
+
+
+def test_the_next_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lookup(host: str, port: int, *_: object, **__: object) -> list[object]:
+        found = ["127.0.0.3", PUBLIC] if host == "many.example" else [host]  # nobody listens at the first
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    with (
+        Transport(reach_of=lambda _: Reach.INTERNET, use_environment=False) as transport,
+        LocalServer(lambda _: Response(body=b"hello")) as other,
+        LocalServer(lambda _: moved(f"http://many.example:{other.port}/")) as server,
+        monkeypatch.context() as patched,
+    ):
+        patched.setattr(socket, "getaddrinfo", lookup)
+        assert get(transport, server.url) == b"hello"
 
 
 def test_this_machine_may_lead_anywhere(transport: Transport) -> None:
