@@ -1,8 +1,9 @@
 """WideReads: connections whose reads bring more at a time than httpcore asks for.
 
-httpcore reads 64 KiB at most, and a read costs about as much Python whatever it brings; with four times as much, a fast
-download takes a third less of a processor. `registry.transport` uses it for connections that need no proxy. Through TLS
-a read brings one record, 16 KiB at most, whatever is asked for.
+httpcore reads 64 KiB at most, and much of what a read costs is the same whatever it brings: with twice as much, reading
+a gigabyte takes 0.75 s of a processor instead of 1 s. Still larger reads gain little and let the heap grow.
+`registry.transport` uses it for connections that need no proxy. Through TLS a read brings one record, 16 KiB at most,
+whatever is asked for.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import httpcore
 
-READ_BYTES = 256 * 1024
+READ_BYTES = 128 * 1024
 
 
 class WideReads(httpcore.NetworkBackend):
