@@ -31,6 +31,7 @@ from registry.addresses import GuardedBackend, NearbyAddress, Reach, ReachOf, li
 from registry.connection_errors import as_remote_error
 from registry.errors import RemoteError
 from registry.reply import Origin, Reply, Timeouts
+from registry.wide_reads import WideReads
 
 MAX_REDIRECTS = 5
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -228,9 +229,11 @@ class Transport:
     def _make_pool(self, route: _Route) -> httpx.BaseTransport:
         context = self._context(route)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=30)
-        if route.least is Reach.MACHINE:
-            return httpx.HTTPTransport(verify=context, trust_env=False, limits=limits, proxy=route.proxy or None)
-        return _GuardedTransport(context, limits, GuardedBackend(route.least, self._reach_of))
+        if route.proxy:
+            return httpx.HTTPTransport(verify=context, trust_env=False, limits=limits, proxy=route.proxy)
+        is_free = route.least is Reach.MACHINE
+        backend = httpcore.SyncBackend() if is_free else GuardedBackend(route.least, self._reach_of)
+        return _DirectTransport(context, limits, WideReads(backend))
 
     def _context(self, route: _Route) -> ssl.SSLContext:
         if not route.is_tls:
@@ -244,7 +247,7 @@ class Transport:
         return self._contexts[route.insecure]
 
 
-class _GuardedTransport(httpx.HTTPTransport):
+class _DirectTransport(httpx.HTTPTransport):
     """Connections through a backend of ours, for which httpx has no argument."""
 
     def __init__(self, context: ssl.SSLContext, limits: httpx.Limits, backend: httpcore.NetworkBackend) -> None:
