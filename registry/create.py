@@ -19,8 +19,10 @@ from typing import Any
 
 import msgspec
 
+from modelfiles.gguf import GGUFError
 from modelfiles.gotemplate import GoTemplate, TemplateError
 from modelfiles.parameters import ParameterError, check_options
+from modelfiles.safetensors import SafetensorsError
 from modelfiles.source import ModelSource
 from registry import model_files
 from registry.errors import BlobNotFound, CreateError, InvalidDigest
@@ -40,7 +42,7 @@ from registry.manifest import (
     Layer,
     Manifest,
 )
-from registry.model_facts import model_facts
+from registry.model_facts import ModelFacts, model_facts
 from registry.name import ModelName
 from registry.store import Store
 from registry.stored_model import StoredModel
@@ -188,7 +190,7 @@ class _Draft:
             raise CreateError("the files hold weights and 'from' names a model that has its own; give one of them")
         if weights:
             source = ModelSource(weights)
-            facts = model_facts(source)
+            facts = _facts(source)
             if check_source:
                 _check(check_source, source)
             self.config.update(facts.config_keys())
@@ -227,7 +229,7 @@ class _Draft:
         with self.store.workspace() as folder:
             yield from quantize(QuantizeOrder(source, source_type.upper(), self.request.quantize, folder))
             files = {path.name: path for path in sorted(folder.iterdir())}
-            facts = model_facts(ModelSource({**_beside(source), **files}))
+            facts = _facts(ModelSource({**_beside(source), **files}))
             self._drop_weights(files)
             for name, path in files.items():
                 size = path.stat().st_size
@@ -388,6 +390,13 @@ def _is_weights(name: str) -> bool:
 def _beside(source: ModelSource) -> dict[str, Path]:
     """A model's files without its weights."""
     return {name: path for name, path in source.files.items() if not _is_weights(name) and not name.endswith(".gguf")}
+
+
+def _facts(source: ModelSource) -> ModelFacts:
+    try:
+        return model_facts(source)
+    except (GGUFError, SafetensorsError) as error:  # checked before, so it is the disk that refuses
+        raise CreateError(str(error)) from error
 
 
 def _check(check_source: CheckSource, source: ModelSource) -> None:

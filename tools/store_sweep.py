@@ -3,8 +3,8 @@
     python tools/store_sweep.py [--out benchmarks/results/store.jsonl]    everything, by strace; a quarter of an hour
     python tools/store_sweep.py --fail-points --stride 3                  a sample, without strace
 
-`make sweep` calls it. tests/registry/sweep.py says how it strikes and what must hold; tests/registry/sweep_operations.py
-lists the operations. Where strace is missing or may not trace, deaths come from fail points and the errors are left out.
+`make sweep` calls it. tests/registry/sweep.py says how it strikes and what must hold, sweep_operations.py beside it
+lists the operations. Where strace is missing or may not trace, deaths come from fail points and errors are left out.
 Prints what went wrong; exits with 1 if anything did.
 """
 

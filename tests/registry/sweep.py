@@ -32,10 +32,10 @@ from tests.registry.small_models import blob_names, contents, live_blob_names, n
 from tests.registry.sweep_operations import PARTIALS_MAX_AGE_S, Operation, Sandbox
 
 CHANGES = re.compile(
-    r"(?:creat|mkdir|rename|unlink|rmdir|link|symlink|truncate|chmod|chown|mknod)(?:at2?)?"
-    r"|f(?:sync|datasync|truncate|allocate|chmod|chown)|p?write(?:64|v|v2)?|copy_file_range|sendfile|openat"
+    r"(creat|mkdir|rename|unlink|rmdir|link|symlink|truncate|chmod|chown|mknod)(at2?)?"
+    r"|f(sync|datasync|truncate|allocate|chmod|chown)|p?write(64|v|v2)?|copy_file_range|sendfile|openat"
 )
-"""System calls that change files; of openat those that may create or write."""
+"""System calls that change files, and openat. A regular expression of POSIX, for strace."""
 
 ERRORS: dict[str, tuple[str, ...]] = {
     "openat for reading": ("EMFILE", "EIO"),
@@ -94,9 +94,11 @@ def run_child(work: Callable[[], object], release: Callable[[int], object] = lam
     result, answer = os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.close(ready)
         try:
             ctypes.CDLL(None).prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0)
-            os.read(go, 1)
+            if not os.read(go, 1):
+                return Outcome("")  # never: `finally` ends the process
             try:
                 work()
                 said = "done"
@@ -115,9 +117,9 @@ def run_child(work: Callable[[], object], release: Callable[[int], object] = lam
         while chunk := os.read(result, 65536):
             said += chunk
     finally:
-        _, status = os.waitpid(pid, 0)
         for fd in (go, ready, result):
             os.close(fd)
+        _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
         return Outcome("killed" if os.WTERMSIG(status) == signal.SIGKILL else f"crashed: signal {os.WTERMSIG(status)}")
     return Outcome(said.decode() or "crashed: it said nothing")
@@ -213,19 +215,8 @@ class Sweep:
         tracers: list[subprocess.Popen[str]] = []
 
         def attach(pid: int) -> None:
-            words = [
-                "strace",
-                "-f",
-                "-y",
-                "-s",
-                "0",
-                "-o",
-                str(log),
-                "-p",
-                str(pid),
-                "-e",
-                f"trace=/^({CHANGES.pattern})$",
-            ]
+            words = ["strace", "-f", "-y", "-s", "0", "-o", str(log), "-p", str(pid)]
+            words += ["-e", f"trace=/^({CHANGES.pattern})$"]
             words += ["-e", f"inject={inject}"] if inject else []
             tracer = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
             tracers.append(tracer)
@@ -253,7 +244,6 @@ class Sweep:
             problem = f"a path in a message: {outcome.text}"
         elif is_false_success:
             problem = "it said that it was done, and was not"
-        untouched = expected.before.items() & expected.after.items() if False else None
         lost = [
             model
             for model, parts in expected.before.items()
@@ -264,7 +254,6 @@ class Sweep:
             problem = problem or self._look_around(sandbox)
         except Exception:
             problem = problem or traceback.format_exc()
-        del untouched
         return Result(self.label, point, problem, len(lost), is_false_success)
 
     def _look_around(self, sandbox: Sandbox) -> str:

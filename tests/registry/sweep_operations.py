@@ -69,7 +69,7 @@ class Operation:
 
 
 def make_template(root: Path) -> Sandbox:
-    """A store of three models, two of which share weights, an orphan, a dead process's file, and an Ollama beside it."""
+    """A store of three models, two of which share weights, an orphan, a dead process's file; and an Ollama's folder."""
     root.mkdir(parents=True)
     sandbox = Sandbox(root)
     sandbox.gguf.write_bytes(gguf_bytes(root))
