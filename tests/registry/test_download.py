@@ -261,7 +261,7 @@ def test_wrong_bytes_are_thrown_away_and_fetched_anew_once(store: Store, downloa
 )
 def test_a_connection_that_crawls_is_replaced(store: Store, limits: TransferLimits) -> None:
     source = RemoteBytes(DATA)
-    for downloads in opened(store, replace(limits, window_s=0.0)):
+    for downloads in opened(store, replace(limits, window_s=1e-9)):
         with pytest.raises(RemoteError, match=r"the server sends \d+ bytes a second; gave up after 4 attempts"):
             downloads.fetch(source.blob())
     assert len(source.requests) == 4
