@@ -254,12 +254,17 @@ def test_wrong_bytes_are_thrown_away_and_fetched_anew_once(store: Store, downloa
     assert stored(store, DATA)
 
 
-def test_a_connection_that_crawls_is_replaced(store: Store) -> None:
-    limits = replace(ONE_STREAM, window_s=0.0, min_bytes_per_s=1e12)
+@pytest.mark.parametrize(
+    "limits",
+    [replace(ONE_STREAM, min_bytes_per_s=1e12), replace(ONE_STREAM, min_bytes_per_s=0, slow_share=2.0)],
+    ids=["by itself", "beside the fastest"],
+)
+def test_a_connection_that_crawls_is_replaced(store: Store, limits: TransferLimits) -> None:
     source = RemoteBytes(DATA)
-    for downloads in opened(store, limits):
+    for downloads in opened(store, replace(limits, window_s=1e-9)):
         with pytest.raises(RemoteError, match=r"the server sends \d+ bytes a second; gave up after 4 attempts"):
             downloads.fetch(source.blob())
+    assert len(source.requests) == 4
 
 
 def test_an_endless_file_does_not_fill_the_disk_for_good(store: Store, downloads: Downloads) -> None:
