@@ -17,7 +17,7 @@ from engine.kernels.packed_gemv import (
     packed_gemv_gated,
     packed_gemv_residual,
 )
-from engine.kernels.packed_gemv_tile import _FP8_PAIRS
+from engine.kernels.packed_gemv_tile import _FP8_BITS
 from engine.kernels.packed_gemv_tiles import PACKED_GEMV_TILES, PackedGemvTile, packed_gemv_tile
 from engine.kernels.packed_rows import packed_rows
 from engine.kernels.reference_packed_gemv import rounded_activations
@@ -175,8 +175,17 @@ def test_tiles() -> None:
 
 def run_ptx(lines: str, operands: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What moves bits of 32-bit registers in a piece of PTX; lop3 with 0xea is (a & b) | c."""
+
+    def permuted(a: np.ndarray, b: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """prmt: each hexadecimal digit names a byte, 0 to 3 of a, 4 to 7 of b."""
+        both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
+        digits = [int(places) >> 4 * index & 7 for index in range(4)]
+        taken = [(both >> np.uint64(8 * digit) & np.uint64(255)) << np.uint64(8 * i) for i, digit in enumerate(digits)]
+        return np.bitwise_or.reduce(taken).astype(np.uint32)
+
     values = dict(operands)
     operations: dict[str, Callable[..., np.ndarray]] = {
+        "prmt.b32": permuted,
         "shr.u32": lambda a, b: a >> b,
         "shl.b32": lambda a, b: a << b,
         "and.b32": lambda a, b: a & b,
@@ -193,9 +202,9 @@ def test_bits_of_fp8_become_those_of_float16() -> None:
     """The instructions, which the interpreter does not run, for all pairs of codes but NaN."""
     codes = np.array([code for code in range(256) if code & 127 != 127], np.uint32)
     pairs = (codes[:, None] | codes[None, :] << 8).reshape(-1)
-    words = (pairs | pairs[::-1] << 16).astype(np.uint32)
-    found = run_ptx(_FP8_PAIRS.value, {"$2": words})
-    exact = torch.from_numpy(np.ascontiguousarray(words).view(np.uint8)).view(torch.float8_e4m3fn).view(-1, 2, 2)
-    for register, place in (("$0", 0), ("$1", 1)):
-        halves = torch.from_numpy(np.ascontiguousarray(found[register]).view(np.float16)).view(-1, 2)
-        assert torch.equal(halves.float() * 256, exact[:, :, place].float())
+    words = np.ascontiguousarray(pairs | pairs[::-1] << 16)
+    found = run_ptx(_FP8_BITS.value, {"$2": words})
+    exact = torch.from_numpy(words.view(np.uint8)).view(torch.float8_e4m3fn).view(-1, 2, 2)
+    for word, register in enumerate(("$0", "$1")):
+        halves = torch.from_numpy(found[register].view(np.float16)).view(-1, 2)
+        assert torch.equal(halves.float() * 256, exact[:, word].float())
