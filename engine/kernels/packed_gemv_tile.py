@@ -8,8 +8,8 @@ A quarter's sum is an integer; scales come after it, once for eight columns. Wit
 quarters are still added as integers, because x has one scale for all of a thread's columns: by `dp2a`, two quarters at
 a time, where sums fit 16 bits (32 * 127 * 8 does).
 
-FP8 codes are no integers. They become float16, by an instruction from compute capability 8.9 on and by moving their bits
-to where float16 has its own elsewhere, which makes them 2^8 too small, and are multiplied in pairs; x is float16 then,
+FP8 codes are no integers. They become float16, by an instruction from compute capability 8.9 on and elsewhere by moving
+their bits to where float16 has its own, which makes them 2^8 too small, and are multiplied in pairs; x is float16 then,
 and at most 2, so that eight products stay far below the largest number.
 
 The interpreter, which knows no instructions of a GPU, takes the plain twin of each.

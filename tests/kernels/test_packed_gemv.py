@@ -181,7 +181,8 @@ def run_ptx(lines: str, operands: dict[str, np.ndarray]) -> dict[str, np.ndarray
         both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
         digits = [int(places) >> 4 * index & 7 for index in range(4)]
         taken = [(both >> np.uint64(8 * digit) & np.uint64(255)) << np.uint64(8 * i) for i, digit in enumerate(digits)]
-        return np.bitwise_or.reduce(taken).astype(np.uint32)
+        joined: np.ndarray = taken[0] | taken[1] | taken[2] | taken[3]
+        return joined.astype(np.uint32)
 
     values = dict(operands)
     operations: dict[str, Callable[..., np.ndarray]] = {
