@@ -20,6 +20,13 @@ def append(items, item):
 
 
 @triton.jit
+def append_tuple(items, item):
+    """The same for an item that is a tuple. Triton tells functions apart by the elements of their arguments, one after
+    the other: to `append`, a tuple of two behind an empty one would be the same as one item behind a tuple of one."""
+    return items + (item,)  # noqa: RUF005 - as above
+
+
+@triton.jit
 def load_partials(
     values,  # a tuple
     sum_squares_ptr,  # float32 [num_partials]

@@ -18,12 +18,14 @@ from engine.kernels.launch import INTERPRETED, capability, launch_options
 from engine.kernels.packed_gemv_kernel import packed_gemv_kernel
 from engine.kernels.packed_gemv_tiles import MAX_TOKENS, PackedGemvTile, packed_gemv_tile
 from engine.kernels.product_tiles import WhatFollows, matrix_kind
-from engine.quantization.packed_format import PackedWeight, Scale
+from engine.quantization.packed_format import Code, PackedWeight, Scale
 
 Tensor = torch.Tensor
 
 CHUNK_COLUMNS = 32
 """Columns of a row that a thread takes at a time: eight of each quarter of a unit."""
+MIN_FP8_CAPABILITY = 89
+"""From here on there is an instruction that makes float16 of FP8 codes."""
 ALIGNMENT = 16
 """Bytes of a load of x."""
 
@@ -248,6 +250,7 @@ def _launch(
         0.0 if norm is None else norm.eps,
         NUM_TOKENS=num_tokens,
         GROUPS=4 if group % (2 * unit) else 2 if group % (4 * unit) else 1,
+        NATIVE=weight.format.code == Code.FP8 and capability(x.device) >= MIN_FP8_CAPABILITY,
         ROWS=rows,
         TILES=rows // 4 * (2 if what_follows == "gated" else 1),
         THREADS=32 * tile.num_warps,

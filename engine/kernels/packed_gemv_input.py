@@ -95,9 +95,10 @@ def quantize_chunk(
     live,  # int1 [THREADS], false: the scale is 0
     CODE: tl.constexpr,
     ZERO: tl.constexpr,
+    NATIVE: tl.constexpr,  # as for row_codes
     IS_BFLOAT16: tl.constexpr,
 ):
-    """Tuples of [THREADS]: x of the four quarters, eight int32 (FP8: sixteen); what their sums start from, -ZERO times
+    """Tuples of [THREADS]: x as row_codes has codes, eight int32 or sixteen; what their sums start from, -ZERO times
     the sum of x, four int32; the sums, four int32; and the scale, float32."""
     numbers = ()
     for index in tl.static_range(16):
@@ -110,11 +111,15 @@ def quantize_chunk(
     if CODE == FP8:
         exponent = largest.to(tl.int32, bitcast=True) & 0x7F800000
         factor = (0x7F000000 - exponent).to(tl.float32, bitcast=True)
-        for index in tl.static_range(16):
-            values = append(values, _halves(numbers[2 * index] * factor, numbers[2 * index + 1] * factor))
+        for half in tl.static_range(2):
+            for column in tl.static_range(8):
+                low, high = numbers[16 * half + column] * factor, numbers[16 * half + 8 + column] * factor
+                values = append(values, _halves(low, high))
         for _ in tl.static_range(4):
             starts, sums = append(starts, exponent), append(sums, exponent)
-        scale = exponent.to(tl.float32, bitcast=True) * 256.0
+        scale = exponent.to(tl.float32, bitcast=True)
+        if not NATIVE:
+            scale *= 256.0
         scale = tl.where(largest < float("inf"), scale, float("nan"))
     else:
         factor = 127.0 * _reciprocal(largest)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from engine.kernels.gemv_epilogue import GATED, RESIDUAL
-from engine.kernels.gemv_norm import NORM_LANES, append, inverse_rms_of, load_partials
+from engine.kernels.gemv_norm import NORM_LANES, append, append_tuple, inverse_rms_of, load_partials
 from engine.kernels.launch import wait_for_predecessor
 from engine.kernels.packed_gemv_input import load_pairs, quantize_chunk
 from engine.kernels.packed_gemv_lanes import counted_rows, finish_lanes, load_lanes, sum_rows
@@ -94,7 +94,7 @@ def _load_x(
     pairs = ()
     for token in tl.static_range(NUM_TOKENS):
         pairs_ptr = (x_ptr + token * x_stride).to(tl.pointer_type(tl.int32))
-        pairs = append(pairs, load_pairs(pairs_ptr, chunk, UNIT))
+        pairs = append_tuple(pairs, load_pairs(pairs_ptr, chunk, UNIT))
     return pairs
 
 
@@ -125,13 +125,14 @@ def _multiply(
     SCALE: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
+    NATIVE: tl.constexpr,
 ):
     """A pass: sums with its share, the ring with the tiles that follow, and x of the next pass."""
     IS_BFLOAT16: tl.constexpr = x_ptr.dtype.element_ty == tl.bfloat16
     _, live = _chunks(step, THREADS, WIDTH)
     xs = ()
     for token in tl.static_range(NUM_TOKENS):
-        xs = append(xs, quantize_chunk(pairs[token], live, CODE, ZERO, IS_BFLOAT16))
+        xs = append_tuple(xs, quantize_chunk(pairs[token], live, CODE, ZERO, NATIVE, IS_BFLOAT16))
     if PASSES != 1:
         pairs = _load_x(x_ptr, x_stride, step + 1, NUM_TOKENS, THREADS, WIDTH, UNIT)
     shares = ()
@@ -143,9 +144,9 @@ def _multiply(
                 words_ptr, extra_ptr, scales_ptr, supers_ptr, first, num_outputs, step, t + DEPTH,
                 TILES, THREADS, ROWS, WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS,
             )  # fmt: skip
-            ring = append(ring, following)
+            ring = append_tuple(ring, following)
         for row in tl.static_range(TILE_ROWS):
-            codes = row_codes(tile, row, CODE)
+            codes = row_codes(tile, row, CODE, NATIVE)
             for token in tl.static_range(NUM_TOKENS):
                 shares = append(shares, row_product(codes, tile, xs[token], row, CODE, SCALE, GROUPS))
     new_sums = ()
@@ -182,6 +183,7 @@ def packed_gemv_kernel(
     SCALE: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,  # different ones in which the four quarters of a chunk lie: 1, 2 or 4
+    NATIVE: tl.constexpr,  # whether the device has an instruction for FP8 codes
     ROWS: tl.constexpr,  # outputs a program, a power of two
     TILES: tl.constexpr,  # of four rows, those of the up rows among them
     THREADS: tl.constexpr,
@@ -204,7 +206,7 @@ def packed_gemv_kernel(
                 words_ptr, extra_ptr, scales_ptr, supers_ptr, first, num_outputs, 0, t,
                 TILES, THREADS, ROWS, WIDTH, UNIT, CODE, SCALE, GROUP, GROUPS,
             )  # fmt: skip
-            ring = append(ring, tile)
+            ring = append_tuple(ring, tile)
     wait_for_predecessor(PDL)
     pairs = _load_x(x_ptr, x_stride, 0, NUM_TOKENS, THREADS, WIDTH, UNIT)
 
@@ -235,14 +237,14 @@ def packed_gemv_kernel(
             sums, ring, pairs = _multiply(
                 sums, ring, pairs, x_ptr, words_ptr, extra_ptr, scales_ptr, supers_ptr, x_stride, first, num_outputs,
                 step, DEPTH, NUM_TOKENS, TILES, PASSES - step, THREADS, ROWS, WIDTH, UNIT, CODE, ZERO, SCALE,
-                GROUP, GROUPS,
+                GROUP, GROUPS, NATIVE,
             )  # fmt: skip
     else:
         for step in range(PASSES):
             sums, ring, pairs = _multiply(
                 sums, ring, pairs, x_ptr, words_ptr, extra_ptr, scales_ptr, supers_ptr, x_stride, first, num_outputs,
                 step, DEPTH, NUM_TOKENS, TILES, 0, THREADS, ROWS, WIDTH, UNIT, CODE, ZERO, SCALE, GROUP,
-                GROUPS,
+                GROUPS, NATIVE,
             )  # fmt: skip
 
     for token in tl.static_range(NUM_TOKENS):

@@ -8,12 +8,13 @@ A quarter's sum is an integer; scales come after it, once for eight columns. Wit
 quarters are still added as integers, because x has one scale for all of a thread's columns: by `dp2a`, two quarters at
 a time, where sums fit 16 bits (32 * 127 * 8 does).
 
-FP8 codes are no integers. Their bits are moved to where float16 has its own, which makes them 2^8 too small, and are
-multiplied in pairs; x is float16 then, and at most 2, so that eight products stay far below the largest number.
+FP8 codes are no integers. They become float16, by an instruction from compute capability 8.9 on and elsewhere by moving
+their bits to where float16 has its own, which makes them 2^8 too small, and are multiplied in pairs; x is float16 then,
+and at most 2, so that eight products stay far below the largest number.
 
 The interpreter, which knows no instructions of a GPU, takes the plain twin of each.
 
-Source: PTX ISA, dp4a, dp2a, prmt and ld (level::eviction_priority).
+Source: PTX ISA, dp4a, dp2a, prmt, cvt and ld (level::eviction_priority).
 """
 
 from __future__ import annotations
@@ -53,19 +54,28 @@ _LOAD: tl.constexpr = tl.constexpr("ld.global")
 _TO_4: tl.constexpr = tl.constexpr(".v4.b32 {$0, $1, $2, $3}, [$4];")
 _TO_2: tl.constexpr = tl.constexpr(".v2.b32 {$0, $1}, [$2];")
 _TO_1: tl.constexpr = tl.constexpr(".b32 $0, [$1];")
-# Two of e4m3 from the high bytes of both halves, then from the low ones: s eeee mmm -> s 0eeee mmm0000000.
+# Two of e4m3 from the lower half, and two from the upper one.
 _FP8_PAIRS: tl.constexpr = tl.constexpr(
     """{
-    .reg .b32 a, b, c;
-    shr.u32 a, $2, 1; and.b32 a, a, 0x3f803f80; lop3.b32 $1, $2, 0x80008000, a, 0xea;
-    shl.b32 b, $2, 8; shl.b32 c, $2, 7; and.b32 c, c, 0x3f803f80; lop3.b32 $0, b, 0x80008000, c, 0xea;
+    .reg .b16 l, h;
+    mov.b32 {l, h}, $2; cvt.rn.f16x2.e4m3x2 $0, l; cvt.rn.f16x2.e4m3x2 $1, h;
     }"""
 )
-_HALVES_DOT: tl.constexpr = tl.constexpr(
+# The same times 2^-8, bit by bit: s eeee mmm -> s 0eeee mmm0000000.
+_FP8_BITS: tl.constexpr = tl.constexpr(
     """{
-    .reg .b32 s; .reg .b16 l, h; .reg .f32 a, b;
-    mul.rn.f16x2 s, $1, $5; fma.rn.f16x2 s, $2, $6, s; fma.rn.f16x2 s, $3, $7, s; fma.rn.f16x2 s, $4, $8, s;
-    mov.b32 {l, h}, s; cvt.f32.f16 a, l; cvt.f32.f16 b, h; add.rn.f32 $0, a, b;
+    .reg .b32 a, b, c, d;
+    prmt.b32 a, $2, 0, 0x1404; prmt.b32 b, $2, 0, 0x3424;
+    shr.u32 c, a, 1; and.b32 c, c, 0x3f803f80; lop3.b32 $0, a, 0x80008000, c, 0xea;
+    shr.u32 d, b, 1; and.b32 d, d, 0x3f803f80; lop3.b32 $1, b, 0x80008000, d, 0xea;
+    }"""
+)
+_PAIRS_DOT: tl.constexpr = tl.constexpr(
+    """{
+    .reg .b32 s; .reg .b16 l, h;
+    mul.rn.f16x2 s, $2, $10; fma.rn.f16x2 s, $3, $11, s; fma.rn.f16x2 s, $4, $12, s; fma.rn.f16x2 s, $5, $13, s;
+    fma.rn.f16x2 s, $6, $14, s; fma.rn.f16x2 s, $7, $15, s; fma.rn.f16x2 s, $8, $16, s; fma.rn.f16x2 s, $9, $17, s;
+    mov.b32 {l, h}, s; cvt.f32.f16 $0, l; cvt.f32.f16 $1, h;
     }"""
 )
 
@@ -179,31 +189,46 @@ def _half(bits):
 
 
 @triton.jit
-def _fp8_pairs(words):
-    """float16 pairs, each 2^-8 times a code: those in the low bytes, those in the high ones."""
-    if PAIRS:
+def _fp8_pairs(
+    words,
+    NATIVE: tl.constexpr,  # whether the device has an instruction for it; else results are 2^-8 times as large
+):
+    """Pairs of float16 from the four codes of two words, one pair a word."""
+    if not PAIRS:
+        a, b = (words & 255) << 8 | (words & 0xFF00) << 16, (words >> 16 & 255) << 8 | (words & -0x1000000)
+        low, high = (a & -0x7FFF8000) | (a >> 1 & 0x3F803F80), (b & -0x7FFF8000) | (b >> 1 & 0x3F803F80)
+        return low, high
+    elif NATIVE:
         return tl.inline_asm_elementwise(
             _FP8_PAIRS, "=&r,=&r,r", [words], dtype=(tl.int32, tl.int32), is_pure=True, pack=1
         )
     else:
-        low = ((words << 8) & -0x7FFF8000) | ((words << 7) & 0x3F803F80)
-        high = (words & -0x7FFF8000) | ((words >> 1) & 0x3F803F80)
-        return low, high
+        return tl.inline_asm_elementwise(
+            _FP8_BITS, "=&r,=&r,r", [words], dtype=(tl.int32, tl.int32), is_pure=True, pack=1
+        )
 
 
 @triton.jit
-def _dot_halves(a0, a1, a2, a3, x0, x1, x2, x3):
-    """float32: the products of eight float16 with eight others, pair by pair."""
+def _dot_pairs_of_halves(
+    codes,  # a tuple of pairs of float16, int32
+    x,  # likewise
+    FIRST: tl.constexpr,  # eight of each, from this one on
+):
+    """Two float32: the sum of products of the lower halves, and that of the upper ones. Summed in float16."""
     if PAIRS:
         return tl.inline_asm_elementwise(
-            _HALVES_DOT, "=&f,r,r,r,r,r,r,r,r", [a0, a1, a2, a3, x0, x1, x2, x3],
-            dtype=tl.float32, is_pure=True, pack=1,
+            _PAIRS_DOT, "=&f,=&f,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r",
+            [codes[FIRST], codes[FIRST + 1], codes[FIRST + 2], codes[FIRST + 3], codes[FIRST + 4], codes[FIRST + 5],
+             codes[FIRST + 6], codes[FIRST + 7], x[FIRST], x[FIRST + 1], x[FIRST + 2], x[FIRST + 3], x[FIRST + 4],
+             x[FIRST + 5], x[FIRST + 6], x[FIRST + 7]],
+            dtype=(tl.float32, tl.float32), is_pure=True, pack=1,
         )  # fmt: skip
     else:
-        total = _half(a0) * _half(x0) + _half(a0 >> 16) * _half(x0 >> 16)
-        total += _half(a1) * _half(x1) + _half(a1 >> 16) * _half(x1 >> 16)
-        total += _half(a2) * _half(x2) + _half(a2 >> 16) * _half(x2 >> 16)
-        return total + _half(a3) * _half(x3) + _half(a3 >> 16) * _half(x3 >> 16)
+        low, high = _half(codes[FIRST]) * _half(x[FIRST]), _half(codes[FIRST] >> 16) * _half(x[FIRST] >> 16)
+        for index in tl.static_range(1, 8):
+            low += _half(codes[FIRST + index]) * _half(x[FIRST + index])
+            high += _half(codes[FIRST + index] >> 16) * _half(x[FIRST + index] >> 16)
+        return low, high
 
 
 @triton.jit
@@ -305,17 +330,15 @@ def _nibbles(a, b, e, HIGH: tl.constexpr, CODE: tl.constexpr):
 
 
 @triton.jit
-def row_codes(tile, ROW: tl.constexpr, CODE: tl.constexpr):
-    """Eight int32 [THREADS]: four columns of quarter 0, the next four, and so on. FP8: four pairs a quarter."""
+def row_codes(tile, ROW: tl.constexpr, CODE: tl.constexpr, NATIVE: tl.constexpr):
+    """Eight int32 [THREADS]: four columns of quarter 0, the next four, and so on. FP8: sixteen, the codes of quarters 0
+    and 1 of a column each, then those of 2 and 3."""
     words, extra, _, _ = tile
     if CODE == FP8:
         codes = ()
-        for half in tl.static_range(2):
-            low, high = (), ()
-            for index in tl.static_range(4):
-                pair_low, pair_high = _fp8_pairs(words[8 * ROW + 4 * half + index])
-                low, high = append(low, pair_low), append(high, pair_high)
-            codes = codes + low + high
+        for index in tl.static_range(8):
+            low, high = _fp8_pairs(words[8 * ROW + index], NATIVE)
+            codes = append(append(codes, low), high)
         return codes
     elif CODE == BYTE:
         a0, a1 = words[8 * ROW], words[8 * ROW + 1]
@@ -343,20 +366,19 @@ def row_codes(tile, ROW: tl.constexpr, CODE: tl.constexpr):
 def _quarter_sums(codes, x, CODE: tl.constexpr):
     """Products of a row's codes, less the format's zero, with x: four of [THREADS], int32 or, FP8, float32."""
     values, starts, _, _ = x
-    sums = ()
-    for quarter in tl.static_range(4):
-        if CODE == FP8:
-            total = _dot_halves(
-                codes[4 * quarter], codes[4 * quarter + 1], codes[4 * quarter + 2], codes[4 * quarter + 3],
-                values[4 * quarter], values[4 * quarter + 1], values[4 * quarter + 2], values[4 * quarter + 3],
-            )  # fmt: skip
-        else:
+    if CODE == FP8:
+        s0, s1 = _dot_pairs_of_halves(codes, values, 0)
+        s2, s3 = _dot_pairs_of_halves(codes, values, 8)
+        return s0, s1, s2, s3
+    else:
+        sums = ()
+        for quarter in tl.static_range(4):
             total = dot_bytes(codes[2 * quarter], values[2 * quarter], starts[quarter])
             total = dot_bytes(codes[2 * quarter + 1], values[2 * quarter + 1], total)
             if CODE == NIBBLE and quarter % 2 == 1:
                 total = total >> 4
-        sums = append(sums, total)
-    return sums
+            sums = append(sums, total)
+        return sums
 
 
 @triton.jit

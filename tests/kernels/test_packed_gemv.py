@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from engine.kernels.packed_gemv import (
     packed_gemv_gated,
     packed_gemv_residual,
 )
-from engine.kernels.packed_gemv_tile import _FP8_PAIRS
+from engine.kernels.packed_gemv_tile import _FP8_BITS
 from engine.kernels.packed_gemv_tiles import PACKED_GEMV_TILES, PackedGemvTile, packed_gemv_tile
 from engine.kernels.packed_rows import packed_rows
 from engine.kernels.reference_packed_gemv import rounded_activations
@@ -25,10 +26,10 @@ from engine.quantization.packed_format import FORMATS, Code, PackedFormat, Packe
 from modelfiles.gguf import GGMLType
 from tests.kernels.packed_weights import packed, random_blocks, random_packed
 
-MAX_ERROR_ROUNDED, MAX_ERROR = 1e-3, 1.3e-2
+MAX_ERROR_ROUNDED, MAX_ERROR = 1e-3, 1.5e-2
 """Norm of the difference beside the norm of the result: to x rounded as the kernel rounds it, and to x as it is. The
-latter is 6e-3 on average, and of 16 rows sometimes twice that."""
-TILE = PackedGemvTile(16, 1, 1)
+latter is 6e-3 on average, and of 8 rows sometimes twice that."""
+TILE = PackedGemvTile(8, 1, 1)
 
 # One type for each format: Q8_0 and IQ4_NL are the same to a kernel.
 TYPES = sorted({format: type for type, format in FORMATS.items()}.values(), key=lambda type: type.name)
@@ -46,10 +47,12 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual.float() - expected.float()).norm() / expected.float().norm())
 
 
-def check_plain(weight: PackedWeight, x: torch.Tensor, tile: PackedGemvTile = TILE) -> None:
-    values = packed_rows(weight, torch.float32)
-    bias = torch.randn(weight.num_rows, device=x.device).to(x.dtype)
-    y = packed_gemv(x, weight, bias, out_dtype=torch.float32, tile=tile, pdl=True) - bias.float()
+def check_plain(weight: PackedWeight, x: torch.Tensor) -> None:
+    """The products of the first eight rows, two tiles."""
+    values = packed_rows(weight, torch.float32)[:8]
+    bias = torch.randn(8, device=x.device).to(x.dtype)
+    part = replace(weight, num_rows=8)
+    y = packed_gemv(x, part, bias, out_dtype=torch.float32, tile=TILE, pdl=True) - bias.float()
     rounded = x.float() if weight.format.code == Code.FP8 else rounded_activations(x, weight)
     assert error(y, rounded @ values.T) < MAX_ERROR_ROUNDED
     assert error(y, x.float() @ values.T) < MAX_ERROR
@@ -72,24 +75,23 @@ def test_formats_of_checkpoints(format: PackedFormat, device: torch.device) -> N
     check_plain(weight, torch.randn(1, 256, device=device).to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_two_tokens_short_units_and_an_order_of_columns(dtype: torch.dtype, device: torch.device) -> None:
+def test_two_tokens_short_units_and_an_order_of_columns(device: torch.device) -> None:
     torch.manual_seed(0)
     weight = random_type(GGMLType.Q5_0, 16, 192, device)  # units of 64 columns
     order = torch.randperm(192, device=device)
-    permuted = PackedWeight(weight.planes, weight.format, 16, 192, order)
-    x = torch.randn(2, 192, device=device).to(dtype)
-    out = torch.full((2, 48), float("nan"), device=device)
-    packed_gemv(x, permuted, out=out[:, 16:32], tile=TILE)
-    expected = rounded_activations(x[:, order], weight) @ packed_rows(weight, torch.float32).T
-    assert error(out[:, 16:32], expected) < MAX_ERROR_ROUNDED
-    assert out[:, :16].isnan().all()
-    assert out[:, 32:].isnan().all()
+    permuted = replace(weight, num_rows=8, column_order=order)
+    x = torch.randn(2, 192, device=device).to(torch.float16)
+    out = torch.full((2, 24), float("nan"), device=device)
+    packed_gemv(x, permuted, out=out[:, 8:16], tile=TILE)
+    expected = rounded_activations(x[:, order], weight) @ packed_rows(weight, torch.float32)[:8].T
+    assert error(out[:, 8:16], expected) < MAX_ERROR_ROUNDED
+    assert out[:, :8].isnan().all()
+    assert out[:, 16:].isnan().all()
 
 
-@pytest.mark.parametrize(("num_columns", "depth"), [(1280, 3), (7168, 2)])
+@pytest.mark.parametrize(("num_columns", "depth"), [(1280, 3), (2560, 2)])
 def test_rows_of_several_passes(num_columns: int, depth: int, device: torch.device) -> None:
-    """A row and a half of the threads' columns, unrolled; and seven passes, which are a loop."""
+    """A row and a half of the threads' columns, unrolled; and three passes, which are a loop."""
     torch.manual_seed(0)
     weight = random_type(GGMLType.Q4_K, 16, num_columns, device)
     x = torch.randn(1, num_columns, device=device).to(torch.bfloat16)
@@ -115,30 +117,29 @@ def test_residual_stream_and_the_norm_that_follows(device: torch.device) -> None
 
 def test_gate_and_up_after_a_deferred_norm(device: torch.device) -> None:
     torch.manual_seed(0)
-    weight = random_packed(CHECKPOINT_FORMATS["FP8"], 48, 256, device)  # halves that end within a block
+    weight = random_packed(CHECKPOINT_FORMATS["FP8"], 16, 256, device)  # halves that end within a block
     x = torch.randn(1, 256, device=device).to(torch.float16)
-    bias = torch.randn(48, device=device).to(torch.float16)
+    bias = torch.randn(16, device=device).to(torch.float16)
     squares = torch.rand(1, 40, device=device)
     y = x.float() @ packed_rows(weight, torch.float32).T / (squares.sum() / 256 + 1e-6).sqrt() + bias.float()
     norm = DeferredNorm(squares, 1e-6)
     actual = packed_gemv_gated(x, weight, "silu", bias, norm=norm, tile=PackedGemvTile(16, 1, 1), pdl=True)
-    assert actual.shape == (1, 24)
-    assert error(actual, torch.nn.functional.silu(y[:, :24]) * y[:, 24:]) < 2e-3
+    assert actual.shape == (1, 8)
+    assert error(actual, torch.nn.functional.silu(y[:, :8]) * y[:, 8:]) < 2e-3
 
 
 def test_the_largest_among_rows_that_count(device: torch.device) -> None:
     torch.manual_seed(0)
-    weight = random_type(GGMLType.Q8_0, 32, 64, device)
+    weight = random_type(GGMLType.Q8_0, 16, 64, device)
     x = torch.randn(2, 64, device=device).to(torch.bfloat16)
-    y = (rounded_activations(x, weight) @ packed_rows(weight, torch.float32).T)[:, :21]
-    values, rows = packed_gemv_argmax(x, weight, 21, tile=TILE)
-    assert values.shape == rows.shape == (2, 2)
-    best = values.argmax(1, keepdim=True)
-    assert torch.equal(rows.gather(1, best).long(), y.argmax(1, keepdim=True))
-    assert error(values.gather(1, best), y.amax(1, keepdim=True)) < MAX_ERROR_ROUNDED
+    y = (rounded_activations(x, weight) @ packed_rows(weight, torch.float32).T)[:, :13]
     x[1, 40] = float("nan")
-    values, _ = packed_gemv_argmax(x, weight, 21, tile=TILE)
-    assert values.isinf().tolist() == [[False, False], [True, True]]
+    values, rows = packed_gemv_argmax(x, weight, 13, tile=TILE)
+    assert values.shape == rows.shape == (2, 2)
+    best = values[:1].argmax(1, keepdim=True)
+    assert torch.equal(rows[:1].gather(1, best).long(), y[:1].argmax(1, keepdim=True))
+    assert error(values[:1].gather(1, best), y[:1].amax(1, keepdim=True)) < MAX_ERROR_ROUNDED
+    assert values[1].isinf().all()
 
 
 def test_what_is_not_multiplied(device: torch.device) -> None:
@@ -175,8 +176,18 @@ def test_tiles() -> None:
 
 def run_ptx(lines: str, operands: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What moves bits of 32-bit registers in a piece of PTX; lop3 with 0xea is (a & b) | c."""
+
+    def permuted(a: np.ndarray, b: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """prmt: each hexadecimal digit names a byte, 0 to 3 of a, 4 to 7 of b."""
+        both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
+        digits = [int(places) >> 4 * index & 7 for index in range(4)]
+        taken = [(both >> np.uint64(8 * digit) & np.uint64(255)) << np.uint64(8 * i) for i, digit in enumerate(digits)]
+        joined: np.ndarray = taken[0] | taken[1] | taken[2] | taken[3]
+        return joined.astype(np.uint32)
+
     values = dict(operands)
     operations: dict[str, Callable[..., np.ndarray]] = {
+        "prmt.b32": permuted,
         "shr.u32": lambda a, b: a >> b,
         "shl.b32": lambda a, b: a << b,
         "and.b32": lambda a, b: a & b,
@@ -193,9 +204,9 @@ def test_bits_of_fp8_become_those_of_float16() -> None:
     """The instructions, which the interpreter does not run, for all pairs of codes but NaN."""
     codes = np.array([code for code in range(256) if code & 127 != 127], np.uint32)
     pairs = (codes[:, None] | codes[None, :] << 8).reshape(-1)
-    words = (pairs | pairs[::-1] << 16).astype(np.uint32)
-    found = run_ptx(_FP8_PAIRS.value, {"$2": words})
-    exact = torch.from_numpy(np.ascontiguousarray(words).view(np.uint8)).view(torch.float8_e4m3fn).view(-1, 2, 2)
-    for register, place in (("$0", 0), ("$1", 1)):
-        halves = torch.from_numpy(np.ascontiguousarray(found[register]).view(np.float16)).view(-1, 2)
-        assert torch.equal(halves.float() * 256, exact[:, :, place].float())
+    words = np.ascontiguousarray(pairs | pairs[::-1] << 16)
+    found = run_ptx(_FP8_BITS.value, {"$2": words})
+    exact = torch.from_numpy(words.view(np.uint8)).view(torch.float8_e4m3fn).view(-1, 2, 2)
+    for word, register in enumerate(("$0", "$1")):
+        halves = torch.from_numpy(found[register].view(np.float16)).view(-1, 2)
+        assert torch.equal(halves.float() * 256, exact[:, word].float())
