@@ -32,6 +32,8 @@ class Daemon:
     log: list[str] = field(default_factory=list)
     """Lines of its stderr so far."""
     clients: list[ollama.Client] = field(default_factory=list)
+    reader: threading.Thread | None = None
+    """Fills `log`."""
 
     @property
     def port(self) -> int:
@@ -44,8 +46,11 @@ class Daemon:
         return client
 
     def wait(self) -> int:
-        """Exit status, once it has ended."""
-        return self.process.wait(STOP_TIMEOUT_S)
+        """Exit status, once it has ended and its log is whole."""
+        status = self.process.wait(STOP_TIMEOUT_S)
+        if self.reader is not None:
+            self.reader.join(STOP_TIMEOUT_S)
+        return status
 
 
 StartDaemon = Callable[..., Daemon]
@@ -85,7 +90,8 @@ def follow(daemon: Daemon) -> None:
                     listening.set()
         listening.set()
 
-    threading.Thread(target=read, daemon=True).start()
+    daemon.reader = threading.Thread(target=read, daemon=True)
+    daemon.reader.start()
     if not listening.wait(START_TIMEOUT_S) or not daemon.base_url:
         daemon.process.kill()
         raise RuntimeError("the daemon did not start:\n" + "\n".join(daemon.log))
