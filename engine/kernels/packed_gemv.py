@@ -26,6 +26,8 @@ CHUNK_COLUMNS = 32
 """Columns of a row that a thread takes at a time: eight of each quarter of a unit."""
 MIN_FP8_CAPABILITY = 89
 """From here on there is an instruction that makes float16 of FP8 codes."""
+MIN_NORM_BLOCK = 1024
+"""Partial sums that a kernel is compiled for, if there are no more, so that one kernel serves most producers."""
 ALIGNMENT = 16
 """Bytes of a load of x."""
 
@@ -259,7 +261,7 @@ def _launch(
         EPILOGUE=_EPILOGUES[what_follows],
         ACTIVATION=activation,
         HAS_BIAS=bias is not None,
-        NORM_BLOCK=triton.next_power_of_2(num_partials) if num_partials else 0,
+        NORM_BLOCK=max(MIN_NORM_BLOCK, triton.next_power_of_2(num_partials)) if num_partials else 0,
         **weight.constants,
         **launch_options(tile.num_warps, pdl, x.device),
     )

@@ -133,6 +133,8 @@ class DeviceDecoder:
         self._windows = [layers_of_group[group].window for group in decoder.group_of_layer]
         # Gemma rounds the factor to the computing type; in bfloat16 that changes it by up to 0.4 %.
         self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self._dtype))
+        # Sums of squares that make a norm a factor of 1: the first layer needs no kernel of its own then.
+        self._unit_squares = torch.full((FUSED_TOKENS, 1), float(config.hidden_size), device=weights.final_norm.device)
         self._following_norms = [layer.attention_norm for layer in weights.layers[1:]] + [weights.final_norm]
 
     def finds_candidates(self, num_decodes: int, num_others: int) -> bool:
@@ -209,7 +211,8 @@ class DeviceDecoder:
         y = torch.empty(len(x), num_rows, dtype=torch.float32, device=x.device)
         for segment, bias, out in _parts(matrix, y):
             assert isinstance(segment, Packed)
-            packed_gemv(x, segment.weight, bias, norm=norm, out=out, pdl=self._pdl)
+            completed = norm or DeferredNorm(self._unit_squares[: len(x)], 0.0)
+            packed_gemv(x, segment.weight, bias, norm=completed, out=out, pdl=self._pdl)
         return y
 
     def _fused_residual(self, x: Tensor, matrix: Linear, residual: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
