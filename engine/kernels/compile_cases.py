@@ -261,8 +261,8 @@ def packed_others() -> None:
     packed_gemv_argmax(make(1, HIDDEN), head, VOCAB, norm=DeferredNorm(floats(1, 896), 1e-6), pdl=True)
 
 
-def packed_plain(format: PackedFormat) -> None:
-    packed_gemv(make(1, HIDDEN), packed_weight(format), pdl=True)
+def packed_plain(format: PackedFormat, num_tokens: int = 1) -> None:
+    packed_gemv(make(num_tokens, HIDDEN), packed_weight(format), pdl=True)
 
 
 SCHEME_FORMATS = {
@@ -298,6 +298,7 @@ PACKED_CASES: tuple[Case, ...] = (
     ),
     Case("packed gemv, AWQ", partial(packed_plain, SCHEME_FORMATS["AWQ"]), (89,)),
     Case("packed gemv, FP8, blocks", partial(packed_plain, SCHEME_FORMATS["FP8, blocks"]), (80, 89)),
+    Case("packed gemv, FP8, 2 tokens", partial(packed_plain, SCHEME_FORMATS["FP8"], 2), (80, 90)),
     Case("packed, AWQ, 64 tokens", partial(packed, SCHEME_FORMATS["AWQ"], 64), (90,)),
     # Those that take most of the shared memory there is.
     *(

@@ -94,7 +94,8 @@ def _load_x(
     pairs = ()
     for token in tl.static_range(NUM_TOKENS):
         pairs_ptr = (x_ptr + token * x_stride).to(tl.pointer_type(tl.int32))
-        pairs = append_tuple(pairs, load_pairs(pairs_ptr, chunk, UNIT))
+        # Not append_tuple, which an older Triton would take for that of a tile with as many elements.
+        pairs = pairs + (load_pairs(pairs_ptr, chunk, UNIT),)  # type: ignore[assignment]  # noqa: RUF005
     return pairs
 
 
@@ -132,7 +133,8 @@ def _multiply(
     _, live = _chunks(step, THREADS, WIDTH)
     xs = ()
     for token in tl.static_range(NUM_TOKENS):
-        xs = append_tuple(xs, quantize_chunk(pairs[token], live, CODE, ZERO, NATIVE, IS_BFLOAT16))
+        x = quantize_chunk(pairs[token], live, CODE, ZERO, NATIVE, IS_BFLOAT16)
+        xs = xs + (x,)  # type: ignore[assignment]  # noqa: RUF005 - as above
     if PASSES != 1:
         pairs = _load_x(x_ptr, x_stride, step + 1, NUM_TOKENS, THREADS, WIDTH, UNIT)
     shares = ()

@@ -40,42 +40,42 @@ BITS_4, BITS_6, BYTE, FP8 = Code.NIBBLE, Code.SIX_BITS, Code.BYTE, Code.FP8
 # Those of 90 were the fastest on an H200, 2026-11-27, with the matrices of Qwen2.5-7B in Q4_K, Q6_K, Q8_0 and FP8.
 _NORMED: Choices = MappingProxyType(
     {
-        BITS_4: (T(4, 4, 1), T(8, 4, 2)),
+        BITS_4: (T(8, 4, 1), T(8, 2, 1)),
         BITS_6: (T(8, 4, 1), T(8, 4, 2)),
-        BYTE: (T(8, 4, 1), T(8, 4, 2)),
+        BYTE: (T(4, 4, 1), T(8, 4, 2)),
         FP8: (T(8, 4, 1), T(8, 4, 2)),
     }
 )
 _SQUARE: Choices = MappingProxyType(
     {
-        BITS_4: (T(4, 4, 1), T(8, 4, 2)),
-        BITS_6: (T(4, 4, 1), T(8, 4, 1)),
-        BYTE: (T(4, 4, 1), T(8, 4, 1)),
-        FP8: (T(4, 4, 1), T(4, 4, 1)),
+        BITS_4: (T(8, 4, 2), T(8, 4, 2)),
+        BITS_6: (T(8, 4, 2), T(8, 4, 2)),
+        BYTE: (T(8, 4, 1), T(8, 4, 1)),
+        FP8: (T(8, 4, 2), T(4, 4, 1)),
     }
 )
 _LONG: Choices = MappingProxyType(
     {
-        BITS_4: (T(4, 4, 1), T(8, 4, 2)),
-        BITS_6: (T(4, 4, 1), T(8, 4, 2)),
-        BYTE: (T(4, 4, 1), T(8, 2, 1)),
-        FP8: (T(4, 4, 1), T(4, 4, 1)),
+        BITS_4: (T(8, 4, 2), T(8, 4, 1)),
+        BITS_6: (T(8, 4, 2), T(4, 4, 1)),
+        BYTE: (T(16, 8, 1), T(8, 4, 1)),
+        FP8: (T(8, 4, 2), T(4, 4, 1)),
     }
 )
 _GATED: Choices = MappingProxyType(
     {
-        BITS_4: (T(4, 4, 1), T(4, 4, 2)),
-        BITS_6: (T(4, 4, 1), T(4, 4, 2)),
-        BYTE: (T(4, 4, 2), T(4, 4, 1)),
-        FP8: (T(4, 4, 1), T(4, 4, 2)),
+        BITS_4: (T(8, 4, 2), T(4, 2, 1)),
+        BITS_6: (T(8, 4, 2), T(4, 4, 1)),
+        BYTE: (T(8, 4, 2), T(4, 4, 2)),
+        FP8: (T(8, 4, 2), T(4, 4, 2)),
     }
 )
 _TALL: Choices = MappingProxyType(
     {
-        BITS_4: (T(16, 1, 2), T(16, 4, 1)),
-        BITS_6: (T(16, 1, 2), T(16, 4, 1)),
+        BITS_4: (T(16, 2, 1), T(16, 1, 2)),
+        BITS_6: (T(16, 4, 1), T(16, 1, 2)),
         BYTE: (T(8, 4, 2), T(8, 4, 1)),
-        FP8: (T(8, 4, 1), T(16, 4, 1)),
+        FP8: (T(8, 4, 2), T(16, 4, 1)),
     }
 )
 _90: Mapping[MatrixKind, Choices] = MappingProxyType(

@@ -135,7 +135,7 @@ def test_refusals(client: ollama.Client, model: str) -> None:
         client.chat(model, QUESTION, format="json")
     with pytest.raises(ollama.ResponseError, match="model 'no-such' not found"):
         client.chat("no-such", QUESTION)
-    with pytest.raises(ollama.ResponseError, match="cannot reach 127.0.0.1:1: connection refused"):
+    with pytest.raises(ollama.ResponseError, match=r"cannot reach 127\.0\.0\.1:1: connection refused"):
         client.pull("127.0.0.1:1/no/such")
 
 
