@@ -45,13 +45,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def write_tiny(folder: Path, name: str, *, broken_token: int | None = None) -> None:
+def write_tiny(folder: Path, name: str, *, broken_token: int | None = None, **sizes: int) -> None:
     """Writes the files of a model into a new folder.
 
     Args:
         broken_token: its embedding becomes NaN, as in a damaged file; not for tied embeddings.
+        sizes: in place of those of SIZES and of the architecture.
     """
-    settings = SIZES | ARCHITECTURES[name]
+    settings = SIZES | ARCHITECTURES[name] | sizes
     weights = random_weights(ModelConfig.from_hf(settings))
     if broken_token is not None:
         weights["model.embed_tokens.weight"][broken_token] = torch.nan
