@@ -73,6 +73,7 @@ from registry.store_folder import StoreFolder, entries, is_ollama_temporary
 from registry.stored_model import StoredModel, load_model
 
 MAX_NOTE_BYTES = 1024 * 1024
+MAX_PID_BYTES = 20
 NO_LINK = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 )
@@ -387,10 +388,9 @@ class Store:
             try:
                 lock.acquire()
             except filelock.Timeout as error:
-                owner = pid.read_text("ascii") if pid.exists() else "unknown"
-                raise StoreLocked(f"another daemon serves from this models folder (process {owner})") from error
+                raise StoreLocked(f"another daemon serves from this models folder (process {_pid_in(pid)})") from error
             # Only for the message above; the lock alone decides.
-            pid.write_text(str(os.getpid()), "ascii")
+            self.folder.write_small(pid, b"%d" % os.getpid())
         try:
             yield
         finally:
@@ -406,7 +406,8 @@ class Store:
             keep: blobs that stay though no manifest names them, such as those of an interrupted pull.
         """
         with self.folder.exclusive(), as_store_error("clean up the models folder"):
-            for path in [*entries(self.folder.tmp), *entries(self.folder.inbox)]:
+            places = [place for place in (self.folder.tmp, self.folder.inbox) if not place.is_symlink()]
+            for path in [path for place in places for path in entries(place)]:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)  # a workspace
                 else:
@@ -486,3 +487,11 @@ class Store:
             if not linked:
                 self.links.forget(digest)
             self._collector.expect_name(digest)
+
+
+def _pid_in(file: Path) -> str:
+    try:
+        text = read_regular(file, MAX_PID_BYTES)[0].decode("ascii")
+    except (OSError, ValueError):
+        return "unknown"
+    return text if text.isdecimal() else "unknown"
