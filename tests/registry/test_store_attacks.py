@@ -39,7 +39,8 @@ from tests.registry.test_manifest import BAD_DIGESTS
 CANARY = b"do not touch"
 PATHS_AS_NAMES = [
     "../../etc/passwd", "/etc/passwd", "a/../../b", "%2e%2e/x", "..", ".", "a/..", "../a", "a/b/../c", "~/x",
-    "a\\..\\b", "a\x00b", "a\n", "file:///etc/passwd", "http://127.0.0.1/../x", "$(touch x)", "a;b", "`a`", "-rf", "a/b/c/d/e",
+    "a\\..\\b", "a\x00b", "a\n", "file:///etc/passwd", "http://127.0.0.1/../x", "$(touch x)", "a;b", "`a`", "-rf",
+    "a/b/c/d/e",
 ]  # fmt: skip
 
 
