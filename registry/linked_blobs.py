@@ -46,7 +46,7 @@ class LinkedBlobs:
 
     def is_changed(self, digest: Digest, status: os.stat_result) -> bool:
         """Whether the file that is now under the digest's name was written to after it was verified."""
-        path = os.path.join(self._folder.linked, digest.file_name)
+        path = f"{self._folder.linked}/{digest.file_name}"
         if not os.path.lexists(path):  # as of most blobs; a listing asks this of thousands
             return False
         try:

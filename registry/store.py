@@ -288,7 +288,7 @@ class Store(BlobStore):
         """The model, unless a blob of its that was whole a moment ago cannot be relied on."""
         for digest in model.manifest.digests():
             try:
-                is_changed = self.links.is_changed(digest, os.lstat(self.blobs / digest.file_name))
+                is_changed = self.links.is_changed(digest, os.lstat(f"{self.blobs}/{digest.file_name}"))
             except OSError as error:
                 raise BrokenModel(model.name.short, f"its blob {digest} is missing") from error
             if is_changed:

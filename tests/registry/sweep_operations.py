@@ -14,8 +14,8 @@ from pathlib import Path
 from cli.inbox import linked
 from registry.create import CreateRequest, CreateStatus, create_model
 from registry.download import Downloads
-from registry.errors import RegistryError
-from registry.fsck import fsck
+from registry.errors import RegistryError, StoreError
+from registry.fsck import Damage, fsck
 from registry.manifest import Digest
 from registry.name import ModelName
 from registry.ollama_models import OllamaModels
@@ -156,6 +156,12 @@ def collect(sandbox: Sandbox, store: Store) -> None:
     store.collect_garbage(collect_partials(store, max_age_s=PARTIALS_MAX_AGE_S))
 
 
+def check_all(sandbox: Sandbox, store: Store) -> None:
+    left = [event.subject for event in fsck(store) if isinstance(event, Damage) and not event.is_quarantined]
+    if left:
+        raise StoreError(f"fsck could not move {left}")
+
+
 def rot(sandbox: Sandbox) -> None:
     store = Store(sandbox.models)
     put_model(store, "rotten", ROTTEN)
@@ -175,5 +181,5 @@ OPERATIONS: dict[str, Operation] = {
     "collect garbage": Operation(collect),
     "pull": Operation(pull),
     "import": Operation(lambda sandbox, store: finish(OllamaModels((sandbox.ollama,)).adopt(store, name("theirs")))),
-    "fsck": Operation(lambda sandbox, store: finish(fsck(store)), rot, ("rotten:latest", Digest.of(ROTTEN).file_name)),
+    "fsck": Operation(check_all, rot, ("rotten:latest", Digest.of(ROTTEN).file_name)),
 }
