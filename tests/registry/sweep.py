@@ -282,19 +282,7 @@ class Sweep:
 
 
 def strace_works() -> bool:
-    """Whether there is an strace that may trace our children."""
+    """Whether there is an strace that may trace."""
     if shutil.which("strace") is None:
         return False
-
-    def attach(pid: int) -> None:
-        done = subprocess.Popen(["strace", "-o", os.devnull, "-p", str(pid)], stderr=subprocess.PIPE, text=True)
-        assert done.stderr is not None
-        said.append(done.stderr.readline())
-        tracers.append(done)
-
-    said: list[str] = []
-    tracers: list[subprocess.Popen[str]] = []
-    run_child(lambda: None, attach)
-    for tracer in tracers:
-        tracer.communicate()
-    return "attached" in said[0]
+    return subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, check=False).returncode == 0
