@@ -3,7 +3,7 @@
 Two ways to strike. *Fail points*: a Disk that kills its process before its k-th step; works everywhere. *strace*: kills
 at the k-th system call of a kind, or makes it fail, whoever makes it; wants strace and the right to trace a child.
 
-Each run is a forked child, so that a SIGKILL is one. Fork only from a process without threads: `run_sweep` is called by
+Each run is a forked child, so that a SIGKILL is one. Fork only from a process without threads: a Sweep is used by
 tools/store_sweep.py, which tests start as a process of its own.
 
 What must hold afterwards: models are those of before or those of after, bit by bit; nothing stands under a digest's
