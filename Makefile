@@ -14,5 +14,5 @@ check-catalog: ; $(PYTHON) tools/check_catalog.py $(ARGS)
 sweep: ; nice -n 10 $(PYTHON) tools/store_sweep.py --out benchmarks/results/store.jsonl $(ARGS)
 sanitize: ; $(PYTHON) tools/sanitize.py
 build: ; $(PYTHON) -m hatchling build -t wheel
-bench: ; for file in $(filter-out benchmarks/report.py benchmarks/random_model.py benchmarks/random_gguf.py benchmarks/padded_stories.py benchmarks/gpu%,$(wildcard benchmarks/*.py)); do $(PYTHON) $$file || exit 1; done
+bench: ; for file in $(filter-out benchmarks/report.py benchmarks/random_model.py benchmarks/random_gguf.py benchmarks/padded_stories.py benchmarks/blob_server.py benchmarks/gpu%,$(wildcard benchmarks/*.py)); do PYTHONPATH=. $(PYTHON) $$file || exit 1; done
 bench-gpu: ; $(PYTHON) benchmarks/gpu.py --out benchmarks/results/gpu.jsonl $(ARGS)

@@ -4,7 +4,8 @@
 
 Hob hashes, syncs and publishes what it fetches; curl writes a file. Both take turns, and the share is that of the
 medians. The server is a process of its own (`blob_server.py`), once behind a line of 2.5 Gbit/s and once without a
-limit, where nothing but this machine's cores, which three processes share, bounds either.
+limit, where nothing but this machine's cores bounds either, which the processes share with whatever else runs: `load`
+in a line is the machine's load average.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main() -> None:
         pull(*arguments.pull)
         return
 
-    from report import Report  # it imports torch, which the measured process must not
+    from report import Report  # it imports torch, which must not be in the process that is measured
 
     report = Report(arguments.out)
     with tempfile.TemporaryDirectory() as name:
@@ -77,6 +78,7 @@ def main() -> None:
                 hob_s=[round(one, 2) for one in ours],
                 curl_s=[round(one, 2) for one in curls],
                 gigabytes=arguments.gigabytes,
+                load=round(os.getloadavg()[0], 1),
             )
         report.case("store/pull/memory_mb", memory_mb, "MB", ceiling=TARGET_MB, smaller_is_better=True)
 

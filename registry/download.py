@@ -3,217 +3,32 @@
 The daemon has one. `fetch_all` brings all blobs of a model, yielding progress as Ollama's pull does; `fetch` brings
 one. Whoever asks for a blob that is being fetched waits with the others, and the last one who leaves cancels it; what
 came so far stays in its partial file (`registry.partials`), and the next one who asks goes on from there, also after a
-restart. How the bytes come: `registry.transfer`.
-
-A blob gets its name when it is whole, hashed, compared with what its source announced, and on the disk. Bytes that do
-not fit are thrown away and, once, fetched anew, in a single stream from the beginning, since servers have been seen
-whose ranges are wrong.
+restart. What becomes of one blob: `registry.blob_download`.
 """
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED
 from concurrent.futures import wait as wait_for_futures
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
+from registry.blob_download import BlobDownload, FreeBytes, check_space, free_bytes
 from registry.create import CreateStatus
-from registry.errors import OutOfSpace, RemoteError, as_store_error
-from registry.journal import Segment
 from registry.manifest import Digest
-from registry.partials import Partial, finished_digest, forget_partial, open_partial, partial_bytes
+from registry.partials import finished_digest, forget_partial
 from registry.remote import RemoteBlob, RemoteModel
 from registry.store import Store
-from registry.transfer import (
-    END,
-    READ_BYTES,
-    Cancelled,
-    Hashes,
-    RangesIgnored,
-    Transfer,
-    TransferLimits,
-    VersionChanged,
-)
+from registry.transfer_limits import TransferLimits
 
 PROGRESS_S = 0.1
 """Between two looks at the progress of a blob."""
 HEARTBEAT_S = 1.0
 """A status is repeated after so long a silence: between two items a client that left is noticed."""
-MAX_VERSIONS = 3
-"""How often the file may change at its source while it is fetched."""
 
 DEFAULT_LIMITS = TransferLimits()
-
-FreeBytes = Callable[[Path], int]
-
-
-def free_bytes(path: Path) -> int:
-    """What a user may still write on the disk of a folder."""
-    return shutil.disk_usage(path).free
-
-
-class Download:
-    """One blob that is being fetched; `Downloads` makes it.
-
-    Args:
-        is_over: called when nobody can join any more, before the result is there.
-    """
-
-    def __init__(
-        self, store: Store, blob: RemoteBlob, limits: TransferLimits, free: FreeBytes, is_over: Callable[[], None]
-    ) -> None:
-        self.blob = blob
-        self.num_followers = 0  # guarded by the lock of Downloads
-        self.result: Future[Digest] = Future()
-        self._store = store
-        self._limits = limits
-        self._free = free
-        self._is_over = is_over
-        self._lock = threading.Lock()
-        self._transfer: Transfer | None = None
-        self._is_cancelled = False
-        self._threads: list[threading.Thread] = []
-
-    @property
-    def is_cancelled(self) -> bool:
-        return self._is_cancelled
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether it is known how much is here already."""
-        return self.result.done() or self._transfer is not None
-
-    @property
-    def total(self) -> int:
-        """Bytes in all; 0 as long as nobody knows."""
-        size = self._transfer.size if self._transfer is not None else self.blob.size
-        return size or 0
-
-    @property
-    def completed(self) -> int:
-        """Bytes that are here, those of earlier attempts included."""
-        if self.result.done() and self.result.exception() is None:
-            return self.total
-        return self._transfer.completed if self._transfer is not None else 0
-
-    @property
-    def is_received(self) -> bool:
-        """Whether the network has done its part."""
-        return self.result.done() or (self._transfer is not None and self._transfer.is_received)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether any of its threads is."""
-        return any(thread.is_alive() for thread in self._threads)
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end; whether it has come."""
-        return bool(wait_for_futures([self.result], timeout_s).done)
-
-    def start(self) -> None:
-        thread = threading.Thread(target=self._run, name=f"download {self.blob.label}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def cancel(self) -> None:
-        """Stop as soon as it can be; what is here stays."""
-        with self._lock:
-            self._is_cancelled = True
-            if self._transfer is not None:
-                self._transfer.cancel()
-
-    def join_threads(self, timeout_s: float) -> None:
-        """Wait for all threads; those that wait for a silent server need as long as its timeout."""
-        for thread in self._threads:
-            thread.join(timeout_s)
-
-    def _run(self) -> None:
-        try:
-            with open_partial(self._store, self.blob.key) as partial:
-                digest = self._fetch(partial)
-        except BaseException as error:
-            self._is_over()
-            self.result.set_exception(error)
-        else:
-            self._is_over()
-            self.result.set_result(digest)
-
-    def _fetch(self, partial: Partial) -> Digest:
-        journal = partial.journal
-        if journal is not None and journal.digest is not None and self._store.keep_blob(journal.digest, journal.size):
-            return journal.digest
-        hashes = self._fetch_verified(partial, self._resume(partial))
-        partial.finish(hashes.digest)
-        self._store.publish_blob(partial.path, hashes.digest)
-        return hashes.digest
-
-    def _resume(self, partial: Partial) -> list[Segment]:
-        """Open the partial file; what of it can be gone on with."""
-        journal = partial.journal
-        is_known = self.blob.digest is not None or self.blob.git_hash or (journal is not None and journal.validator)
-        if journal is not None and is_known and journal.size == self.blob.size is not None and partial.path.is_file():
-            check_space(self._store, [self.blob], self._free)
-            partial.resume()
-            return journal.segments
-        partial.clear()
-        check_space(self._store, [self.blob], self._free)
-        partial.begin(self.blob.size)
-        return []
-
-    def _fetch_verified(self, partial: Partial, resumed: list[Segment]) -> Hashes:
-        is_sequential = self.blob.size is None
-        was_wrong = False
-        num_versions = 1
-        while True:
-            try:
-                hashes = self._transfer_once(partial, resumed, is_sequential)
-                problem = _difference(self.blob, hashes, partial.path)
-                if not problem:
-                    return hashes
-                if was_wrong:
-                    partial.clear()
-                    raise RemoteError(f"{self.blob.label}: the server sent other bytes than announced: {problem}")
-                was_wrong = True
-            except VersionChanged as error:
-                if num_versions == MAX_VERSIONS:
-                    raise RemoteError(f"{self.blob.label}: the file changes while it is downloaded") from error
-                num_versions += 1
-            except RangesIgnored:
-                is_sequential = True
-                resumed = self._first_run(partial)
-                continue
-            is_sequential = True
-            partial.begin(self.blob.size)
-            resumed = []
-
-    def _transfer_once(self, partial: Partial, resumed: list[Segment], is_sequential: bool) -> Hashes:
-        transfer = Transfer(
-            partial,
-            self.blob,
-            self._limits,
-            size=self.blob.size,
-            resumed=resumed,
-            is_sequential=is_sequential,
-            validator=partial.journal.validator if partial.journal is not None else "",
-        )
-        with self._lock:
-            if self._is_cancelled:
-                raise Cancelled(self.blob.label)
-            self._transfer = transfer
-        try:
-            return transfer.run()
-        finally:
-            self._threads += transfer.threads
-
-    def _first_run(self, partial: Partial) -> list[Segment]:
-        """What one stream can go on behind; the rest is dropped, since that stream brings it again."""
-        run = self._transfer.first_run if self._transfer is not None else []
-        partial.drop(run[-1].stop if run else 0, END)
-        return run
 
 
 class Downloads:
@@ -229,8 +44,8 @@ class Downloads:
         self._limits = limits
         self._free = free
         self._lock = threading.Lock()
-        self._active: dict[str, Download] = {}  # by key; guarded by _lock
-        self._started: list[Download] = []  # those whose threads may still run; guarded by _lock
+        self._active: dict[str, BlobDownload] = {}  # by key; guarded by _lock
+        self._started: list[BlobDownload] = []  # those whose threads may still run; guarded by _lock
 
     def fetch_all(self, model: RemoteModel) -> Generator[CreateStatus, None, dict[str, Digest]]:
         """Bring the blobs of a model that are not here, yielding progress; closing the generator stops that.
@@ -247,7 +62,7 @@ class Downloads:
         blobs = list({blob.key: blob for blob in model.blobs}.values())
         digests = {blob.key: digest for blob in blobs if (digest := self._stored(blob)) is not None}
         check_space(self._store, [blob for blob in blobs if blob.key not in digests], self._free)
-        running: list[Download] = []
+        running: list[BlobDownload] = []
         shown: dict[str, CreateStatus] = {}
         with ExitStack() as stack:
             for blob in blobs:
@@ -298,7 +113,7 @@ class Downloads:
         return digest if digest is not None and self._store.keep_blob(digest, blob.size) else None
 
     @contextmanager
-    def _join(self, blob: RemoteBlob) -> Iterator[Download]:
+    def _join(self, blob: RemoteBlob) -> Iterator[BlobDownload]:
         """Take part in the blob's download, started if there is none; stopped if nobody is left at the end."""
         while True:
             with self._lock:
@@ -317,52 +132,17 @@ class Downloads:
                 if download.num_followers == 0:
                     download.cancel()
 
-    def _start(self, blob: RemoteBlob) -> Download:
+    def _start(self, blob: RemoteBlob) -> BlobDownload:
         def is_over() -> None:
             with self._lock:
                 del self._active[blob.key]
 
         self._started = [other for other in self._started if other.is_alive]
-        download = Download(self._store, blob, self._limits, self._free, is_over)
+        download = BlobDownload(self._store, blob, self._limits, self._free, is_over)
+        download.start()  # `is_over` waits for the lock that is held here
         self._active[blob.key] = download
         self._started.append(download)
-        download.start()
         return download
-
-
-def check_space(store: Store, blobs: Iterable[RemoteBlob], free: FreeBytes = free_bytes) -> None:
-    """Refuse blobs for which the disk is too small; what is there of them already counts.
-
-    Raises:
-        OutOfSpace: it is.
-    """
-    needed = sum(max(0, (blob.size or 0) - partial_bytes(store, blob.key)) for blob in blobs)
-    if needed == 0:
-        return
-    folder = store.private_folder()
-    with as_store_error("look at the models folder"):
-        num_free = free(folder)
-    if needed > num_free:
-        raise OutOfSpace(
-            f"insufficient storage: the download needs {_megabytes(needed)} more, {_megabytes(num_free)} are free; "
-            "free some, or keep the models on another disk"
-        )
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
-
-
-def _difference(blob: RemoteBlob, hashes: Hashes, path: Path) -> str:
-    """What is wrong with bytes that came, in a few words; "" where nothing is."""
-    if blob.size is not None and hashes.num_bytes != blob.size:
-        return f"{hashes.num_bytes} bytes instead of {blob.size}"
-    if blob.digest is not None:
-        return "" if hashes.digest == blob.digest else f"{hashes.digest} instead of {blob.digest}"
-    if blob.git_hash:
-        git_hash = hashes.git_hash or git_hash_of(path, hashes.num_bytes)
-        return "" if git_hash == blob.git_hash else f"git hash {git_hash} instead of {blob.git_hash}"
-    return ""
 
 
 def _status(blob: RemoteBlob, completed: int, total: int) -> CreateStatus:
@@ -372,7 +152,7 @@ def _status(blob: RemoteBlob, completed: int, total: int) -> CreateStatus:
 
 
 def _follow(
-    downloads: list[Download], shown: dict[str, CreateStatus], is_over: Callable[[], bool]
+    downloads: list[BlobDownload], shown: dict[str, CreateStatus], is_over: Callable[[], bool]
 ) -> Iterator[CreateStatus]:
     """Yield what has changed since it was shown, until there is no more to wait for.
 
@@ -395,12 +175,3 @@ def _follow(
         if is_last:
             return
         wait_for_futures([one.result for one in downloads if not one.result.done()], PROGRESS_S, FIRST_COMPLETED)
-
-
-def git_hash_of(path: Path, size: int) -> str:
-    """The hash of a file as a git blob, for one whose size was not known when it began to come."""
-    hashes = Hashes(size)
-    with path.open("rb") as file:
-        while data := file.read(READ_BYTES):
-            hashes.update(data)
-    return hashes.git_hash

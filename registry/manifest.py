@@ -105,7 +105,8 @@ class Layer:
 
     def __post_init__(self) -> None:
         if not 0 <= self.size < 2**63:
-            raise ManifestError(f"layer {self.digest} has size {self.size}; sizes are 0 to 2^63-1 bytes")
+            size = self.size if abs(self.size) < 2**64 else "beyond 64 bits"  # which may have thousands of digits
+            raise ManifestError(f"layer {self.digest} has size {size}; sizes are 0 to 2^63-1 bytes")
         if self.name and not is_clean_path(self.name):
             raise ManifestError(f"layer {self.digest} has a name that is no clean relative path")
 

@@ -4,10 +4,9 @@
     .hob/partials/<sha256 of its key>/journal   what of them is there: `registry.journal`
     .hob/partials/<sha256 of its key>/lock      held by the one process that writes
 
-`registry.download` opens one for each blob that it fetches. Bytes are written before the journal tells of them, and
-whoever goes on with a partial file reads what is there and compares it with its checksums. So a crash between any two
-system calls costs at most the bytes that the journal did not tell of. Nothing is synced on the way: what a power loss
-takes is fetched again.
+`registry.blob_download` opens one for each blob that it fetches. Bytes are written before the journal tells of them,
+and whoever goes on with a partial file reads what is there and compares it with its checksums. So a crash between any
+two system calls costs at most the bytes that the journal did not tell of, and what a power loss takes is found missing.
 
 Where the blob is whole, its digest is noted, the file moves to its place in the store, and the journal stays: it keeps
 the blob of an unfinished pull from being collected at the next start (`collect_partials`), until the pull is through

@@ -21,7 +21,7 @@ import httpx
 import msgspec
 
 from registry.addresses import Reach
-from registry.errors import RemoteDenied, RemoteError, RemoteNotFound, RemoteUnreachable
+from registry.errors import RemoteDenied, RemoteError, RemoteNotFound
 
 MAX_ERROR_BYTES = 8 * 1024
 MAX_DETAIL = 200
@@ -109,6 +109,20 @@ class Reply:
             if len(body) > max_bytes:
                 raise too_long
         return bytes(body)
+
+    def drain(self, is_empty: bool) -> None:
+        """Take in a small rest that nobody asked for, so that the connection can be used again.
+
+        Args:
+            is_empty: whether no body comes, whatever length is announced.
+        """
+        if not self._response.is_stream_consumed and (is_empty or (self.length or 0) <= MAX_ERROR_BYTES):
+            with suppress(RemoteError):
+                num_bytes = 0
+                for chunk in self.chunks():
+                    num_bytes += len(chunk)
+                    if num_bytes > MAX_ERROR_BYTES:  # no length was announced, or no body was due
+                        return
 
     def chunks(self, clock: Callable[[], float] = time.monotonic) -> Iterator[bytes]:
         """The body as it comes.
@@ -224,57 +238,6 @@ def retry_after_s(text: str, now: datetime) -> float | None:
     if until.tzinfo is None:
         until = until.replace(tzinfo=UTC)
     return max(0.0, (until - now).total_seconds())
-
-
-def as_remote_error(error: Exception, origin: Origin, timeouts: Timeouts, proxy: str) -> RemoteError:
-    """The sentence for a request that got no answer.
-
-    Args:
-        proxy: host of the proxy on the way, "" where there is none.
-    """
-    causes = list(_causes(error))
-    way = f"{origin} through the proxy {proxy}" if proxy else str(origin)
-    for cause in causes:
-        if isinstance(cause, RemoteError):
-            return cause
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return RemoteUnreachable(
-                f"the certificate of {origin} cannot be trusted ({cause.verify_message}); set SSL_CERT_FILE to the "
-                "certificates of its authority, or take it as it is with --insecure"
-            )
-        if isinstance(cause, ssl.SSLError) and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-            reason = (cause.reason or "TLS error").lower().replace("_", " ")
-            return RemoteUnreachable(
-                f"no secure connection to {way} ({reason}); if it is a registry without TLS, use --insecure"
-            )
-    if isinstance(error, httpx.ProxyError):
-        return RemoteUnreachable(f"cannot reach {way}: {error}; look at HTTPS_PROXY, HTTP_PROXY and NO_PROXY")
-    if isinstance(error, httpx.ConnectTimeout):
-        what = f"cannot reach {way}: no connection within {timeouts.connect_s:g} s"
-    elif isinstance(error, httpx.TimeoutException):
-        what = f"{way} did not answer within {timeouts.silence_s:g} s"
-    elif isinstance(error, httpx.ConnectError):
-        what = f"cannot reach {way}: {_reason(causes)}"
-    else:
-        what = f"the connection to {way} broke before an answer came"
-    return RemoteUnreachable(f"{what}; check the name and the network", is_temporary=True)
-
-
-def _reason(causes: list[BaseException]) -> str:
-    for cause in causes:
-        if isinstance(cause, socket.gaierror):
-            return "its name is not known to the DNS"
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror.lower()
-    return "no connection"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what httpx and httpcore made it of; httpcore hides the cause, but the context stays."""
-    while error is not None:
-        yield error
-        is_wrapper = type(error).__module__.partition(".")[0] in ("httpx", "httpcore")
-        error = error.__cause__ or error.__context__ if is_wrapper else None
 
 
 def _error_text(body: bytes) -> str:

@@ -48,20 +48,24 @@ def with_retries(
     policy: RetryPolicy,
     sleep: Callable[[float], object] = time.sleep,
     fraction: Callable[[], float] = random.random,
+    progress: Callable[[], int] = lambda: 0,
 ) -> Result:
     """What `action` gives; it is called again while its errors are temporary and tries are left.
 
     Args:
         sleep: waits some seconds; may raise to give up.
+        progress: how far the work is that the calls share; failures are counted anew when it is further than ever.
 
     Raises:
         RemoteError: the last try's.
     """
-    num_failures = 0
+    num_failures, furthest = 0, progress()
     while True:
         try:
             return action()
         except RemoteError as error:
+            if (reached := progress()) > furthest:
+                num_failures, furthest = 0, reached
             num_failures += 1
             if not error.is_temporary or num_failures >= policy.max_attempts:
                 raise

@@ -30,7 +30,8 @@ somebody asked Hob to delete the last model made of them, so a blob that an Olla
 
 *Leases* live in memory: whoever builds a model leases the blobs it relies on, before it looks whether they are there,
 and a blob that was just written is as good as leased until a manifest names it. They need not outlive the process,
-because `collect_garbage` runs once, at the start of the one daemon, before it serves.
+because `collect_garbage` runs once, at the start of the one daemon, before it serves; blobs of an interrupted pull are
+named to it by the journals of their downloads (`registry.partials`).
 
 *What a damaged manifest does*: `list` leaves it out, `broken` reports it, `get` says what is wrong; all else goes on.
 

@@ -1,7 +1,7 @@
 """Transfer: a blob's bytes from their source into a partial file, over several connections, hashed in order.
 
-`registry.download` runs one at a time for a blob, and starts another where this one says that the rest must come in
-another way (`RangesIgnored`, `VersionChanged`).
+`registry.blob_download` runs one at a time for a blob, and starts another where this one says that the rest must come
+in another way (`RangesIgnored`, `VersionChanged`).
 
 Theory of operation.
 
@@ -26,10 +26,7 @@ read.
 
 from __future__ import annotations
 
-import bisect
-import hashlib
 import random
-import sys
 import threading
 import time
 import zlib
@@ -38,46 +35,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from io import FileIO
 
+from registry.blob_hashes import BlobHashes
 from registry.errors import RemoteError, StoreError, as_store_error
+from registry.extents import Extents
 from registry.journal import Segment
-from registry.manifest import Digest
 from registry.partials import Partial
 from registry.remote import RangeReply, RemoteBlob
-from registry.retries import RetryPolicy
-
-READ_BYTES = 1024 * 1024
-END = sys.maxsize
-"""Where a claim ends as long as the blob's size is not known."""
-RETRIES = RetryPolicy(max_attempts=6)
-
-
-@dataclass(frozen=True)
-class TransferLimits:
-    """How a transfer goes about it; tests make all of them small."""
-
-    max_streams: int = 4
-    min_chunk_bytes: int = 16 * 1024 * 1024
-    max_chunk_bytes: int = 64 * 1024 * 1024
-    segment_bytes: int = 4 * 1024 * 1024
-    """The journal is told of so much at a time: what a crash costs, for each stream."""
-    sync_bytes: int = 256 * 1024 * 1024
-    """So much is hashed between two fsyncs, which spares the last one most of its work."""
-    retries: RetryPolicy = RETRIES
-    """Attempts are those in a row that make no progress."""
-    min_progress_bytes: int = 64 * 1024
-    """An attempt that brought less made no progress."""
-    window_s: float = 15
-    """Over how long the rate of a connection is taken."""
-    min_bytes_per_s: float = 1024
-    """A connection below this is replaced, and counts as failed."""
-    slow_share: float = 0.05
-    """A connection below this share of the fastest is replaced, too."""
-
-    def chunk_bytes(self, size: int | None) -> int:
-        """How much one request asks for: enough of them that all streams have work to the end."""
-        if size is None:
-            return END
-        return min(max(size // (4 * self.max_streams), self.min_chunk_bytes), self.max_chunk_bytes)
+from registry.transfer_limits import END, TransferLimits
 
 
 class RangesIgnored(Exception):
@@ -93,40 +57,6 @@ class Cancelled(RemoteError):
 
     def __init__(self, label: str) -> None:
         super().__init__(f"{label}: the download was stopped; what came is kept for the next one")
-
-
-class Hashes:
-    """The hashes of a blob's first bytes.
-
-    Args:
-        size: of the whole blob, which a git hash begins with; None where no git hash is wanted.
-    """
-
-    def __init__(self, size: int | None) -> None:
-        self.num_bytes = 0
-        self._sha256 = hashlib.sha256()
-        self._git = None if size is None else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-
-    def update(self, data: bytes) -> None:
-        self.num_bytes += len(data)
-        self._sha256.update(data)
-        if self._git is not None:
-            self._git.update(data)
-
-    def copy(self) -> Hashes:
-        twin = Hashes(None)
-        twin.num_bytes = self.num_bytes
-        twin._sha256 = self._sha256.copy()
-        twin._git = None if self._git is None else self._git.copy()
-        return twin
-
-    @property
-    def digest(self) -> Digest:
-        return Digest(self._sha256.hexdigest())
-
-    @property
-    def git_hash(self) -> str:
-        return "" if self._git is None else self._git.hexdigest()
 
 
 @dataclass(eq=False)
@@ -148,6 +78,15 @@ class Claim:
     """In the last window that is over; 0 before that."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while bytes are written; taken before the transfer's."""
+
+
+@dataclass
+class Failures:
+    """A worker's failures in a row."""
+
+    num: int = 0
+    completed_before: int = 0
+    """Bytes that were here at the first of them."""
 
 
 class Transfer:
@@ -181,10 +120,9 @@ class Transfer:
         self._is_versioned = bool(resumed)  # whether `_validator` is that of a reply
         self._unchecked = set(resumed)
         self._changed = threading.Condition()  # guards all that follows, and what is above
-        self._segments = {segment.start: segment for segment in resumed}
-        self._holes = _holes(resumed, END if size is None else size)
+        self._extents = Extents(resumed, END if size is None else size)
         self._claims: set[Claim] = set()
-        self._num_workers = 1 if is_sequential else max(1, limits.max_streams)
+        self._num_workers = 1 if is_sequential or size is None else limits.num_streams(size, size - self.completed)
         self._not_before_s = 0.0
         self._failure: BaseException | None = None
         self._is_over = False
@@ -197,13 +135,10 @@ class Transfer:
 
     @property
     def first_run(self) -> list[Segment]:
-        """The segments before the first hole."""
-        run: list[Segment] = []
-        while segment := self._segments.get(run[-1].stop if run else 0):
-            run.append(segment)
-        return run
+        """The segments before the first byte that is not here."""
+        return self._extents.first_run
 
-    def run(self) -> Hashes:
+    def run(self) -> BlobHashes:
         """Fetch and hash everything.
 
         Raises:
@@ -226,13 +161,13 @@ class Transfer:
 
     # ---- the hashing thread
 
-    def _hash_in_order(self) -> Hashes:
-        hashes = Hashes(self.size if self._blob.git_hash else None)
+    def _hash_in_order(self) -> BlobHashes:
+        hashes = BlobHashes(self.size if self._blob.git_hash else None)
         num_synced = 0
         with as_store_error("read a downloaded file"), FileIO(self._partial.path) as file:
             while (segment := self._next_segment(hashes.num_bytes)) is not None:
-                ahead = hashes.copy()
-                if not _read_into(ahead, file, segment, has_crc=segment in self._unchecked):
+                ahead = hashes.with_segment(file, segment, has_crc=segment in self._unchecked)
+                if ahead is None:
                     self._lose(segment)
                     continue
                 hashes = ahead
@@ -244,21 +179,22 @@ class Transfer:
     def _next_segment(self, position: int) -> Segment | None:
         """Wait for the segment that begins here; None at the end of the blob."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._failure is not None or position in self._segments or position == self.size
-            )
+            while self._failure is None and position != self.size:
+                segment = self._extents.segment_at(position)
+                if segment is not None:
+                    return segment
+                self._changed.wait()
             if self._failure is not None:
                 raise self._failure
-            return self._segments.get(position)
+        return None
 
     def _lose(self, segment: Segment) -> None:
         """Have a segment fetched again whose bytes are not those that were written."""
         self._partial.drop(segment.start, segment.stop)
         self._unchecked.discard(segment)
         with self._changed:
-            del self._segments[segment.start]
+            self._extents.lose(segment)
             self.completed -= segment.stop - segment.start
-            bisect.insort(self._holes, (segment.start, segment.stop))
             self._changed.notify_all()
 
     def _end(self) -> None:
@@ -274,45 +210,53 @@ class Transfer:
     # ---- the workers
 
     def _work(self) -> None:
-        num_failures = completed_before = 0
+        failures = Failures()
         try:
             while (claim := self._claim()) is not None:
                 start = claim.position
                 try:
                     self._receive(claim)
-                    num_failures = 0
+                    failures.num = 0
                 except RemoteError as error:
-                    if claim.position - start >= self._limits.min_progress_bytes:
-                        num_failures = 0
-                    if num_failures == 0:
-                        completed_before = self.completed
-                    num_failures += 1
-                    if not error.is_temporary:
-                        raise
-                    if num_failures >= self._limits.retries.max_attempts:
-                        if self.completed - completed_before < self._limits.min_progress_bytes:
-                            raise RemoteError(f"{error}; gave up after {num_failures} attempts") from error
-                        if self._retire():
-                            return
-                        num_failures = 1
                     self._give_back(claim)
-                    self._pause(error, num_failures)
+                    if claim.position - start >= self._limits.min_progress_bytes:
+                        failures.num = 0
+                    if not self._goes_on(error, failures):
+                        return
                 finally:
                     self._give_back(claim)
         except BaseException as error:
             self._fail(error)
+
+    def _goes_on(self, error: RemoteError, failures: Failures) -> bool:
+        """Wait after a failure; whether this worker then goes on.
+
+        Raises:
+            RemoteError: there is no point in that.
+        """
+        if not error.is_temporary:
+            raise error
+        if failures.num == 0:
+            failures.completed_before = self.completed
+        failures.num += 1
+        if failures.num >= self._limits.retries.max_attempts:
+            if self.completed - failures.completed_before < self._limits.min_progress_bytes:
+                raise RemoteError(f"{error}; gave up after {failures.num} attempts") from error
+            if self._retire():
+                return False
+            failures.num = 1
+        self._pause(error, failures.num)
+        return True
 
     def _claim(self) -> Claim | None:
         """Wait for something to fetch; None where nothing is left to do."""
         with self._changed:
             while not self._is_done:
                 wait_s = self._not_before_s - time.monotonic()
-                if wait_s <= 0 and self._holes:
-                    start, stop = self._holes.pop(0)
-                    end = stop if self._is_sequential else min(stop, start + self._limits.chunk_bytes(self.size))
-                    if end < stop:
-                        bisect.insort(self._holes, (end, stop))
-                    claim = Claim(start, end, recorded=start)
+                if wait_s <= 0 and self._extents.has_holes:
+                    max_bytes = END if self._is_sequential else self._limits.chunk_bytes(self.size)
+                    start, stop = self._extents.claim(max_bytes)
+                    claim = Claim(start, stop, recorded=start)
                     self._claims.add(claim)
                     return claim
                 # Nothing now, but another worker may fail and leave a hole.
@@ -402,7 +346,7 @@ class Transfer:
             self._partial.record(segment)
             claim.recorded, claim.crc = claim.position, 0
             with self._changed:
-                self._segments[segment.start] = segment
+                self._extents.arrive(segment)
                 self._changed.notify_all()
 
     def _end_of_body(self, claim: Claim, reply: RangeReply) -> None:
@@ -419,6 +363,7 @@ class Transfer:
             self._record(claim)
         with self._changed:
             self.size = claim.position
+            self._extents.end_at(self.size)
             self._changed.notify_all()
 
     def _watch_rate(self, claim: Claim, num_bytes: int) -> None:
@@ -446,9 +391,8 @@ class Transfer:
                 self._record(claim)
         with self._changed:
             self._claims.discard(claim)
-            if claim.recorded < claim.stop:
-                self.completed -= claim.position - claim.recorded
-                bisect.insort(self._holes, (claim.recorded, claim.stop))
+            self._extents.give_back(claim.recorded, claim.stop)
+            self.completed -= claim.position - claim.recorded  # what could not be recorded comes again
             self._changed.notify_all()
 
     def _retire(self) -> bool:
@@ -472,28 +416,3 @@ class Transfer:
             if self._failure is None:
                 self._failure = error
             self._changed.notify_all()
-
-
-def _holes(segments: list[Segment], size: int) -> list[tuple[int, int]]:
-    """What [0, size) lacks, in order."""
-    holes = []
-    position = 0
-    for segment in segments:
-        if position < segment.start:
-            holes.append((position, segment.start))
-        position = segment.stop
-    if position < size:
-        holes.append((position, size))
-    return holes
-
-
-def _read_into(hashes: Hashes, file: FileIO, segment: Segment, *, has_crc: bool) -> bool:
-    """Hash a segment; whether it is there, and where `has_crc` whether it is what was written."""
-    file.seek(segment.start)
-    num_left, crc = segment.stop - segment.start, 0
-    while num_left and (data := file.read(min(num_left, READ_BYTES))):
-        hashes.update(data)
-        num_left -= len(data)
-        if has_crc:
-            crc = zlib.crc32(data, crc)
-    return num_left == 0 and (crc == segment.crc or not has_crc)

@@ -18,24 +18,43 @@ from __future__ import annotations
 import re
 import ssl
 import threading
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpcore
 import httpx
 
 from registry.addresses import GuardedBackend, NearbyAddress, Reach, ReachOf, literal_reach, reach_of
+from registry.connection_errors import as_remote_error
 from registry.errors import RemoteError
-from registry.reply import MAX_ERROR_BYTES, Origin, Reply, Timeouts, as_remote_error
+from registry.reply import Origin, Reply, Timeouts
+from registry.wide_reads import WideReads
 
 MAX_REDIRECTS = 5
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 HOST = re.compile("[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 PROXY_SCHEMES = ("http", "https")
+MIN_SECRET = 8
+"""Shortest part of an authorisation that is looked for in a server's words: not "Basic"."""
 
 Body = bytes | Iterable[bytes] | None
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is the same at every hop of a request."""
+
+    method: str
+    headers: Mapping[str, str]
+    authorization: str
+    origin: Origin
+    """Whom the authorisation is for."""
+    body: Body
+    insecure: bool
+    timeouts: Timeouts
 
 
 @dataclass(frozen=True)
@@ -100,6 +119,7 @@ class Transport:
         insecure: bool = False,
         linked_from: Reply | None = None,
         follow: bool = True,
+        patience_s: float | None = None,
     ) -> Iterator[Reply]:
         """Ask once; the reply, whatever its status, is open inside the block.
 
@@ -109,72 +129,62 @@ class Transport:
             insecure: whether plain HTTP after HTTPS, and certificates that cannot be verified, will do.
             linked_from: the reply that named this URL; without it the URL is a person's.
             follow: whether redirects of GET and HEAD are followed; other methods' never are.
+            patience_s: how long the answer may take where that is longer than usual.
 
         Raises:
             RemoteUnreachable: no answer came.
             RemoteError: a redirect that must not be followed, or a URL that is none.
         """
-        giver = linked_from
-        secrets = tuple(word for word in authorization.split() if len(word) >= 8)
-        target = parse_url(url)
-        first = Origin.of(target)
+        giver, target = linked_from, parse_url(url)
+        timeouts = self.timeouts if patience_s is None else replace(self.timeouts, silence_s=patience_s)
+        asked = Origin.of(target)
+        question = _Question(method, headers or {}, authorization, asked, body, insecure, timeouts)
+        is_followed = follow and method in ("GET", "HEAD")
+        secrets = tuple(word for word in authorization.split() if len(word) >= MIN_SECRET)
         for _ in range(MAX_REDIRECTS + 1):
             if giver is not None:
                 self._check_link(giver, target, insecure)
-            allowed = authorization if Origin.of(target) == first else ""
-            response, reach = self._exchange(method, target, headers, allowed, body, insecure, giver)
+            response, reach = self._exchange(question, target, giver)
             try:
-                reply = Reply(response, target, reach, self.timeouts, secrets)
-                if not (follow and method in ("GET", "HEAD") and reply.status in REDIRECTS):
+                reply = Reply(response, target, reach, timeouts, secrets)
+                if not is_followed or reply.status not in REDIRECTS:
                     yield reply
+                    reply.drain(is_empty=method == "HEAD")
                     return
                 giver, target = reply, _location(reply)
-                with suppress(RemoteError):  # a read body leaves a connection that can be used again
-                    reply.read(MAX_ERROR_BYTES, "a redirect")
+                reply.drain(is_empty=method == "HEAD")
             finally:
                 response.close()
-        raise RemoteError(f"{first} redirects more than {MAX_REDIRECTS} times, the last time to {Origin.of(target)}")
+        raise RemoteError(f"{asked} redirects more than {MAX_REDIRECTS} times, the last time to {Origin.of(target)}")
 
-    def _exchange(
-        self,
-        method: str,
-        url: httpx.URL,
-        headers: Mapping[str, str] | None,
-        authorization: str,
-        body: Body,
-        insecure: bool,
-        giver: Reply | None,
-    ) -> tuple[httpx.Response, Reach]:
+    def _exchange(self, question: _Question, url: httpx.URL, giver: Reply | None) -> tuple[httpx.Response, Reach]:
+        """One hop: the answer, and how near the machine is that gave it."""
         origin = Origin.of(url)
         proxy = self._proxy_for(origin)
         least = Reach.MACHINE if giver is None or proxy else giver.reach
-        lines = {"User-Agent": self._user_agent, "Accept": "*/*", "Accept-Encoding": "identity", **(headers or {})}
-        if authorization:
-            lines["Authorization"] = authorization
-        timeouts = self.timeouts
+        headers = {"User-Agent": self._user_agent, "Accept": "*/*", "Accept-Encoding": "identity", **question.headers}
+        if question.authorization and origin == question.origin:
+            headers["Authorization"] = question.authorization
+        timeouts = question.timeouts
+        waits = {
+            "connect": timeouts.connect_s,
+            "read": timeouts.silence_s,
+            "write": timeouts.silence_s,
+            "pool": None,
+        }
         request = httpx.Request(
-            method,
-            url,
-            headers=lines,
-            content=body,
-            extensions={
-                "timeout": {
-                    "connect": timeouts.connect_s,
-                    "read": timeouts.silence_s,
-                    "write": timeouts.silence_s,
-                    "pool": None,
-                }
-            },
+            question.method, url, headers=headers, content=question.body, extensions={"timeout": waits}
         )
+        route = _Route(proxy, url.scheme == "https", question.insecure, least)
+        pool = self._pool(route)
         try:
-            response = self._pool(_Route(proxy, url.scheme == "https", insecure, least)).handle_request(request)
-        except (httpx.TransportError, RemoteError, OSError) as error:
+            response = pool.handle_request(request)
+        except (httpx.TransportError, OSError) as error:
             name = httpx.URL(proxy).host if proxy else ""
             raise as_remote_error(error, origin, timeouts, name) from error
         return response, self._reach(response, origin, proxy)
 
     def _reach(self, response: httpx.Response, origin: Origin, proxy: str) -> Reach:
-        """How near the machine is that answered."""
         if not proxy:
             with suppress(OSError):  # the connection is gone already
                 return self._reach_of(str(response.extensions["network_stream"].get_extra_info("server_addr")[0]))
@@ -219,20 +229,25 @@ class Transport:
     def _make_pool(self, route: _Route) -> httpx.BaseTransport:
         context = self._context(route)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=30)
-        if route.least is Reach.MACHINE:
-            return httpx.HTTPTransport(verify=context, trust_env=False, limits=limits, proxy=route.proxy or None)
-        return _GuardedTransport(context, limits, GuardedBackend(route.least, self._reach_of))
+        if route.proxy:
+            return httpx.HTTPTransport(verify=context, trust_env=False, limits=limits, proxy=route.proxy)
+        is_free = route.least is Reach.MACHINE
+        backend = httpcore.SyncBackend() if is_free else GuardedBackend(route.least, self._reach_of)
+        return _DirectTransport(context, limits, WideReads(backend))
 
     def _context(self, route: _Route) -> ssl.SSLContext:
         if not route.is_tls:
             return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used; the real one takes 0.1 s to load
         if route.insecure not in self._contexts:
-            made = httpx.create_ssl_context(verify=not route.insecure, trust_env=self._use_environment)
+            try:
+                made = httpx.create_ssl_context(verify=not route.insecure, trust_env=self._use_environment)
+            except OSError as error:
+                raise RemoteError("SSL_CERT_FILE or SSL_CERT_DIR names certificates that cannot be read") from error
             self._contexts[route.insecure] = made
         return self._contexts[route.insecure]
 
 
-class _GuardedTransport(httpx.HTTPTransport):
+class _DirectTransport(httpx.HTTPTransport):
     """Connections through a backend of ours, for which httpx has no argument."""
 
     def __init__(self, context: ssl.SSLContext, limits: httpx.Limits, backend: httpcore.NetworkBackend) -> None:
@@ -261,7 +276,14 @@ def parse_url(text: str, base: httpx.URL | None = None) -> httpx.URL:
         raise RemoteError(f"{_giver(base)} has the scheme {url.scheme[:20]!r}; Hob follows http and https")
     if not HOST.fullmatch(host) or url.userinfo:
         raise RemoteError(f"{_giver(base)} has no proper host or holds a user name; Hob follows neither")
-    return url
+    return url.copy_with(fragment=None)
+
+
+def with_query(url: str, parameters: Mapping[str, str]) -> str:
+    """The URL with more parameters; what is in it stays as it is, since it may be signed."""
+    if not parameters:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}{urllib.parse.urlencode(parameters)}"
 
 
 def _giver(base: httpx.URL | None) -> str:

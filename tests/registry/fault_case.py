@@ -22,7 +22,7 @@ from registry.remote import RangeReply, RemoteBlob
 from registry.reply import Timeouts
 from registry.retries import RetryPolicy
 from registry.store import Store
-from registry.transfer import TransferLimits
+from registry.transfer_limits import TransferLimits
 from registry.transport import Transport
 from tests.registry.fault_server import KINDS, PIECE_BYTES, FaultServer
 from tests.registry.remote_bytes import random_bytes

@@ -58,9 +58,11 @@ Respond = Callable[[Request], Response]
 
 
 class LocalServer:
-    """Args:
-    respond: what is answered; it may be replaced at any time.
-    tls: makes it an HTTPS server.
+    """A server; use it as a context.
+
+    Args:
+        respond: what is answered; it may be replaced at any time.
+        tls: makes it an HTTPS server.
     """
 
     def __init__(self, respond: Respond, *, host: str = PUBLIC, tls: ssl.SSLContext | None = None) -> None:

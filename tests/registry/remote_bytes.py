@@ -12,12 +12,12 @@ from registry.errors import RemoteError
 from registry.manifest import Digest
 from registry.remote import RangeReply, RemoteBlob
 from registry.retries import RetryPolicy
-from registry.transfer import TransferLimits
+from registry.transfer_limits import TransferLimits
 
 SMALL_LIMITS = TransferLimits(
     max_streams=3,
     min_chunk_bytes=16_000,
-    max_chunk_bytes=64_000,
+    max_chunk_bytes=16_000,
     segment_bytes=4_000,
     sync_bytes=100_000,
     retries=RetryPolicy(max_attempts=4, first_pause_s=0.001, max_pause_s=0.002, max_retry_after_s=0.01),
@@ -45,6 +45,7 @@ class RemoteBytes:
     """What replies say of the size; -1 is the truth."""
     on_request: Callable[[int, int], object] = lambda number, start: None
     on_piece: Callable[[int], object] = lambda position: None
+    on_interrupt: Callable[[], object] = lambda: None
     requests: list[tuple[int, int | None]] = field(default_factory=list)
     num_sent: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -58,7 +59,10 @@ class RemoteBytes:
         if not self.has_ranges:
             start, stop = 0, None
         total = len(self.data) if self.total == -1 else self.total
-        yield RangeReply(start, total, self.validator, self._pieces(start, stop))
+        yield RangeReply(start, total, self.validator, self._pieces(start, stop), self._interrupt)
+
+    def _interrupt(self) -> None:
+        self.on_interrupt()
 
     def _pieces(self, start: int, stop: int | None) -> Iterator[bytes]:
         end = len(self.data) if stop is None else stop

@@ -10,16 +10,17 @@ from dataclasses import replace
 
 import pytest
 
+from registry.blob_download import check_space
 from registry.create import CreateStatus
-from registry.download import Downloads, check_space
-from registry.errors import OutOfSpace, RemoteError, RemoteNotFound
+from registry.download import Downloads
+from registry.errors import OutOfSpace, RemoteError, RemoteNotFound, StoreLocked
 from registry.manifest import Digest
 from registry.name import ModelName
-from registry.partials import collect_partials
+from registry.partials import collect_partials, open_partial
 from registry.remote import RangeReply, RemoteBlob, RemoteModel
 from registry.retries import RetryPolicy
 from registry.store import Store
-from registry.transfer import TransferLimits
+from registry.transfer_limits import TransferLimits
 from tests.registry.remote_bytes import SMALL_LIMITS, RemoteBytes, broken, git_hash, random_bytes
 from tests.registry.small_models import blob_names, names_in
 
@@ -56,7 +57,7 @@ def test_a_blob_arrives(store: Store, downloads: Downloads, num_bytes: int) -> N
     assert downloads.fetch(source.blob()) == Digest.of(source.data)
     assert stored(store, source.data)
     assert source.num_sent == num_bytes
-    assert all(stop is not None and stop - start <= 64_000 for start, stop in source.requests)
+    assert all(stop is not None and stop - start <= 16_000 for start, stop in source.requests)
     assert len(blob_names(store)) == 1
 
 
@@ -65,6 +66,14 @@ def test_a_blob_that_is_here_is_not_asked_for(store: Store, downloads: Downloads
     source = RemoteBytes(DATA)
     assert downloads.fetch(source.blob()) == Digest.of(DATA)
     assert source.requests == []
+
+
+def test_a_blob_that_is_here_stays_until_a_manifest_names_it(store: Store, downloads: Downloads) -> None:
+    """Also where another process has left it."""
+    Store(store.root).write_blob([DATA])
+    downloads.fetch(RemoteBytes(DATA).blob())
+    store.collect_garbage()
+    assert stored(store, DATA)
 
 
 def test_a_blob_that_has_another_size_than_it_should_is_fetched_again(store: Store, downloads: Downloads) -> None:
@@ -103,11 +112,11 @@ def test_a_git_hash_is_compared_where_there_is_no_digest(store: Store, downloads
 
 
 def test_a_source_without_ranges_sends_it_in_one_stream(store: Store, downloads: Downloads) -> None:
-    source = RemoteBytes(DATA, has_ranges=False)
+    source = RemoteBytes(DATA, has_ranges=False, piece_bytes=1_700)
     downloads.fetch(source.blob())
     assert stored(store, DATA)
     assert source.requests[-1][1] is None
-    assert source.num_sent <= 2 * len(DATA)
+    assert source.num_sent <= len(DATA) + 3 * (16_000 + 2 * 1_700)  # a chunk and a bit, until it was noticed
 
 
 # ---- failures
@@ -202,11 +211,14 @@ def test_short_bodies_are_asked_for_again(store: Store, downloads: Downloads) ->
 def test_long_bodies_are_cut(store: Store, downloads: Downloads) -> None:
     class Long(RemoteBytes):
         def _pieces(self, start: int, stop: int | None) -> Iterator[bytes]:
-            yield from super()._pieces(start, stop)
+            for piece in super()._pieces(start, stop):
+                yield piece if len(piece) == self.piece_bytes else piece + b"more"
             yield b"more"
 
-    downloads.fetch(Long(DATA).blob())
+    source = Long(DATA, piece_bytes=1_500)
+    downloads.fetch(source.blob())
     assert stored(store, DATA)
+    assert source.num_sent == len(DATA)
 
 
 def test_another_range_than_asked_for_is_not_taken(store: Store, downloads: Downloads) -> None:
@@ -242,12 +254,37 @@ def test_wrong_bytes_are_thrown_away_and_fetched_anew_once(store: Store, downloa
     assert stored(store, DATA)
 
 
-def test_a_connection_that_crawls_is_replaced(store: Store) -> None:
-    limits = replace(ONE_STREAM, window_s=0.0, min_bytes_per_s=1e12)
+@pytest.mark.parametrize(
+    "limits",
+    [replace(ONE_STREAM, min_bytes_per_s=1e12), replace(ONE_STREAM, min_bytes_per_s=0, slow_share=2.0)],
+    ids=["by itself", "beside the fastest"],
+)
+def test_a_connection_that_crawls_is_replaced(store: Store, limits: TransferLimits) -> None:
     source = RemoteBytes(DATA)
-    for downloads in opened(store, limits):
+    for downloads in opened(store, replace(limits, window_s=1e-9)):
         with pytest.raises(RemoteError, match=r"the server sends \d+ bytes a second; gave up after 4 attempts"):
             downloads.fetch(source.blob())
+    assert len(source.requests) == 4
+
+
+def test_an_endless_file_does_not_fill_the_disk_for_good(store: Store, downloads: Downloads) -> None:
+    source = RemoteBytes(DATA, total=None)
+    fail_at(source, 200_000)
+    with pytest.raises(RemoteError, match="gone"):
+        downloads.fetch(source.blob(size=None))
+    assert list((store.private / "partials").glob("*/data")) == []
+
+
+def test_progress_is_told(store: Store, downloads: Downloads) -> None:
+    told, calls = threading.Event(), []
+
+    def tell(completed: int, total: int) -> None:
+        calls.append((completed, total))
+        told.set()
+
+    source = RemoteBytes(DATA, on_piece=lambda position: position < 200_000 or told.wait(60))
+    downloads.fetch(source.blob(), tell)
+    assert all(0 <= completed <= total == len(DATA) for completed, total in calls)
 
 
 # ---- versions, where no hash tells
@@ -343,12 +380,18 @@ def test_a_part_that_the_disk_has_lost_is_fetched_again(store: Store) -> None:
 
 
 def test_a_damaged_journal_costs_the_download_and_nothing_else(store: Store) -> None:
-    for damage in (b"", b'["blob"', bytes(200), b'["blob","another",300000]\n'):
+    for damage in (
+        lambda text: b"",
+        lambda text: text[:7],
+        lambda text: bytes(len(text)),
+        lambda text: text.replace(b"sha256:", b"sha256-"),  # of another key
+        lambda text: text.replace(b"300000", b"300001"),
+    ):
         source = RemoteBytes(DATA)
         fail_at(source, 200_000)
         interrupted(store, source.blob(), ONE_STREAM)
         (journal,) = (store.private / "partials").glob("*/journal")
-        journal.write_bytes(damage)
+        journal.write_bytes(damage(journal.read_bytes()))
         again = RemoteBytes(DATA)
         for downloads in opened(store):
             downloads.fetch(again.blob())
@@ -413,6 +456,24 @@ def test_the_last_one_who_leaves_stops_it_and_the_next_one_goes_on(store: Store)
     assert stored(store, DATA)
 
 
+def test_who_leaves_ends_the_wait_for_a_silent_server(store: Store) -> None:
+    half, interrupted = threading.Event(), threading.Event()
+
+    def fall_silent(position: int) -> None:
+        if position == 150_000:
+            half.set()
+            assert interrupted.wait(60)
+            raise broken("interrupted")
+
+    source = RemoteBytes(DATA, on_piece=fall_silent, on_interrupt=interrupted.set)
+    for downloads in opened(store, ONE_STREAM):
+        generator = downloads.fetch_all(model_of(source.blob()))
+        next(generator)
+        assert half.wait(60)
+        generator.close()
+        assert interrupted.wait(60)
+
+
 def test_closing_ends_those_who_wait(store: Store) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
@@ -437,6 +498,26 @@ def test_closing_ends_those_who_wait(store: Store) -> None:
     downloads.close()
     waiting.join()
     assert "the download was stopped; what came is kept" in str(errors[0])
+
+
+def test_two_processes_do_not_write_one_file(store: Store, downloads: Downloads) -> None:
+    source = RemoteBytes(DATA)
+    with (
+        open_partial(Store(store.root), source.blob().key),
+        pytest.raises(StoreLocked, match="another process is downloading the same file"),
+    ):
+        downloads.fetch(source.blob())
+    downloads.fetch(source.blob())
+    assert stored(store, DATA)
+
+
+def test_what_is_being_written_is_not_collected(store: Store) -> None:
+    with open_partial(store, "key") as partial:
+        partial.begin(10)
+        collect_partials(Store(store.root), max_age_s=-1)
+        assert partial.path.exists()
+    collect_partials(Store(store.root), max_age_s=-1)
+    assert names_in(store.private / "partials") == set()
 
 
 # ---- a model

@@ -21,6 +21,7 @@ from registry.manifest import Digest
 from registry.partials import collect_partials
 from registry.remote import RemoteBlob
 from registry.store import Store
+from registry.transfer_limits import TransferLimits
 from tests.registry.faulty_disk import FaultyDisk, Killed
 from tests.registry.remote_bytes import SMALL_LIMITS, RemoteBytes, random_bytes
 from tests.registry.small_models import blob_names, contents, names_in, put_model
@@ -29,8 +30,8 @@ DATA = random_bytes(40_000)
 LIMITS = replace(SMALL_LIMITS, max_streams=1, segment_bytes=8_000, sync_bytes=20_000)
 
 
-def fetch(store: Store, blob: RemoteBlob) -> Digest:
-    downloads = Downloads(store, LIMITS)
+def fetch(store: Store, blob: RemoteBlob, limits: TransferLimits = LIMITS) -> Digest:
+    downloads = Downloads(store, limits)
     try:
         return downloads.fetch(blob)
     finally:
@@ -126,7 +127,7 @@ def test_an_error_at_every_change(template: Path, is_partly_there: bool, error: 
 def test_a_power_loss_after_success_loses_nothing(template: Path) -> None:
     root = fresh_copy(template, is_partly_there=False)
     disk = FaultyDisk()
-    fetch(Store(root, disk=disk), RemoteBytes(DATA).blob())
+    fetch(Store(root, disk=disk), RemoteBytes(DATA).blob(), replace(LIMITS, sync_bytes=len(DATA) + 1))
     disk.lose_power()
     store = assert_nothing_is_wrong(root, contents(Store(template)))
     assert store.has_blob(Digest.of(DATA))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from registry.reply import Timeouts, retry_after_s
 from registry.retries import RetryPolicy, with_retries
 from registry.transport import Transport, parse_url
 from tests.registry.local_server import DEADLINE_S, PRIVATE, PUBLIC, LocalServer, Request, Response, far
+from tests.registry.relay import copy
 
 SECRET = "Bearer 0123456789abcdef"
 
@@ -351,10 +351,13 @@ def test_the_internet_cannot_lead_to_this_machine(transport: Transport, host: st
         assert get(transport, inside.url) == b"inside"  # a person may ask for it by name
 
 
-def test_nor_by_a_name_that_dns_leads_there(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("addresses", [[PRIVATE], [PUBLIC, PRIVATE], [PRIVATE, PUBLIC]])
+def test_nor_by_a_name_that_dns_leads_there(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, addresses: list[str]
+) -> None:
     def lookup(host: str, port: int, *_: object, **__: object) -> list[object]:
-        address = PRIVATE if host == "evil.example" else host
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+        found = addresses if host == "evil.example" else [host]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
     with (
         LocalServer(lambda _: Response(body=b"inside"), host=PRIVATE) as inside,
@@ -365,6 +368,21 @@ def test_nor_by_a_name_that_dns_leads_there(transport: Transport, monkeypatch: p
         with pytest.raises(NearbyAddress, match=r"evil\.example"):
             get(transport, server.url)
     assert inside.requests == []
+
+
+def test_the_next_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lookup(host: str, port: int, *_: object, **__: object) -> list[object]:
+        found = ["127.0.0.3", PUBLIC] if host == "many.example" else [host]  # nobody listens at the first
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    with (
+        Transport(reach_of=lambda _: Reach.INTERNET, use_environment=False) as transport,
+        LocalServer(lambda _: Response(body=b"hello")) as other,
+        LocalServer(lambda _: moved(f"http://many.example:{other.port}/")) as server,
+        monkeypatch.context() as patched,
+    ):
+        patched.setattr(socket, "getaddrinfo", lookup)
+        assert get(transport, server.url) == b"hello"
 
 
 def test_this_machine_may_lead_anywhere(transport: Transport) -> None:
@@ -420,31 +438,6 @@ def test_reach_of_names() -> None:
 # ---- TLS and proxies
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that signs itself, with its key."""
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
-    words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test"
-    try:
-        subprocess.run(
-            [*words.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", path, "-out", f"{path}.crt"],
-            check=True,
-            capture_output=True,
-        )
-    except FileNotFoundError:
-        pytest.skip("openssl is not installed")
-    with path.open("a") as file:
-        file.write(Path(f"{path}.crt").read_text())
-    return path
-
-
-@pytest.fixture
-def tls(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
-
-
 def test_a_certificate_must_be_trusted(transport: Transport, tls: ssl.SSLContext) -> None:
     with LocalServer(lambda _: Response(body=b"hello"), tls=tls) as server:
         with pytest.raises(RemoteUnreachable, match=r"certificate of .* --insecure") as caught:
@@ -454,12 +447,17 @@ def test_a_certificate_must_be_trusted(transport: Transport, tls: ssl.SSLContext
         assert get(transport, server.url, insecure=True) == b"hello"
 
 
-def test_an_authority_of_the_environment(
-    certificate: Path, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+def test_an_authority_of_the_environment(tls: ssl.SSLContext, trusted: None) -> None:
     with Transport() as transport, LocalServer(lambda _: Response(body=b"hello"), tls=tls) as server:
         assert get(transport, server.url) == b"hello"
+
+
+def test_certificates_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+    with Transport() as transport, pytest.raises(RemoteError, match="SSL_CERT_FILE") as caught:
+        get(transport, "https://models.invalid/")
+    assert not caught.value.is_temporary
+    assert "missing.pem" not in str(caught.value)
 
 
 def test_https_where_http_is_spoken(transport: Transport) -> None:
@@ -471,8 +469,7 @@ def test_https_where_http_is_spoken(transport: Transport) -> None:
     assert not caught.value.is_temporary
 
 
-def test_https_does_not_lead_to_http(certificate: Path, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+def test_https_does_not_lead_to_http(tls: ssl.SSLContext, trusted: None) -> None:
     with (
         LocalServer(lambda _: Response(body=b"plain")) as plain,
         Transport() as transport,
@@ -494,6 +491,46 @@ def test_a_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(RemoteUnreachable, match=r"direct\.invalid"):
                 get(transport, "http://direct.invalid/")
     assert proxy.paths == ["GET http://models.invalid/a"]
+
+
+def test_a_tunnel_through_a_proxy(tls: ssl.SSLContext, trusted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is the proxy's to look up; the certificate is checked through the tunnel."""
+    asked = []
+    with LocalServer(lambda _: Response(body=b"hello"), tls=tls) as server, socket.create_server((PUBLIC, 0)) as proxy:
+
+        def tunnel() -> None:
+            client, _ = proxy.accept()
+            with client, socket.create_connection((server.host, server.port)) as target:
+                asked.append(client.recv(65536))
+                client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                back = threading.Thread(target=copy, args=(target, client))
+                back.start()
+                copy(client, target)
+                back.join()
+
+        thread = threading.Thread(target=tunnel)
+        thread.start()
+        monkeypatch.setenv("https_proxy", f"{PUBLIC}:{proxy.getsockname()[1]}")
+        with (
+            Transport() as transport,
+            pytest.raises(RemoteUnreachable, match=r"certificate of models\.invalid cannot be trusted"),
+        ):
+            get(transport, "https://models.invalid/a")  # the certificate is for 127.0.0.1
+        thread.join()
+    assert asked[0].startswith(b"CONNECT models.invalid:443 ")
+    assert server.requests == []
+
+
+def test_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalServer(lambda _: Response(407)) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        with (
+            Transport() as transport,
+            pytest.raises(RemoteUnreachable, match=r"models\.invalid through the proxy 127\.0\.0\.1: 407") as caught,
+        ):
+            get(transport, "https://models.invalid/a")
+    assert not caught.value.is_temporary
+    assert proxy.paths == ["CONNECT models.invalid:443"]
 
 
 def test_a_proxy_of_a_kind_that_is_not_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
