@@ -23,11 +23,11 @@ from typing import Any
 
 import msgspec
 
-from registry.create import CheckSource, CreateRequest, CreateStatus, create_model
+from registry.create import NEW_BLOB, OLD_BLOB, CheckSource, CreateRequest, CreateStatus, create_model
 from registry.disk import read_regular
 from registry.errors import CreateError, RemoteDenied, RemoteError
 from registry.hub_api import HubAPI, Repository
-from registry.hub_files import LICENSES, MAX_WORDS_BYTES, SAFETENSORS, WORDS, HubFile, sort_files
+from registry.hub_files import LICENSES, MAX_WORDS_BYTES, SAFETENSORS, WORDS, HubFile, sort_files, total_size
 from registry.manifest import Digest
 from registry.name import DEFAULT_TAG, ModelName
 from registry.range_request import open_range
@@ -40,6 +40,9 @@ CheckArchitecture = Callable[[str], object]
 
 PROJECTOR_ARCHITECTURE = "clip"
 """What the hub says of a repository whose projector it happened to look into: nothing about the model."""
+
+UNTOLD = (NEW_BLOB.partition("{")[0], OLD_BLOB.partition("{")[0], "success")
+"""Beginnings of statuses of `create` that say nothing new of files which have just been seen to arrive."""
 
 
 class HubSource:
@@ -89,11 +92,14 @@ class HubSource:
     def tags(self, name: ModelName, *, insecure: bool = False) -> list[RemoteTag]:
         """As Source.tags; the name's revision counts."""
         repository = self._repository(name, self._api.token(), insecure)
-        variants = sort_files(repository.files).variants
-        is_only = len(variants) == 1
+        files = sort_files(repository.files)
+        is_only = len(files.variants) == 1
         return [
-            RemoteTag(DEFAULT_TAG if is_only and variant.tag == SAFETENSORS else variant.tag, variant.size)
-            for variant in variants
+            RemoteTag(
+                DEFAULT_TAG if is_only and variant.tag == SAFETENSORS else variant.tag,
+                total_size(files.files_of(variant)),
+            )
+            for variant in files.variants
             if not variant.num_missing
         ]
 
@@ -174,7 +180,7 @@ class Publisher:
                 licenses=[texts[path] for path in LICENSES if path in texts],
             )
             for status in create_model(store, request, self.check_source):
-                if status.status != "success":
+                if not status.status.startswith(UNTOLD):
                     yield status
         except CreateError:
             store.discard(digests.values())

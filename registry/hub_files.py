@@ -43,6 +43,9 @@ DEFAULT_ORDER = (
 PROJECTOR_ORDER = ("F16", "BF16", "F32", "Q8_0")
 """The same of projectors."""
 
+PROJECTOR, IMPORTANCE_MATRIX = "mmproj", "imatrix"
+"""What stands in the names of GGUF files that hold no language model."""
+
 MAX_SHARDS = 1000
 MAX_LISTED = 30
 WORDS = ("template", "system", "params")
@@ -72,12 +75,6 @@ class Variant:
     """Shards that the repository lacks."""
     names: frozenset[str] = field(default=frozenset())
     """What else asks for it, in lower case: its file names."""
-
-    @property
-    def size(self) -> int | None:
-        """Bytes of all files."""
-        sizes = [file.size for file in self.weights]
-        return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 @dataclass(frozen=True)
@@ -110,6 +107,10 @@ class RepositoryFiles:
                 f"{repository} has {variant.tag} without {variant.num_missing} of its shards; take another of its "
                 f"variants: {self._listed()}"
             )
+        return self.files_of(variant)
+
+    def files_of(self, variant: Variant) -> tuple[HubFile, ...]:
+        """All files to fetch for a variant."""
         if variant.tag == SAFETENSORS:
             return (*variant.weights, *(file for file in self.words if file.path in LICENSES))
         return (*variant.weights, *([self.projector] if self.projector else []), *self.words)
@@ -155,6 +156,12 @@ class RepositoryFiles:
         )
 
 
+def total_size(files: Iterable[HubFile]) -> int | None:
+    """Bytes of files, None where the hub does not say of one."""
+    sizes = [file.size for file in files]
+    return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
 def sort_files(files: Iterable[HubFile]) -> RepositoryFiles:
     """Say what each file of a repository is for.
 
@@ -175,8 +182,8 @@ def sort_files(files: Iterable[HubFile]) -> RepositoryFiles:
         else:
             clean.append(file)
     gguf = [file for file in clean if file.path.lower().endswith(".gguf")]
-    projectors = [file for file in gguf if "mmproj" in posixpath.basename(file.path).lower()]
-    weights = [file for file in gguf if file not in projectors and "imatrix" not in file.path.lower()]
+    projectors = [file for file in gguf if PROJECTOR in _base(file)]
+    weights = [file for file in gguf if PROJECTOR not in _base(file) and IMPORTANCE_MATRIX not in _base(file)]
     words = [file for file in clean if file.path in WORDS and (file.size or 0) <= MAX_WORDS_BYTES]
     by_path = {file.path: file for file in clean if (file.size or 0) <= MAX_WORDS_BYTES}
     license_file = next((by_path[name] for name in LICENSES if name in by_path), None)
@@ -186,6 +193,10 @@ def sort_files(files: Iterable[HubFile]) -> RepositoryFiles:
         words=(*words, *([license_file] if license_file else [])),
         unsafe=tuple(unsafe),
     )
+
+
+def _base(file: HubFile) -> str:
+    return posixpath.basename(file.path).lower()
 
 
 def quantization_of(path: str) -> str:
@@ -250,17 +261,24 @@ def _num_missing(group: Sequence[HubFile]) -> int:
 
 def _safetensors_variant(files: Sequence[HubFile]) -> list[Variant]:
     by_path = {file.path: file for file in files if not file.path.lower().endswith(".gguf")}
-    try:
-        chosen = model_files.select(by_path)
-    except CreateError:
-        return []
     if "config.json" not in by_path:
         return []
-    # Weights, and what describes them: files in other folders belong to other forms of the model (onnx/, openvino/).
-    folders = {"", *(posixpath.dirname(name) for name in chosen if name.endswith(".safetensors"))}
-    taken = [by_path[name] for name in chosen if posixpath.dirname(name) in folders]
-    small = [f for f in taken if f.path.endswith(".safetensors") or (f.size or 0) <= model_files.MAX_SIDE_FILE_BYTES]
-    return [Variant(SAFETENSORS, tuple(small))]
+    # Weights in folders are other forms of the model (onnx/, fp8/) where there are some beside config.json.
+    for paths in ([path for path in by_path if "/" not in path], list(by_path)):
+        try:
+            chosen = model_files.select(paths)
+        except CreateError:
+            continue
+        folders = {"", *(posixpath.dirname(path) for path in chosen if path.endswith(".safetensors"))}
+        return [Variant(SAFETENSORS, tuple(by_path[path] for path in chosen if _is_taken(by_path[path], folders)))]
+    return []
+
+
+def _is_taken(file: HubFile, folders: set[str]) -> bool:
+    """Whether a chosen file lies beside the weights, and is not too long for what its name says."""
+    is_weights = file.path.endswith(".safetensors")
+    is_short = (file.size or 0) <= model_files.MAX_SIDE_FILE_BYTES
+    return posixpath.dirname(file.path) in folders and (is_weights or is_short)
 
 
 def _projector_rank(file: HubFile) -> tuple[int, int, str]:

@@ -1,4 +1,4 @@
-"""A store in a fresh folder, and a hub and registries on this machine."""
+"""A store in a fresh folder, and servers to pull from and push to."""
 
 from __future__ import annotations
 
@@ -23,25 +23,6 @@ from tests.registry.local_server import far
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "models")
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-    huggingface_hub.close_session()
-
-
-@pytest.fixture
-def transport() -> Iterator[Transport]:
-    with Transport(use_environment=False) as transport:
-        yield transport
-
-
-@pytest.fixture
-def source(hub: HubServer, transport: Transport) -> HubSource:
-    """Asks the hub as nobody in particular."""
-    return HubSource(transport, endpoint=hub.endpoint, token="", policy=NO_RETRIES)
 
 
 @pytest.fixture
@@ -88,3 +69,22 @@ def tls(certificate: Path) -> ssl.SSLContext:
 def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the certificate one that transports of this environment trust."""
     monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def transport() -> Iterator[Transport]:
+    with Transport(use_environment=False) as transport:
+        yield transport
+
+
+@pytest.fixture
+def hub_source(hub: HubServer, transport: Transport) -> HubSource:
+    """Asks the hub as nobody in particular."""
+    return HubSource(transport, endpoint=hub.endpoint, token="", policy=NO_RETRIES)

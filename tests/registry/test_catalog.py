@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import msgspec
@@ -106,6 +107,20 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
         Catalog.load(path)
 
 
+def test_the_check_against_a_hub(catalog: Catalog, hub: HubServer, hub_source: HubSource, root: Path) -> None:
+    check = runpy.run_path(str(root / "tools" / "check_catalog.py"))["check"]
+    entry = catalog.resolve(name("tinyllama"))
+    assert entry is not None
+    assert "has no repository TheBloke/TinyLlama" in check(hub_source, entry)
+    hub.add(entry.variant.repository, {"t.Q8_0.gguf": b""})
+    assert "has no Q4_K_M; it has Q8_0" in check(hub_source, entry)
+    hub.add(entry.variant.repository, {"t.Q4_K_M.gguf": b""})
+    assert "has 0 MB where the catalog says 669" in check(hub_source, entry)
+    sibling = {"rfilename": "t.Q4_K_M.gguf", "size": 668_788_096}
+    hub.tamper = lambda description: {**description, "siblings": [sibling]}
+    assert check(hub_source, entry) == ""
+
+
 # ---- names
 
 
@@ -184,10 +199,10 @@ def test_search(catalog: Catalog) -> None:
 
 
 def test_a_pull_by_a_short_name(
-    catalog: Catalog, hub: HubServer, source: HubSource, store: Store, tmp_path: Path
+    catalog: Catalog, hub: HubServer, hub_source: HubSource, store: Store, tmp_path: Path
 ) -> None:
     hub.add("Qwen/Qwen3-0.6B-GGUF", {"Qwen3-0.6B-Q8_0.gguf": gguf_bytes(tmp_path)})
-    names = CatalogSource(catalog, source)
+    names = CatalogSource(catalog, hub_source)
     model = pull(store, names.find(name("qwen3:0.6b")))
     assert model.name.short == "qwen3:0.6b"
     assert [stored.name.short for stored in store.list()] == ["qwen3:0.6b"]
@@ -198,8 +213,8 @@ def test_a_pull_by_a_short_name(
     assert len(hub.paths("storage")) == 1
 
 
-def test_what_the_catalog_lacks_is_asked_of_nobody(catalog: Catalog, hub: HubServer, source: HubSource) -> None:
-    names = CatalogSource(catalog, source)
+def test_what_the_catalog_lacks_is_asked_of_nobody(catalog: Catalog, hub: HubServer, hub_source: HubSource) -> None:
+    names = CatalogSource(catalog, hub_source)
     with pytest.raises(RemoteNotFound, match="the catalog has no nomic-embed-text:latest"):
         names.find(name("nomic-embed-text"))
     with pytest.raises(RemoteNotFound, match="the catalog has no nomic-embed-text"):
@@ -207,6 +222,6 @@ def test_what_the_catalog_lacks_is_asked_of_nobody(catalog: Catalog, hub: HubSer
     assert not hub.requests
 
 
-def test_tags_of_a_short_name(catalog: Catalog, source: HubSource) -> None:
-    tags = CatalogSource(catalog, source).tags(name("llama3.2:anything"))
+def test_tags_of_a_short_name(catalog: Catalog, hub_source: HubSource) -> None:
+    tags = CatalogSource(catalog, hub_source).tags(name("llama3.2:anything"))
     assert [(tag.tag, tag.size) for tag in tags] == [("1b", 808_000_000), ("3b", 2_019_000_000)]

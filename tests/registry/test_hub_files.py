@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry.errors import RemoteError, RemoteNotFound
-from registry.hub_files import HubFile, RepositoryFiles, quantization_of, sort_files
+from registry.hub_files import HubFile, RepositoryFiles, quantization_of, sort_files, total_size
 
 
 def repository(*paths: str, size: int = 10) -> RepositoryFiles:
@@ -98,7 +98,7 @@ def test_shards_come_together_and_in_order() -> None:
     files = repository(*reversed(shards), "m-q8_0.gguf")
     assert chosen(files) == shards
     assert chosen(files, "m-q4_k_m-00001-of-00003.gguf") == shards
-    assert [variant.size for variant in files.variants] == [30, 10]
+    assert [total_size(files.files_of(variant)) for variant in files.variants] == [30, 10]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_number_of_shards_that_cannot_be() -> None:
 
 def test_the_size_is_unknown_where_one_is() -> None:
     files = sort_files([HubFile("m-Q8_0.gguf", None, None, "")])
-    assert files.variants[0].size is None
+    assert total_size(files.choose("o/r", "latest")) is None
 
 
 def test_safetensors_with_what_describes_them() -> None:
@@ -141,6 +141,13 @@ def test_safetensors_with_what_describes_them() -> None:
     files = repository(*listed, *others)
     assert tags(files) == ["safetensors"]
     assert sorted(chosen(files)) == sorted([*listed, "LICENSE"])
+
+
+def test_safetensors_in_folders_count_where_there_are_no_others() -> None:
+    inside = ["weights/model-00001-of-00001.safetensors", "weights/model.safetensors.index.json"]
+    assert sorted(chosen(repository("config.json", "x/config.json", *inside))) == ["config.json", *inside]
+    beside = repository("config.json", "model.safetensors", *inside)
+    assert sorted(chosen(beside)) == ["config.json", "model.safetensors"]
 
 
 def test_safetensors_without_a_configuration_are_no_model() -> None:
