@@ -20,7 +20,7 @@ from registry.adoption import Importable, adopt_file, is_stored
 from registry.create import CheckSource, CreateStatus
 from registry.errors import CreateError, InvalidName, ModelNotFound, RemoteError, RemoteNotFound, unreadable
 from registry.hub import Publisher
-from registry.hub_files import SAFETENSORS, HubFile, RepositoryFiles, sort_files
+from registry.hub_files import SAFETENSORS, HubFile, RepositoryFiles, sort_files, total_size
 from registry.manifest import Digest
 from registry.name import DEFAULT_TAG, HUB_HOSTS, ModelName
 from registry.store import Store
@@ -67,14 +67,15 @@ class HubCache:
         for cached in self._repositories():
             variants = cached.files.variants
             for variant in variants:
-                if variant.num_missing or variant.size is None:
+                size = total_size(cached.files.files_of(variant))
+                if variant.num_missing or size is None:
                     continue
                 tag = DEFAULT_TAG if len(variants) == 1 and variant.tag == SAFETENSORS else variant.tag
                 try:
                     name = ModelName(cached.model, tag, cached.namespace, HUB_HOSTS[0])
                 except InvalidName:
                     continue  # no name of a model can say it
-                found.append(Importable(name, variant.size, is_stored(store, name)))
+                found.append(Importable(name, size, is_stored(store, name)))
         return found
 
     def adopt(self, store: Store, name: ModelName, check_source: CheckSource | None = None) -> Iterator[CreateStatus]:
