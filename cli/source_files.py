@@ -81,7 +81,16 @@ def _in_folder(folder: Path) -> SourceFiles:
 
 
 def _refuse_pointer(path: Path) -> None:
-    """A repository that was cloned without git-lfs has small texts in the place of its weights."""
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise CliError(f"{path} is a pointer of git-lfs, not the file itself; run `git lfs pull` beside it")
+    """A repository that was cloned without git-lfs has small texts in the place of its weights.
+
+    Nor is a pipe or a device waited for.
+    """
+    if not path.is_file():
+        raise CliError(f"{path} is no regular file; a model comes from a file or a folder")
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(LFS_POINTER))
+    except OSError as error:
+        raise CliError(f"{path} cannot be read: {error.strerror}") from error
+    if begin == LFS_POINTER:
+        raise CliError(f"{path} is a pointer of git-lfs, not the file itself; run `git lfs pull` beside it")

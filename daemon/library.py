@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from daemon.api import ModelDetails
 from daemon.errors import BadRequest, UnknownModel
@@ -26,6 +28,8 @@ CAPABILITIES = ("completion", "embedding", "tools", "insert", "vision", "audio",
 """In the order in which clients see them."""
 
 MAX_SHOWN_NAME = 100
+MAX_TEMPLATES = 512
+"""Of which the capabilities are kept."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Library:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._descriptions: dict[str, Description] = {}
+        # Compiling a template takes 40 ms, nearly all of a description, and most models share theirs with others.
+        self._template_capabilities = lru_cache(MAX_TEMPLATES)(_template_capabilities)
 
     async def find(self, name: str | None) -> StoredModel:
         """A model by the name that a client wrote.
@@ -88,7 +94,7 @@ class Library:
         """What the model is. A model whose files cannot be read has what its manifest says, and no capabilities."""
         digest = stored.digest.hex
         if digest not in self._descriptions:
-            self._descriptions[digest] = await asyncio.to_thread(_describe, stored)
+            self._descriptions[digest] = await asyncio.to_thread(_describe, stored, self._template_capabilities)
         return self._descriptions[digest]
 
     async def require(self, stored: StoredModel, capability: str, what: str, name: str) -> None:
@@ -138,12 +144,12 @@ def _hub_template(source: ModelSource) -> str:
     return template if isinstance(template, str) else ""
 
 
-def _describe(stored: StoredModel) -> Description:
+def _describe(stored: StoredModel, template_capabilities: Callable[[str, str], frozenset[str]]) -> Description:
     keys = stored.config
     try:
         source = stored.source
         config, template = _config_and_template(source)
-        capabilities = _template_capabilities(stored.template, template)
+        capabilities = template_capabilities(stored.template, template)
         family, size, quantization = config.family, human_number(config.num_parameters), config.quantization
         details = ModelDetails(
             parent_model=str(keys.get("parent_model", "")),

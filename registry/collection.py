@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from registry.errors import BrokenModel, InvalidName, ManifestError, ModelNotFound, StoreError
+from registry.errors import BrokenModel, InvalidDigest, InvalidName, ManifestError, ModelNotFound, StoreError
 from registry.linked_blobs import LinkedBlobs
 from registry.manifest import Digest, Manifest
 from registry.manifest_tree import ManifestTree, name_of
@@ -76,7 +76,12 @@ class Collector:
         return True
 
     def marked(self) -> frozenset[Digest]:
-        return frozenset(Digest.parse(path.name) for path in entries(self._folder.collectable))
+        """Blobs that Hob may delete; a file of another name among the marks is nobody's mark."""
+        marked = set()
+        for path in entries(self._folder.collectable):
+            with suppress(InvalidDigest):
+                marked.add(Digest.parse(path.name))
+        return frozenset(marked)
 
     def collect_quietly(self, digests: frozenset[Digest], new_marks: frozenset[Digest] = frozenset()) -> None:
         """Collect after a change that has already succeeded: a refusal of the disk is for the log only."""

@@ -76,6 +76,7 @@ class _Verdict:
     reason: str = ""
     is_certain: bool = False
     """That the bytes cannot be had from this file."""
+    is_disk_error: bool = False
 
 
 def fsck(store: Store, *, rehash: bool = True) -> Iterator[FsckProgress | Damage]:
@@ -191,13 +192,15 @@ class _Fsck:
     def _check_blob(self, digest: Digest) -> Iterator[int | Damage]:
         """Read one blob, yielding how many of its bytes are done."""
         path = self._store.blobs / digest.file_name
-        for _ in range(MAX_READINGS):
+        for reading in range(MAX_READINGS):
             before = _status(path)
             if before is None:
                 return  # collected since
             verdict = yield from _read(path, digest)
             if not verdict.reason and not self._store.links.is_changed(digest, before):
                 return
+            if verdict.is_disk_error and reading == 0:
+                continue  # it may pass
             with self._exclusive():
                 if not _is_same(_status(path), before):
                     continue  # somebody put another in its place, perhaps the right one
@@ -261,7 +264,8 @@ def _read(path: Path, digest: Digest) -> Generator[int, None, _Verdict]:
             raise unreadable("a blob", error) from error
         if error.errno in (None, errno.ELOOP, errno.ENXIO):  # a folder or pipe, a link, a socket
             return _Verdict("it is no regular file", is_certain=True)
-        return _Verdict(f"it cannot be read: {error.strerror}", is_certain=error.errno == errno.EIO)
+        is_disk_error = error.errno == errno.EIO
+        return _Verdict(f"it cannot be read: {error.strerror}", is_certain=is_disk_error, is_disk_error=is_disk_error)
     if sha256.hexdigest() != digest.hex:
         return _Verdict("it does not hold the bytes that its digest names", is_certain=True)
     return _Verdict()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -45,8 +46,11 @@ class LinkedBlobs:
 
     def is_changed(self, digest: Digest, status: os.stat_result) -> bool:
         """Whether the file that is now under the digest's name was written to after it was verified."""
+        path = f"{self._folder.linked}/{digest.file_name}"
+        if not os.path.lexists(path):  # as of most blobs; a listing asks this of thousands
+            return False
         try:
-            data, _ = read_regular(self._folder.linked / digest.file_name, MAX_NOTE_BYTES)
+            data, _ = read_regular(Path(path), MAX_NOTE_BYTES)
             size, mtime_ns, inode = msgspec.json.decode(data, type=Stamp)
         except FileNotFoundError:
             return False

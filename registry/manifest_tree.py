@@ -55,7 +55,7 @@ class ManifestTree:
     def _scan(self, parts: tuple[str, ...]) -> list[tuple[str, bool]] | None:
         """Names in a directory, the last first, with whether each is a directory; None where it cannot be read."""
         try:
-            with os.scandir(self._root.joinpath(*parts)) as scanned:
+            with os.scandir("/".join((os.fspath(self._root), *parts))) as scanned:  # Path takes five times as long
                 found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in scanned]
         except (FileNotFoundError, NotADirectoryError):
             return []

@@ -64,7 +64,7 @@ class ModelList:
             kept: dict[tuple[str, ...], _Kept] = {}
             room = MAX_KEPT_BYTES
             for parts in self._tree.walk():
-                manifest = _stamp(os.path.join(self._root, *parts))
+                manifest = _stamp("/".join((self._root, *parts)))
                 old = self._kept.get(parts)
                 if old and old.manifest == manifest and old.blobs.items() <= stamps.items():
                     models.append(old.model)

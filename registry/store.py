@@ -40,24 +40,20 @@ All methods may be called from several threads, and from several processes but f
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
-import stat
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import filelock
 
-from registry.blob_writer import BlobWriter, check_digest, hash_descriptor, hash_file
-from registry.collection import Collector
-from registry.disk import Disk, open_regular, read_regular
+from registry.blob_store import BlobStore
+from registry.blob_writer import hash_file
+from registry.disk import Disk, read_regular
 from registry.errors import (
-    BlobNotFound,
     BrokenModel,
     InvalidDigest,
     InvalidName,
@@ -65,19 +61,15 @@ from registry.errors import (
     StoreLocked,
     as_store_error,
 )
-from registry.linked_blobs import LinkedBlobs, Stamp, stamp_of
 from registry.manifest import Digest, Manifest
-from registry.manifest_tree import ManifestTree, name_of
+from registry.manifest_tree import name_of
 from registry.model_list import ModelList
 from registry.name import ModelName
-from registry.store_folder import StoreFolder, entries, is_ollama_temporary
+from registry.store_folder import entries, is_ollama_temporary
 from registry.stored_model import StoredModel, load_model
 
 MAX_NOTE_BYTES = 1024 * 1024
-NO_LINK = frozenset(
-    {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-)
-"""What the system says where a file cannot have a hard link in the models folder."""
+MAX_PID_BYTES = 20
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,7 @@ class Finding:
 Findings = list[Finding]  # named here, since inside Store `list` is a method
 
 
-class Store:
+class Store(BlobStore):
     """The models in one folder. Nothing is created before the first write.
 
     Args:
@@ -101,15 +93,8 @@ class Store:
     """
 
     def __init__(self, root: Path, *, disk: Disk | None = None, lock_timeout_s: float = 60) -> None:
-        self.folder = StoreFolder(root, disk or Disk(), lock_timeout_s)
-        self.root = root
+        super().__init__(root, disk=disk, lock_timeout_s=lock_timeout_s)
         self.manifests = self.folder.manifests
-        self.blobs = self.folder.blobs
-        self.private = self.folder.private
-        self.disk = self.folder.disk
-        self.tree = ManifestTree(self.manifests)
-        self.links = LinkedBlobs(self.folder)
-        self._collector = Collector(self.folder, self.tree, self.links)
         self._list = ModelList(self.manifests, self.blobs, self.tree, self._load)
 
     # ---- reading
@@ -152,142 +137,7 @@ class Store:
         """
         return self.tree.resolve(name)
 
-    def has_blob(self, digest: Digest) -> bool:
-        """Whether a blob is here and nobody has written to it, as far as can be told without reading it."""
-        try:
-            status = os.lstat(self.blobs / digest.file_name)
-        except OSError:
-            return False
-        return stat.S_ISREG(status.st_mode) and not self.links.is_changed(digest, status)
-
-    def blob_path(self, digest: Digest) -> Path:
-        """Where a blob's bytes are.
-
-        Raises:
-            BlobNotFound: there is none, or something else than a file stands there.
-        """
-        if not self.has_blob(digest):
-            raise BlobNotFound(str(digest))
-        return self.blobs / digest.file_name
-
     # ---- writing
-
-    def blob_writer(self, expected: Digest | None = None, size: int | None = None) -> BlobWriter:
-        """A context in which one blob is written piece by piece; nothing is left unless `commit` was reached."""
-        return BlobWriter(self.disk, self.folder.temporary(), self._publish_blob, expected, size)
-
-    def write_blob(self, chunks: Iterable[bytes], expected: Digest | None = None, size: int | None = None) -> Digest:
-        """Store bytes under their digest; what is there already is replaced by the same, so damage is repaired.
-
-        Raises:
-            DigestMismatch: the bytes are others than `expected`, or more or fewer than `size`; nothing is left.
-            OutOfSpace, StoreError: the disk refused; nothing is left.
-        """
-        with self.blob_writer(expected, size) as writer:
-            for chunk in chunks:
-                writer.write(chunk)
-            return writer.commit()
-
-    @contextmanager
-    def workspace(self) -> Iterator[Path]:
-        """A folder on the blobs' disk for files that another process writes; whatever is in it at the end goes.
-
-        Raises:
-            OutOfSpace, StoreError: the disk refused.
-        """
-        folder = self.folder.temporary()
-        with as_store_error("write into the models folder"):
-            self.disk.make_directory(folder)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # the next start cleans up what cannot be removed
-
-    def adopt(self, path: Path, expected: Digest | None = None) -> Digest:
-        """Make a blob of a file in a workspace by moving it; its bytes must have been synced to the disk.
-
-        Raises:
-            DigestMismatch: its bytes are others than `expected`; the file is where it was.
-            OutOfSpace, StoreError: the disk refused; the file is where it was.
-        """
-        with as_store_error("write into the models folder"):
-            digest = hash_file(path)
-            check_digest(expected, digest)
-            self._publish_blob(path, digest)
-        return digest
-
-    def link_blob(self, path: Path, expected: Digest | None = None) -> Digest | None:
-        """Make a blob of somebody's file by a hard link, after reading it whole.
-
-        Returns:
-            None where there can be no link, such as from another disk; then the bytes must be copied.
-
-        Raises:
-            DigestMismatch: its bytes are others than `expected`; nothing is left.
-            OutOfSpace, StoreError: the disk refused, or it is no regular file; nothing is left.
-        """
-        temporary = self.folder.temporary()
-        with as_store_error("link a file into the models folder"):
-            try:
-                self.disk.link(path, temporary)
-            except OSError as error:
-                if error.errno in NO_LINK:
-                    return None
-                raise
-            return self._adopt_linked(temporary, expected)
-
-    def take_from_inbox(self, key: str, expected: Digest) -> bool:
-        """Make a blob of a file that somebody who may write here has put into the inbox under a name of 32 hex digits.
-
-        Returns:
-            False where there is none; then its bytes must be sent.
-
-        Raises:
-            DigestMismatch: its bytes are others; it is gone from the inbox.
-            OutOfSpace, StoreError: the disk refused, or it is no file that this process may read; it is gone, too.
-        """
-        if not re.fullmatch("[0-9a-f]{32}", key) or not os.path.lexists(self.folder.inbox / key):
-            return False
-        temporary = self.folder.temporary()
-        with as_store_error("write into the models folder"):
-            try:
-                self.disk.rename(self.folder.inbox / key, temporary)  # from here on nobody else knows it
-            except FileNotFoundError:
-                return False
-            self._adopt_linked(temporary, expected)
-        return True
-
-    def publish_blob(self, path: Path, digest: Digest) -> None:
-        """Make a blob of a file by moving it; its bytes are known to hash to `digest` and were synced to the disk.
-
-        Raises:
-            OutOfSpace, StoreError: the disk refused; the file is where it was or in its place.
-        """
-        with as_store_error("write into the models folder"):
-            self._publish_blob(path, digest)
-
-    def keep_blob(self, digest: Digest, size: int | None = None) -> bool:
-        """Whether a blob is here, with this many bytes; if so it stays until a manifest has named it."""
-        with self.folder.lock:
-            try:
-                status = os.lstat(self.blobs / digest.file_name)
-            except OSError:
-                return False
-            if size not in (None, status.st_size) or not self.has_blob(digest):
-                return False
-            self._collector.expect_name(digest)
-            return True
-
-    def private_folder(self, *parts: str) -> Path:
-        """A folder for Hob alone, on the blobs' disk; made where it is missing.
-
-        Raises:
-            OutOfSpace, StoreError: the disk refused.
-        """
-        folder = self.private.joinpath(*parts)
-        with as_store_error("write into the models folder"):
-            self.folder.make_directories(folder)
-        return folder
 
     def write_manifest(self, name: ModelName, manifest: Manifest | bytes) -> StoredModel:
         """Make `name` mean `manifest`, at once, and delete what only its predecessor needed.
@@ -341,19 +191,6 @@ class Store:
                 self.folder.remove_empty_directories(path.parent)
             self._collector.collect_quietly(digests, new_marks)
 
-    def lease(self, digests: Iterable[Digest] = ()) -> AbstractContextManager[None]:
-        """Protect blobs from deletion inside the block, for whoever is about to name them in a manifest.
-
-        What was to be deleted meanwhile and is still not named goes at the end of the block.
-        """
-        return self._collector.lease(digests)
-
-    def discard(self, digests: Iterable[Digest]) -> None:
-        """Give up blobs that were written for a model that is not going to be; others' stay."""
-        with self.folder.exclusive():
-            self._collector.give_up(digests)
-            self._collector.collect_quietly(frozenset(digests))
-
     # ---- notes
 
     def read_note(self, key: str) -> bytes:
@@ -388,10 +225,9 @@ class Store:
             try:
                 lock.acquire()
             except filelock.Timeout as error:
-                owner = pid.read_text("ascii") if pid.exists() else "unknown"
-                raise StoreLocked(f"another daemon serves from this models folder (process {owner})") from error
+                raise StoreLocked(f"another daemon serves from this models folder (process {_pid_in(pid)})") from error
             # Only for the message above; the lock alone decides.
-            pid.write_text(str(os.getpid()), "ascii")
+            self.folder.write_small(pid, b"%d" % os.getpid())
         try:
             yield
         finally:
@@ -407,7 +243,8 @@ class Store:
             keep: blobs that stay though no manifest names them, such as those of an interrupted pull.
         """
         with self.folder.exclusive(), as_store_error("clean up the models folder"):
-            for path in [*entries(self.folder.tmp), *entries(self.folder.inbox)]:
+            places = [place for place in (self.folder.tmp, self.folder.inbox) if not place.is_symlink()]
+            for path in [path for place in places for path in entries(place)]:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)  # a workspace
                 else:
@@ -452,7 +289,7 @@ class Store:
         """The model, unless a blob of its that was whole a moment ago cannot be relied on."""
         for digest in model.manifest.digests():
             try:
-                is_changed = self.links.is_changed(digest, os.lstat(self.blobs / digest.file_name))
+                is_changed = self.links.is_changed(digest, os.lstat(f"{self.blobs}/{digest.file_name}"))
             except OSError as error:
                 raise BrokenModel(model.name.short, f"its blob {digest} is missing") from error
             if is_changed:
@@ -460,30 +297,10 @@ class Store:
                 raise BrokenModel(model.name.short, reason)
         return model
 
-    def _adopt_linked(self, temporary: Path, expected: Digest | None) -> Digest:
-        """Publish a file in .hob/tmp that may have other names elsewhere; it is gone from there in any case."""
-        try:
-            with open_regular(temporary) as (fd, status):
-                digest = hash_descriptor(fd)
-                check_digest(expected, digest)
-                self.disk.sync(fd)  # its owner need not have done so
-            self._publish_blob(temporary, digest, stamp_of(status))
-        finally:
-            # After a failure, or where the blob is this same file, since a rename does nothing then.
-            if os.path.lexists(temporary):
-                with suppress(OSError):
-                    self.disk.unlink(temporary)
-        return digest
 
-    def _publish_blob(self, temporary: Path, digest: Digest, linked: Stamp | None = None) -> None:
-        with self.folder.exclusive():
-            self.folder.make_directories(self.blobs)
-            if not self.has_blob(digest):
-                # Before the rename: a crash in between leaves a mark without a blob, which harms nobody.
-                self._collector.mark(digest)
-            if linked:
-                self.links.note(digest, linked)
-            self.folder.publish(temporary, self.blobs / digest.file_name)
-            if not linked:
-                self.links.forget(digest)
-            self._collector.expect_name(digest)
+def _pid_in(file: Path) -> str:
+    try:
+        text = read_regular(file, MAX_PID_BYTES)[0].decode("ascii")
+    except (OSError, ValueError):
+        return "unknown"
+    return text if text.isdecimal() else "unknown"

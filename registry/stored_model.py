@@ -165,7 +165,7 @@ class _BlobReader:
     def measure(self, layer: Layer) -> None:
         """Check that the blob is a file of the right size."""
         try:
-            status = os.lstat(self.blobs / layer.digest.file_name)
+            status = os.lstat(f"{self.blobs}/{layer.digest.file_name}")  # Path takes longer than the call
         except OSError as error:
             raise self.broken(layer, "is missing") from error
         if not stat.S_ISREG(status.st_mode):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -227,3 +229,17 @@ def test_a_wrong_modelfile_names_its_file_and_line(
         assert outcome.err.startswith(f"Error: {name}: {said}")
         (here / name).unlink()
     assert daemon.asked == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/zero", "/dev/random", "/proc/self/mem"])
+def test_s06_what_is_no_file_is_refused_at_once(here: Path, kind: str) -> None:
+    path = Path(kind) if kind.startswith("/") else here / "weights.gguf"
+    if kind == "pipe":
+        os.mkfifo(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "socket":
+            listener.bind("weights.gguf")
+        if not path.exists():
+            pytest.skip(f"there is no {kind}")
+        with pytest.raises(CliError, match=r"is no regular file|cannot be read: Input/output error"):
+            build_request("mine", parse(f"FROM {path}"), here)

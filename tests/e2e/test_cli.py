@@ -82,6 +82,18 @@ def test_a_folder_of_safetensors_is_quantized_and_runs(machine: Machine) -> None
     machine.hob("rm", "tiny-small")
 
 
+def test_weights_on_the_daemons_disk_are_linked(machine: Machine) -> None:
+    folder = machine.folder / "linked"
+    write_tiny_model(folder)
+    (machine.folder / "Linked").write_text("FROM ./linked\nPARAMETER num_predict 8\n")
+    machine.hob("create", "linked", "-f", "Linked")
+    assert (folder / "model.safetensors").stat().st_nlink == 2
+    assert (folder / "config.json").stat().st_nlink == 1
+    machine.hob("run", "linked", "hello")
+    machine.hob("rm", "linked")
+    assert (folder / "model.safetensors").stat().st_nlink == 1
+
+
 def test_a_gguf_file_is_quantized_and_runs(machine: Machine, tale_dir: Path) -> None:
     files = {name: str(path) for name, path in ModelSource.from_path(tale_dir).files.items()}
     order = Quantize(files=files, folder=str(machine.folder), file_type="f16")

@@ -66,6 +66,12 @@ def tls(certificate: Path) -> ssl.SSLContext:
 
 
 @pytest.fixture
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the certificate one that transports of this environment trust."""
+    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+
+
+@pytest.fixture
 def hub() -> Iterator[HubServer]:
     with HubServer() as server:
         yield server

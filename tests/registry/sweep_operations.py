@@ -6,15 +6,16 @@ the same end when it is repeated after it was stopped anywhere.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cli.inbox import linked
 from registry.create import CreateRequest, CreateStatus, create_model
 from registry.download import Downloads
-from registry.fsck import fsck
+from registry.errors import RegistryError, StoreError
+from registry.fsck import Damage, fsck
 from registry.manifest import Digest
 from registry.name import ModelName
 from registry.ollama_models import OllamaModels
@@ -28,7 +29,6 @@ from tests.registry.weights import gguf_bytes
 PARTIALS_MAX_AGE_S = 86400
 PULLED = random_bytes(40_000)
 PULL_LIMITS = replace(SMALL_LIMITS, max_streams=1, segment_bytes=8_000, sync_bytes=20_000)
-INBOX_KEY = "0123456789abcdef" * 2
 ROTTEN = b"rotten weights"
 
 
@@ -37,6 +37,8 @@ class Sandbox:
     """Folders of one run."""
 
     root: Path
+    weights: bytes
+    """What the user's file holds."""
 
     @property
     def models(self) -> Path:
@@ -53,7 +55,7 @@ class Sandbox:
 
     def copy(self, target: Path) -> Sandbox:
         shutil.rmtree(target, ignore_errors=True)
-        return Sandbox(Path(shutil.copytree(self.root, target)))
+        return Sandbox(Path(shutil.copytree(self.root, target)), self.weights)
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class Operation:
 def make_template(root: Path) -> Sandbox:
     """A store of three models, two of which share weights, an orphan, a dead process's file; and an Ollama's folder."""
     root.mkdir(parents=True)
-    sandbox = Sandbox(root)
-    sandbox.gguf.write_bytes(gguf_bytes(root))
+    sandbox = Sandbox(root, gguf_bytes(root))
+    sandbox.gguf.write_bytes(sandbox.weights)
     store = Store(sandbox.models)
     put_model(store, "a", gguf_bytes(root, name="shared.weight"), system="of a", params={"seed": 1})
     put_model(store, "b", b"weights of b", system="of b")
@@ -98,12 +100,12 @@ def create_from(sandbox: Sandbox, store: Store, target: str, digest: Digest) -> 
 
 
 def create(sandbox: Sandbox, store: Store) -> None:
-    digest = store.write_blob([sandbox.gguf.read_bytes()])
+    digest = store.write_blob([sandbox.weights])
     create_from(sandbox, store, "ns/new", digest)
 
 
 def replace_model(sandbox: Sandbox, store: Store) -> None:
-    digest = store.write_blob([sandbox.gguf.read_bytes()])
+    digest = store.write_blob([sandbox.weights])
     create_from(sandbox, store, "b", digest)
 
 
@@ -114,12 +116,15 @@ def create_by_link(sandbox: Sandbox, store: Store) -> None:
 
 
 def create_from_inbox(sandbox: Sandbox, store: Store) -> None:
-    digest = Digest.of(sandbox.gguf.read_bytes())
-    if not store.has_blob(digest):
-        inbox = store.private_folder("inbox")
-        (inbox / INBOX_KEY).unlink(missing_ok=True)
-        os.link(sandbox.gguf, inbox / INBOX_KEY)
-        assert store.take_from_inbox(INBOX_KEY, digest)
+    """The CLI's part and the daemon's, with the bytes sent where the link is not taken."""
+    digest = Digest.of(sandbox.weights)
+    with linked(sandbox.gguf, store.folder.inbox) as key:
+        try:
+            is_taken = key is not None and store.take_from_inbox(key, digest)
+        except RegistryError:
+            is_taken = False
+    if not is_taken:
+        store.write_blob([sandbox.weights], digest)
     create_from(sandbox, store, "linked", digest)
 
 
@@ -151,6 +156,12 @@ def collect(sandbox: Sandbox, store: Store) -> None:
     store.collect_garbage(collect_partials(store, max_age_s=PARTIALS_MAX_AGE_S))
 
 
+def check_all(sandbox: Sandbox, store: Store) -> None:
+    left = [event.subject for event in fsck(store) if isinstance(event, Damage) and not event.is_quarantined]
+    if left:
+        raise StoreError(f"fsck could not move {left}")
+
+
 def rot(sandbox: Sandbox) -> None:
     store = Store(sandbox.models)
     put_model(store, "rotten", ROTTEN)
@@ -170,5 +181,5 @@ OPERATIONS: dict[str, Operation] = {
     "collect garbage": Operation(collect),
     "pull": Operation(pull),
     "import": Operation(lambda sandbox, store: finish(OllamaModels((sandbox.ollama,)).adopt(store, name("theirs")))),
-    "fsck": Operation(lambda sandbox, store: finish(fsck(store)), rot, ("rotten:latest", Digest.of(ROTTEN).file_name)),
+    "fsck": Operation(check_all, rot, ("rotten:latest", Digest.of(ROTTEN).file_name)),
 }
