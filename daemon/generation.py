@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from daemon.clock import Clock
+from daemon.errors import BadRequest
 from daemon.model_manager import ModelManager
 from daemon.options import Options
 from daemon.output import Chunk, OutputReader
@@ -22,6 +23,7 @@ from daemon.parsers.tool_calls import OPEN_TAG as TOOL_TAG
 from daemon.parsers.tool_calls import CallParser, ToolCallParser
 from daemon.prompts import Fitting, Prompt, PromptSource, compose
 from daemon.workers import LoadedModel
+from engine.constraint import Constraint
 from engine.errors import EngineDied
 from registry.stored_model import StoredModel
 
@@ -43,6 +45,9 @@ class Job:
     shift: bool = True
     logprobs: int | None = None
     """How many of the likeliest tokens to name beside the chosen one; None: no log-probabilities."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    constraint: Constraint | None = None
+    """What the answer must look like; a thought before it is free."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,8 @@ class Generator:
             DaemonError: the request cannot be served as it stands, or not now.
             EngineError: the model could not be loaded, or its worker died.
         """
+        if job.constraint is not None:
+            raise BadRequest("constrained output is not available in this version of Hob")
         watch, has_sent = Stopwatch(self._clock), False
         try:
             async with aclosing(self._attempt(job, watch)) as pieces:
@@ -148,6 +155,7 @@ class Generator:
                     num_keep=fitting.num_keep,
                     shift=fitting.shift,
                     logprobs=job.logprobs,
+                    logit_bias=job.logit_bias,
                     stop_token_ids=tuple(sorted({*model.tokenizer.eos_ids, *model.config.eos_token_ids})),
                     random_seed=self._draw_seed(),
                 )

@@ -64,6 +64,7 @@ class Options:
         num_keep: int,
         shift: bool,
         logprobs: int | None,
+        logit_bias: Mapping[int, float],
         stop_token_ids: tuple[int, ...],
         random_seed: int,
     ) -> SamplingParams:
@@ -99,6 +100,7 @@ class Options:
             shift=shift,
             stop_token_ids=stop_token_ids,
             logprobs=logprobs,
+            logit_bias=dict(logit_bias),
         )
 
 
