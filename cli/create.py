@@ -19,7 +19,7 @@ import typer
 from cli.connection import connected, load_settings
 from cli.errors import CliError
 from cli.inbox import linked
-from cli.source_files import SourceFiles, local_files
+from cli.source_files import SourceFiles, adapter_files, local_files
 from daemon import api
 from modelfiles.parser import Modelfile, ModelfileError, parse
 
@@ -96,12 +96,6 @@ def build_request(
     names = [value for value, found in sources if found is None]
     if len(names) > 1 or (names and len(sources) > 1):
         raise CliError(f'FROM "{names[-1]}" is no file here, and only one FROM can name a model')
-    adapters = []
-    for value in modelfile.values("adapter"):
-        found = local_files(value, folder)
-        if found is None:
-            raise CliError(f'ADAPTER "{value}" is not there; it must be a file or a folder')
-        adapters.append(found)
     request = api.CreateRequest(
         model=model,
         from_=names[0] if names else None,
@@ -116,7 +110,10 @@ def build_request(
         quantize=quantize or None,
     )
     weights = [found for _, found in sources if found is not None]
-    return request, {"files": SourceFiles.merge(weights), "adapters": SourceFiles.merge(adapters)}
+    return request, {
+        "files": SourceFiles.merge(weights),
+        "adapters": adapter_files(modelfile.values("adapter"), folder),
+    }
 
 
 def send(client: Client, request: api.CreateRequest, files: dict[str, SourceFiles], inbox: Path, show: Show) -> None:

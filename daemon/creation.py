@@ -14,6 +14,7 @@ from daemon.transfers import Transfers
 from engine.architectures import ARCHITECTURES, BY_GGUF_NAME, BY_HF_CLASS
 from engine.config import ModelConfig
 from engine.conversion.file_types import FileTypeError, parse_file_type
+from engine.models.adapter_plan import plan_adapter
 from engine.models.tensor_plan import check_tensors
 from engine.text.tokenizer import Tokenizer
 from modelfiles.source import ModelSource
@@ -49,7 +50,7 @@ def create_events(
     )
     if request.from_name and not _is_stored(store, request.from_name):
         yield from _pull_parent(transfers, request.from_name)
-    for event in create_model(store, request, check_source, quantize):
+    for event in create_model(store, request, check_source, quantize, check_adapter):
         yield api.ProgressResponse(
             status=event.status, digest=event.digest, total=event.total, completed=event.completed
         )
@@ -101,6 +102,15 @@ def check_source(source: ModelSource) -> None:
     tokenizer = Tokenizer.from_source(source)
     check_tensors(config, source)
     _check_vocabulary(config, tokenizer)
+
+
+def check_adapter(base: ModelSource, adapter: ModelSource) -> None:
+    """Whether an adapter can be applied to these weights, as far as can be told without reading a tensor.
+
+    Raises:
+        ValueError: it cannot; the message says why.
+    """
+    plan_adapter(ModelConfig.from_source(base), adapter)
 
 
 def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:

@@ -34,6 +34,7 @@ from engine.channel import decode_for_daemon, encode_frame, read_payload_async
 from engine.errors import ChannelError, EngineDied, LoadFailed, RequestFailed
 from engine.messages import (
     Abort,
+    AddAdapter,
     Failed,
     GetStats,
     Load,
@@ -42,6 +43,7 @@ from engine.messages import (
     Quantize,
     Quantized,
     Ready,
+    RemoveAdapter,
     Resize,
     Shutdown,
     Sleep,
@@ -247,6 +249,18 @@ class EngineClient:
         """
         self._on_progress = on_progress
         return await self._ask(load, Ready)
+
+    async def add_adapter(self, adapter: int, files: Mapping[str, str]) -> Ready:
+        """Puts LoRA adapters beside the weights, under a number that requests name. Raises as `load`.
+
+        Args:
+            files: name -> path, as modelfiles.adapter_files has them.
+        """
+        return await self._ask(AddAdapter(adapter=adapter, files=dict(files)), Ready)
+
+    async def remove_adapter(self, adapter: int) -> Ready:
+        """Gives an adapter's memory back; requests that still use it end. Raises as `load`."""
+        return await self._ask(RemoveAdapter(adapter=adapter), Ready)
 
     async def resize(self, *, budget_bytes: int = 0, num_blocks: int = 0) -> Ready:
         """Allocates the KV cache anew; sequences go on in it. Raises as `load`."""

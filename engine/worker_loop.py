@@ -30,6 +30,7 @@ from engine.errors import ChannelError, EngineError, SchedulerError
 from engine.llm_engine import LLMEngine, LoadedRunner
 from engine.messages import (
     Abort,
+    AddAdapter,
     Embed,
     Failed,
     GetStats,
@@ -39,6 +40,7 @@ from engine.messages import (
     Quantize,
     Quantized,
     Ready,
+    RemoveAdapter,
     Resize,
     Shutdown,
     Sleep,
@@ -214,7 +216,9 @@ class WorkerLoop:
         else:
             self._control(message)
 
-    def _control(self, message: Load | Resize | Sleep | Wake | GetStats | Quantize) -> None:
+    def _control(
+        self, message: Load | AddAdapter | RemoveAdapter | Resize | Sleep | Wake | GetStats | Quantize
+    ) -> None:
         """Messages that are answered in their order by Ready, Stats, Quantized or Failed."""
         try:
             self._send(self._answer(message))
@@ -228,7 +232,7 @@ class WorkerLoop:
                 self._exit_status = 1
 
     def _answer(
-        self, message: Load | Resize | Sleep | Wake | GetStats | Quantize
+        self, message: Load | AddAdapter | RemoveAdapter | Resize | Sleep | Wake | GetStats | Quantize
     ) -> Ready | Stats | Quantized | Failed:
         if isinstance(message, Load):
             return self._load(message)
@@ -239,6 +243,10 @@ class WorkerLoop:
         if self._engine is None or self._runner is None:
             error = f"{type(message).__name__} needs a loaded model, and this worker has none; send Load first"
             return Failed(error=error, kind="invalid")
+        if isinstance(message, AddAdapter):
+            return self._add_adapter(message, self._engine, self._runner)
+        if isinstance(message, RemoveAdapter):
+            return self._remove_adapter(message, self._engine, self._runner)
         if isinstance(message, Resize):
             return self._resize(message, self._engine, self._runner)
         if isinstance(message, Sleep):
@@ -265,6 +273,27 @@ class WorkerLoop:
 
     def _send_progress(self, done_bytes: int, total_bytes: int) -> None:
         self._send(Progress(done_bytes=done_bytes, total_bytes=total_bytes))
+
+    def _add_adapter(self, message: AddAdapter, engine: LLMEngine, runner: LoadedRunner) -> Ready:
+        """Where there is no room beside the KV cache, that is allocated anew, and running sequences start over."""
+        if self._is_sleeping or runner.has_room_for(message.files):
+            runner.add_adapter(message.adapter, message.files)
+            return runner.ready
+        self._sleep(engine, runner)
+        try:
+            runner.add_adapter(message.adapter, message.files)
+            return self._wake(engine, runner)
+        except Exception:
+            runner.remove_adapter(message.adapter)
+            self._wake(engine, runner)
+            raise
+
+    def _remove_adapter(self, message: RemoveAdapter, engine: LLMEngine, runner: LoadedRunner) -> Ready:
+        rows = [engine.abort(seq_id) for seq_id in engine.scheduler.sequences_with(message.adapter)]
+        self._send_rows([row for row in rows if row is not None])
+        self._step(engine.drain)  # launched steps still read it
+        runner.remove_adapter(message.adapter)
+        return runner.ready
 
     def _resize(self, resize: Resize, engine: LLMEngine, runner: LoadedRunner) -> Ready:
         self._sleep(engine, runner)
@@ -305,6 +334,8 @@ class WorkerLoop:
             return
         try:
             _check_token_ids(submit, self._runner.vocab_size)
+            if not self._runner.has_adapter(submit.adapter):
+                raise SchedulerError(f"there is no adapter {submit.adapter}; AddAdapter must come before a request")
             self._engine.add(
                 Sequence(
                     submit.seq_id,

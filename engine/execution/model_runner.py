@@ -9,7 +9,7 @@ The runner knows no text, no queue and no end of a request. Called by `llm_engin
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from msgspec import structs
 
 from engine.config import ModelConfig
+from engine.execution.adapters import adapter_bytes, load_adapter
 from engine.execution.cpu_steps import CpuSteps
 from engine.execution.device import (
     choose_device,
@@ -28,17 +29,26 @@ from engine.execution.device import (
     choose_weight_dtype,
     device_memory,
 )
-from engine.execution.errors import ExecutionError, Unsupported
+from engine.execution.errors import ExecutionError
 from engine.execution.kv_cache import KVCache
-from engine.execution.memory import MemoryPlan, MemoryRequest, plan_memory, replan_memory
+from engine.execution.memory import (
+    MemoryPlan,
+    MemoryRequest,
+    check_adapter,
+    fits_beside,
+    plan_memory,
+    replan_memory,
+)
 from engine.execution.weight_table import WeightSizes, WeightTable
 from engine.execution.weights import Checkpoint, OnProgress, load_weights
 from engine.kernels.reference import plan_attention
 from engine.messages import Load, Ready
 from engine.models.decoder import Decoder
 from engine.models.forward_context import ForwardContext
+from engine.models.lora import Adapters
 from engine.models.offload import LayerStream, offloaded_layers
 from engine.scheduling.batch import Handle, ScheduledBatch
+from modelfiles.adapter_files import group_adapters
 from modelfiles.source import ModelSource
 
 if TYPE_CHECKING:
@@ -69,6 +79,8 @@ class ModelRunner:
         self.kv_dtype = kv_dtype
         self.load_options = load
         self.load_s = 0.0
+        self.adapters = Adapters()
+        self._budget_bytes = load.budget_bytes
         self.kv_cache: KVCache | None = None
         self._steps: CpuSteps | GpuSteps | None = None
         self._plan = plan
@@ -89,8 +101,6 @@ class ModelRunner:
             Unsupported: a device, type or feature is not available.
         """
         started = time.perf_counter()
-        if load.adapters:
-            raise Unsupported(f"{len(load.adapters)} adapters were given, but LoRA adapters cannot be loaded yet")
         if load.num_threads > 0:
             torch.set_num_threads(load.num_threads)
         source = ModelSource({name: Path(path) for name, path in load.files.items()})
@@ -130,10 +140,11 @@ class ModelRunner:
             ModelTooLarge: not even one block fits.
         """
         self.free_kv()
+        self._budget_bytes = budget_bytes
+        # Adapters are there already, so only a budget does not know of them.
+        left = max(1, budget_bytes - self.adapters.num_bytes) if budget_bytes else 0
         request = replace(
-            _memory_request(self.load_options, self.dtype, self.kv_dtype),
-            num_blocks=num_blocks,
-            budget_bytes=budget_bytes,
+            _memory_request(self.load_options, self.dtype, self.kv_dtype), num_blocks=num_blocks, budget_bytes=left
         )
         self._plan = replan_memory(self.config, request, device_memory(self.device), self._weights, self._plan)
         self._allocate(self._plan.num_blocks)
@@ -145,9 +156,9 @@ class ModelRunner:
             # Not above: Triton is not there without a GPU, and takes a second to import.
             from engine.execution.gpu_steps import GpuSteps
 
-            self._steps = GpuSteps(self.decoder, self.kv_cache, self.max_context, options, self.device)
+            self._steps = GpuSteps(self.decoder, self.kv_cache, self.max_context, options, self.device, self.adapters)
         else:
-            self._steps = CpuSteps(self.decoder, self.kv_cache, self.max_context, options)
+            self._steps = CpuSteps(self.decoder, self.kv_cache, self.max_context, options, self.adapters)
         self._steps.warm_up()
 
     def free_kv(self) -> None:
@@ -158,6 +169,47 @@ class ModelRunner:
         self._steps = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    # ---- adapters
+
+    def has_adapter(self, adapter: int) -> bool:
+        """Whether a number is an adapter's; 0 is none, and always there."""
+        return adapter in self.adapters
+
+    def has_room_for(self, files: Mapping[str, str]) -> bool:
+        """Whether adapters fit beside the KV cache as it is.
+
+        Raises:
+            AdapterError, SourceError, GGUFError, SafetensorsError: they cannot be applied to this model.
+        """
+        num_bytes = adapter_bytes(self.config, _adapter_sources(files), self.dtype)
+        request = _memory_request(self.load_options, self.dtype, self.kv_dtype)
+        request = replace(request, budget_bytes=self._budget_bytes)
+        return fits_beside(num_bytes, self.adapters.num_bytes, self._plan, request, device_memory(self.device))
+
+    def add_adapter(self, adapter: int, files: Mapping[str, str]) -> None:
+        """Loads LoRA adapters under one number.
+
+        Args:
+            files: name -> path, as modelfiles.adapter_files has them; several adapters add up.
+
+        Raises:
+            AdapterError, SourceError, GGUFError, SafetensorsError: they cannot be applied to this model.
+            ModelTooLarge: there is no memory for them.
+        """
+        sources = _adapter_sources(files)
+        num_bytes = adapter_bytes(self.config, sources, self.dtype)
+        check_adapter(num_bytes, device_memory(self.device))
+        with torch.inference_mode():
+            self.adapters.put(adapter, load_adapter(self.config, sources, self.dtype, self.device))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # steps run on a stream of their own
+
+    def remove_adapter(self, adapter: int) -> None:
+        """Gives an adapter's memory back. No step that uses it may be in flight."""
+        if self._steps is not None:
+            self._steps.forget_adapter(adapter)
+        self.adapters.drop(adapter)
 
     @property
     def num_blocks(self) -> int:
@@ -185,7 +237,7 @@ class ModelRunner:
         return Ready(
             num_blocks=self.num_blocks,
             block_size=self.load_options.block_size,
-            weights_bytes=self._plan.weights_bytes,
+            weights_bytes=self._plan.weights_bytes + self.adapters.num_bytes,
             kv_cache_bytes=0 if self.kv_cache is None else self.kv_cache.num_bytes,
             max_context=self.max_context,
             device=str(self.device),
@@ -218,8 +270,11 @@ class ModelRunner:
     # ---- whole prompts
 
     @torch.inference_mode()
-    def hidden_states(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def hidden_states(self, prompts: Sequence[Sequence[int]], adapter: int = 0) -> Tensor:
         """Runs prompts through the model in a cache of their own, beside whatever else is going on.
+
+        Args:
+            adapter: one of `add_adapter`, for all of them.
 
         Returns:
             [tokens of all prompts, hidden_size], before the final norm.
@@ -245,12 +300,13 @@ class ModelRunner:
             )
             for group in self.config.kv_groups
         ]
-        return self.decoder.forward(ForwardContext(token_ids, positions, plans, cache.layers, cache.scales))
+        adapted = self.adapters.tokens([adapter], None, self.device)
+        return self.decoder.forward(ForwardContext(token_ids, positions, plans, cache.layers, cache.scales, adapted))
 
     @torch.inference_mode()
-    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+    def prompt_logprobs(self, token_ids: Sequence[int], adapter: int = 0) -> list[float]:
         """Natural-log probability of each token given those before it, from the second one on."""
-        logits = self.decoder.logits(self.hidden_states([token_ids])[:-1])
+        logits = self.decoder.logits(self.hidden_states([token_ids], adapter)[:-1])
         targets = torch.tensor(token_ids[1:], device=self.device)
         logprobs: list[float] = (-F.cross_entropy(logits, targets, reduction="none")).tolist()
         return logprobs
@@ -286,6 +342,11 @@ def _memory_request(load: Load, dtype: torch.dtype, kv_dtype: torch.dtype) -> Me
         num_blocks=load.num_blocks,
         num_gpu_layers=load.num_gpu_layers,
     )
+
+
+def _adapter_sources(files: Mapping[str, str]) -> list[ModelSource]:
+    groups = group_adapters({name: Path(path) for name, path in files.items()})
+    return [ModelSource(group) for group in groups]
 
 
 def _groups_of(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[Sequence[int]]]:

@@ -11,7 +11,7 @@ alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from engine.messages import Ready
@@ -91,7 +91,11 @@ class FakeRunner:
     num_unprepared: int = 0
     """Calls of `prepare` that find something to do."""
 
+    max_adapter_files: int = 2
+    """Adapters of more files fit only where no KV cache is."""
+
     def __post_init__(self) -> None:
+        self.adapters: dict[int, dict[str, str]] = {}
         self.rows: dict[int, Row] = {}
         self.slots: list[dict[int, list[bytes | None]]] = [{} for _ in self.windows]
         self.has_kv_cache = True
@@ -110,6 +114,24 @@ class FakeRunner:
             dtype="none",
             load_s=0.0,
         )
+
+    def has_adapter(self, adapter: int) -> bool:
+        return adapter in (0, *self.adapters)
+
+    def has_room_for(self, files: Mapping[str, str]) -> bool:
+        return len(files) <= self.max_adapter_files
+
+    def add_adapter(self, adapter: int, files: Mapping[str, str]) -> None:
+        assert adapter > 0
+        assert adapter not in self.adapters
+        assert not self.has_kv_cache or self.has_room_for(files)
+        if "broken" in files:
+            raise ValueError("the adapter is of another model")
+        self.adapters[adapter] = dict(files)
+
+    def remove_adapter(self, adapter: int) -> None:
+        assert not self.in_flight
+        self.adapters.pop(adapter, None)
 
     def prepare(self) -> bool:
         assert not self.in_flight
@@ -160,6 +182,7 @@ class FakeRunner:
     def _admit(self, batch: ScheduledBatch) -> None:
         for admission in batch.admitted:
             assert 0 <= admission.row < self.max_num_seqs
+            assert self.has_adapter(admission.adapter), "a sequence runs with an adapter that is not there"
             for handle in self.in_flight:
                 assert admission.row not in handle.rows, "a row is given away while a launched step uses it"
             hashes = []

@@ -1,0 +1,128 @@
+"""PeftConfig: what an adapter_config.json says of a LoRA adapter, and by what each of its updates is multiplied.
+
+PEFT has many ways to change a model that share this file's name. Those that are no sum of products beside the base's
+matrices, or that change what the base's weights are, end here in a sentence: running without what they ask for would
+give wrong answers. Read by `adapter_plan`.
+Source: huggingface/peft src/peft/tuners/lora/{config,layer}.py and src/peft/utils/other.py (get_pattern_key).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from engine.quantization.module_patterns import ModulePattern
+
+CHANGED_BASES = ("pissa", "olora", "corda", "loftq")
+"""What `init_lora_weights` begins with where training started from other weights than the base's."""
+
+
+class AdapterError(ValueError):
+    """Files that are no LoRA adapter that Hob can apply to this model; the message says why."""
+
+
+class PeftConfig(msgspec.Struct):
+    """The keys of adapter_config.json that matter; null means what leaving it out does."""
+
+    peft_type: str | None = None
+    r: int | None = None
+    lora_alpha: float | None = None
+    use_rslora: bool | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_dora: bool | None = None
+    modules_to_save: list[str] | None = None
+    trainable_token_indices: Any = None
+    bias: str | None = None
+    lora_bias: bool | None = None
+    fan_in_fan_out: bool | None = None
+    layer_replication: Any = None
+    target_parameters: list[str] | None = None
+    init_lora_weights: bool | str | None = None
+    alora_invocation_tokens: list[int] | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> PeftConfig:
+        """
+        Raises:
+            AdapterError: it is no configuration of a LoRA adapter, or of one that Hob cannot apply.
+        """
+        try:
+            config = msgspec.json.decode(text, type=cls)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise AdapterError(f"adapter_config.json cannot be read: {error}") from error
+        if config.peft_type is None or config.r is None or config.lora_alpha is None:
+            raise AdapterError("adapter_config.json is none of PEFT's: it lacks peft_type, r or lora_alpha")
+        if config.peft_type != "LORA":
+            raise AdapterError(f"the adapter is of the type {config.peft_type[:40]!r}; Hob applies LORA only")
+        if (reason := next(iter(config._refusals()), None)) is not None:
+            raise AdapterError(f"the adapter {reason}")
+        return config
+
+    def scale(self, module: str, rank: int) -> float:
+        """The factor of a module's update.
+
+        Args:
+            module: its name in the base, such as "model.layers.0.self_attn.q_proj".
+            rank: that of its matrices, which must be what the configuration says.
+
+        Raises:
+            AdapterError: it is not, a pattern cannot be read, or the factor is no finite number.
+        """
+        assert self.r is not None
+        assert self.lora_alpha is not None
+        said = _by_pattern(self.rank_pattern or {}, module, self.r)
+        if said != rank:
+            raise AdapterError(
+                f"the matrices of {module} have the rank {rank}, but adapter_config.json says {said}; the files are of "
+                "different adapters"
+            )
+        alpha = _by_pattern(self.alpha_pattern or {}, module, self.lora_alpha)
+        scale = alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        if not math.isfinite(scale):
+            raise AdapterError(f"the lora_alpha of {module} is {alpha}; it must be a finite number")
+        return scale
+
+    def _refusals(self) -> Iterable[str]:
+        """Why it cannot be applied, as ends of a sentence."""
+        if self.use_dora:
+            yield "uses DoRA (use_dora), which scales the base's own weights; merge it into them instead"
+        if self.modules_to_save or self.trainable_token_indices:
+            what = ", ".join(self.modules_to_save or ["tokens of the embedding"])
+            yield (
+                f"brings whole weights of its own ({what[:120]}), not only updates (modules_to_save, "
+                "trainable_token_indices); merge it into the base's weights instead"
+            )
+        if self.lora_bias or self.bias not in (None, "none"):
+            yield "trains biases (bias, lora_bias), which Hob does not apply; merge it into the base's weights instead"
+        if self.fan_in_fan_out:
+            yield "is for matrices that lie the other way round (fan_in_fan_out), which no model of Hob's has"
+        if self.layer_replication:
+            yield "repeats layers of the base (layer_replication), which Hob does not; merge it into a model instead"
+        if self.target_parameters:
+            yield "changes parameters that are no matrices of a decoder (target_parameters)"
+        if self.alora_invocation_tokens:
+            yield "applies to what follows certain tokens only (alora_invocation_tokens), which Hob cannot"
+        if isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(CHANGED_BASES):
+            yield (
+                f"was trained on other weights than the base's (init_lora_weights {self.init_lora_weights[:40]!r}); "
+                "save it with path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+            )
+
+
+def _by_pattern(patterns: Mapping[str, float], module: str, otherwise: float) -> float:
+    """The value of the first pattern that a module's name ends in."""
+    for pattern, value in patterns.items():
+        try:
+            ModulePattern.expression(pattern)  # refuses what could search for long
+        except ValueError as error:
+            raise AdapterError(
+                f"the pattern {pattern[:80]!r} in adapter_config.json cannot be used: {error}"
+            ) from error
+        if re.match(rf"(?:.*\.)?(?:{pattern})$", module):
+            return value
+    return otherwise
