@@ -26,6 +26,11 @@ def extend_hash(before: bytes, token_id: int) -> bytes:
     return hashlib.blake2b(before + token_id.to_bytes(8, "little"), digest_size=8).digest()
 
 
+def beginning(adapter: int) -> bytes:
+    """Hash of the empty text: what an adapter computes is of no use to another."""
+    return EMPTY if adapter == 0 else extend_hash(EMPTY, adapter)
+
+
 def next_token(text: bytes, seed: int, generation: int, vocab_size: int) -> int:
     """The fake model: the token after a text."""
     data = text + seed.to_bytes(8, "little") + (generation & (2**64 - 1)).to_bytes(8, "little")
@@ -186,7 +191,7 @@ class FakeRunner:
             for handle in self.in_flight:
                 assert admission.row not in handle.rows, "a row is given away while a launched step uses it"
             hashes = []
-            text = EMPTY
+            text = beginning(admission.adapter)
             for token_id in admission.token_ids:
                 hashes.append(text := extend_hash(text, token_id))
             self.rows[admission.row] = Row(
@@ -246,13 +251,18 @@ class FakeRunner:
 
 
 def expected_output(
-    prompt_ids: list[int], params: SamplingParams, *, vocab_size: int = 50, max_context: int = 4096
+    prompt_ids: list[int],
+    params: SamplingParams,
+    *,
+    vocab_size: int = 50,
+    max_context: int = 4096,
+    adapter: int = 0,
 ) -> tuple[list[int], str]:
     """What a prompt run alone yields: its tokens and finish_reason, by a plain loop without blocks or batches."""
     token_ids, origin, output = list(prompt_ids), len(prompt_ids), []
     limit = min(max_context, params.max_context or max_context)
     while params.max_tokens is None or len(output) < params.max_tokens:
-        text = EMPTY
+        text = beginning(adapter)
         for token_id in token_ids:
             text = extend_hash(text, token_id)
         token_id = next_token(text, params.seed, len(token_ids) - origin, vocab_size)
