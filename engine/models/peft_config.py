@@ -1,4 +1,4 @@
-"""PeftConfig: what an adapter_config.json says of a LoRA adapter, and by what each of its updates is multiplied.
+"""PeftConfig: what an adapter_config.json says of a LoRA adapter; Scales: by what each of its updates is multiplied.
 
 PEFT has many ways to change a model that share this file's name. Those that are no sum of products beside the base's
 matrices, or that change what the base's weights are, end here in a sentence: running without what they ask for would
@@ -19,6 +19,10 @@ from engine.quantization.module_patterns import ModulePattern
 
 CHANGED_BASES = ("pissa", "olora", "corda", "loftq")
 """What `init_lora_weights` begins with where training started from other weights than the base's."""
+
+
+PLAIN_NAME = re.compile(r"[\w.-]+")
+MAX_EXPRESSIONS = 64
 
 
 class AdapterError(ValueError):
@@ -63,30 +67,6 @@ class PeftConfig(msgspec.Struct):
             raise AdapterError(f"the adapter {reason}")
         return config
 
-    def scale(self, module: str, rank: int) -> float:
-        """The factor of a module's update.
-
-        Args:
-            module: its name in the base, such as "model.layers.0.self_attn.q_proj".
-            rank: that of its matrices, which must be what the configuration says.
-
-        Raises:
-            AdapterError: it is not, a pattern cannot be read, or the factor is no finite number.
-        """
-        assert self.r is not None
-        assert self.lora_alpha is not None
-        said = _by_pattern(self.rank_pattern or {}, module, self.r)
-        if said != rank:
-            raise AdapterError(
-                f"the matrices of {module} have the rank {rank}, but adapter_config.json says {said}; the files are of "
-                "different adapters"
-            )
-        alpha = _by_pattern(self.alpha_pattern or {}, module, self.lora_alpha)
-        scale = alpha / (math.sqrt(rank) if self.use_rslora else rank)
-        if not math.isfinite(scale):
-            raise AdapterError(f"the lora_alpha of {module} is {alpha}; it must be a finite number")
-        return scale
-
     def _refusals(self) -> Iterable[str]:
         """Why it cannot be applied, as ends of a sentence."""
         if self.use_dora:
@@ -114,15 +94,77 @@ class PeftConfig(msgspec.Struct):
             )
 
 
-def _by_pattern(patterns: Mapping[str, float], module: str, otherwise: float) -> float:
-    """The value of the first pattern that a module's name ends in."""
-    for pattern, value in patterns.items():
-        try:
-            ModulePattern.expression(pattern)  # refuses what could search for long
-        except ValueError as error:
+class Scales:
+    """By what each update of an adapter is multiplied."""
+
+    def __init__(self, config: PeftConfig) -> None:
+        """
+        Raises:
+            AdapterError: a pattern cannot be used.
+        """
+        assert config.r is not None
+        assert config.lora_alpha is not None
+        self._ranks = _Patterns(config.rank_pattern or {}, config.r)
+        self._alphas = _Patterns(config.alpha_pattern or {}, config.lora_alpha)
+        self._is_stabilised = bool(config.use_rslora)
+
+    def scale(self, module: str, rank: int) -> float:
+        """
+        Args:
+            module: its name in the base, such as "model.layers.0.self_attn.q_proj".
+            rank: that of its matrices, which must be what the configuration says.
+
+        Raises:
+            AdapterError: it is not, or the factor is no finite number.
+        """
+        said = self._ranks.value(module)
+        if said != rank:
             raise AdapterError(
-                f"the pattern {pattern[:80]!r} in adapter_config.json cannot be used: {error}"
-            ) from error
-        if re.match(rf"(?:.*\.)?(?:{pattern})$", module):
-            return value
-    return otherwise
+                f"the matrices of {module} have the rank {rank}, but adapter_config.json says {said}; the files are of "
+                "different adapters"
+            )
+        alpha = self._alphas.value(module)
+        scale = alpha / (math.sqrt(rank) if self._is_stabilised else rank)
+        if not math.isfinite(scale):
+            raise AdapterError(f"the lora_alpha of {module} is {alpha}; it must be a finite number")
+        return scale
+
+
+class _Patterns:
+    """Values by what modules' names end in; the first pattern that fits counts.
+
+    Nearly all are plain names, of which a file may have one a matrix. The few expressions come from a stranger.
+    """
+
+    def __init__(self, patterns: Mapping[str, float], otherwise: float) -> None:
+        self._names: dict[str, tuple[int, float]] = {}
+        self._expressions: list[tuple[int, re.Pattern[str], float]] = []
+        self._otherwise = otherwise
+        for place, (pattern, value) in enumerate(patterns.items()):
+            name = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+            if PLAIN_NAME.fullmatch(name):
+                self._names.setdefault(name, (place, value))
+            else:
+                self._expressions.append((place, _expression(pattern), value))
+        if len(self._expressions) > MAX_EXPRESSIONS:
+            raise AdapterError(
+                f"adapter_config.json has {len(self._expressions)} patterns that are regular expressions; "
+                f"{MAX_EXPRESSIONS} are allowed, name the modules instead"
+            )
+
+    def value(self, module: str) -> float:
+        parts = module.split(".")
+        endings = (".".join(parts[start:]) for start in range(len(parts)))
+        found = [self._names[ending] for ending in endings if ending in self._names]
+        found += [(place, value) for place, expression, value in self._expressions if expression.match(module)]
+        return min(found)[1] if found else self._otherwise
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    try:
+        ModulePattern.expression(pattern)
+        if sum(pattern.count(sign) for sign in "*+?") > 1:
+            raise ValueError("it repeats too much to be matched in bounded time; name the modules instead")
+    except ValueError as error:
+        raise AdapterError(f"the pattern {pattern[:80]!r} in adapter_config.json cannot be used: {error}") from error
+    return re.compile(rf"(?:.*\.)?(?:{pattern})$")

@@ -55,6 +55,24 @@ def test_all_matrices_of_all_layers(base: Path, config: ModelConfig, tmp_path: P
     assert fused_rows(config, "v") == ("qkv", slice(96, 128))
 
 
+@pytest.mark.parametrize(
+    ("patterns", "alphas"),
+    [
+        ({"q_proj": 2, "layers.0.self_attn.q_proj": 4}, (2, 2)),
+        ({"layers.0.self_attn.q_proj": 4, "q_proj": 2}, (4, 2)),
+        ({r"^model\.layers\.1\.self_attn\.q_proj$": 3}, (8, 3)),
+        ({r"layers\.(1|2)\..*q_proj": 5, "_proj": 7}, (8, 5)),
+        ({"self_attn": 6, "self_attn.q_pro": 6}, (8, 8)),
+    ],
+)
+def test_patterns_of_alpha(config: ModelConfig, tmp_path: Path, patterns: dict[str, int], alphas: Any) -> None:
+    """As PEFT takes them: the first whose end is the module's, in whole parts."""
+    updates = {f"model.layers.{layer}.self_attn.q_proj": halves(64, 64) for layer in (0, 1)}
+    folder = write_peft(tmp_path / "lora", updates, alpha=8, alpha_pattern=patterns)
+    plan = plan_adapter(config, ModelSource.from_path(folder))
+    assert tuple(update.scale * 2 for update in plan.updates) == alphas
+
+
 def test_names_with_the_adapters_name_and_of_multimodal_models(config: ModelConfig, tmp_path: Path) -> None:
     for number, (prefix, suffix) in enumerate([("", ".default"), ("base_model.model.language_model.", "")]):
         folder = write_peft(tmp_path / str(number), {Q: halves(64, 64)}, alpha=1)
@@ -85,6 +103,11 @@ def rewrite(folder: Path, name_of: Callable[[str], str]) -> None:
         ({"init_lora_weights": "pissa_niter_4"}, "trained on other weights than the base's"),
         ({"r": 3}, "have the rank 2, but adapter_config.json says 3"),
         ({"alpha_pattern": {"(a+)+b": 1}}, "the pattern '(a+)+b' in adapter_config.json cannot be used"),
+        ({"alpha_pattern": {".*q_.*": 1}}, "it repeats too much"),
+        (
+            {"rank_pattern": {f"{n}|x": 2 for n in range(99)}},
+            "99 patterns that are regular expressions; 64 are allowed",
+        ),
         ({"lora_alpha": None}, "lacks peft_type, r or lora_alpha"),
         ({"r": "many"}, "adapter_config.json cannot be read"),
     ],
