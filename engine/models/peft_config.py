@@ -48,6 +48,8 @@ class PeftConfig(msgspec.Struct):
     target_parameters: list[str] | None = None
     init_lora_weights: bool | str | None = None
     alora_invocation_tokens: list[int] | None = None
+    lora_parameters: Any = None
+    """Of MLX, whose versions disagree on what a factor is."""
 
     @classmethod
     def parse(cls, text: str) -> PeftConfig:
@@ -59,6 +61,11 @@ class PeftConfig(msgspec.Struct):
             config = msgspec.json.decode(text, type=cls)
         except (msgspec.MsgspecError, RecursionError) as error:
             raise AdapterError(f"adapter_config.json cannot be read: {error}") from error
+        if config.lora_parameters is not None:
+            raise AdapterError(
+                "adapter_config.json is MLX's (lora_parameters), which does not say by what an update is multiplied in "
+                "all its versions; fuse the adapter into a model with mlx_lm.fuse"
+            )
         if config.peft_type is None or config.r is None or config.lora_alpha is None:
             raise AdapterError("adapter_config.json is none of PEFT's: it lacks peft_type, r or lora_alpha")
         if config.peft_type != "LORA":

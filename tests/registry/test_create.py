@@ -164,6 +164,9 @@ def test_an_adapter_is_checked_against_the_weights_it_is_for(store: Store, paren
     assert snapshot(store) == before
     names = [["lora.gguf"], ["adapter_config.json", "adapter_model.safetensors"]]
     assert seen == [(parent.files, one) for one in names]
+    request = CreateRequest(name("m"), files=upload(store, {"x.gguf": gguf_bytes(tmp_path)}), adapters=lora)
+    list(create_model(store, request, check_adapter=check))
+    assert [*seen[-1][0].values()] == [*store.get(name("m")).files.values()], "weights that came with it"
 
 
 # ---- inheritance

@@ -108,6 +108,7 @@ def rewrite(folder: Path, name_of: Callable[[str], str]) -> None:
             {"rank_pattern": {f"{n}|x": 2 for n in range(99)}},
             "99 patterns that are regular expressions; 64 are allowed",
         ),
+        ({"lora_parameters": {"rank": 8, "scale": 20.0}}, "is MLX's"),
         ({"lora_alpha": None}, "lacks peft_type, r or lora_alpha"),
         ({"r": "many"}, "adapter_config.json cannot be read"),
     ],
