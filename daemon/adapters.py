@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from daemon.engines import Engine
 from engine.errors import EngineError
 from engine.messages import Ready
 from registry.stored_model import StoredModel
+
+logger = logging.getLogger("hob.models")
 
 AdapterKey = frozenset[tuple[str, str]]
 """(file name, path of the blob) of all adapters of a model, which add up; empty: it has none."""
@@ -51,19 +53,19 @@ class WorkerAdapters:
             if not self._users[key]:
                 del self._users[key]
 
-    async def load(self, files: Mapping[str, Path], engine: Engine, on_ready: OnReady) -> int:
+    async def load(self, stored: StoredModel, engine: Engine, on_ready: OnReady) -> int:
         """The number of a model's adapter, loading it first where needed; 0 where it has none.
 
         Raises:
             LoadFailed: it cannot be applied to the base, or there is no memory for it.
             EngineDied: the worker ended.
         """
-        key = frozenset((name, str(path)) for name, path in files.items())
+        key = adapter_key(stored)
         if not key:
             return 0
         if key not in self._loads:
             number = next(self._numbers)
-            task = asyncio.create_task(_add(number, files, engine, on_ready))
+            task = asyncio.create_task(_add(number, stored, engine, on_ready))
             task.add_done_callback(lambda task: self._loaded(key, task))
             self._loads[key] = number, task
         number, load = self._loads[key]
@@ -86,8 +88,9 @@ class WorkerAdapters:
             self._loads.pop(key, None)
 
 
-async def _add(number: int, files: Mapping[str, Path], engine: Engine, on_ready: OnReady) -> None:
-    on_ready(await engine.add_adapter(number, {name: str(path) for name, path in files.items()}))
+async def _add(number: int, stored: StoredModel, engine: Engine, on_ready: OnReady) -> None:
+    on_ready(await engine.add_adapter(number, {name: str(path) for name, path in stored.adapter_files.items()}))
+    logger.info("loaded the adapter of %s beside its base", stored.name.short)
 
 
 async def _remove(number: int, engine: Engine, on_ready: OnReady) -> None:

@@ -135,7 +135,7 @@ class ModelManager:
             with worker.adapters.held(adapter_key(stored)):
                 # Shielded: a caller that leaves must not end the load that others wait for.
                 weights = await self._wait_for(worker)
-                adapter = await self._load_adapter(worker, session, weights)
+                adapter = await self._load_adapter(worker, session, stored, weights)
                 yield await self._as_loaded(stored, session, weights, adapter)
         finally:
             self._leave(worker, session)
@@ -333,9 +333,9 @@ class ModelManager:
             self._drop(worker)
 
     @staticmethod
-    async def _load_adapter(worker: Worker, session: Session, weights: Weights) -> int:
+    async def _load_adapter(worker: Worker, session: Session, stored: StoredModel, weights: Weights) -> int:
         try:
-            return await worker.adapters.load(session.stored.adapter_files, weights.engine, weights.set_ready)
+            return await worker.adapters.load(stored, weights.engine, weights.set_ready)
         except LoadFailed:
             session.keep_alive_s = 0.0  # the base runs, but not what the name stands for
             raise

@@ -335,6 +335,22 @@ async def test_a_name_created_anew_with_another_adapter(world: World) -> None:
     assert len(world.engines) == 1
 
 
+async def test_a_name_created_anew_while_its_base_is_loaded(world: World) -> None:
+    """Who came first gets the adapter that the name had then."""
+    world.prepare = lambda engine: engine.load_gate.clear()
+    paths = []
+
+    async def hold(model: StoredModel) -> None:
+        async with world.manager.acquire(model) as held:
+            paths.append([*world.engine.adapters[held.adapter].values()] == [str(model.adapter_files["adapter.gguf"])])
+
+    tasks = [asyncio.create_task(hold(await create_adapted(world, "mine", text))) for text in ("a", "b")]
+    await until(lambda: bool(world.engines) and bool(world.engine.loads))
+    world.engine.load_gate.set()
+    await asyncio.gather(*tasks)
+    assert paths == [True, True]
+
+
 async def test_callers_share_one_load_of_an_adapter(world: World) -> None:
     world.prepare = lambda engine: engine.adapter_gate.clear()
     model = await create_adapted(world, "mine", "a")

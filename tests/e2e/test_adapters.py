@@ -50,7 +50,8 @@ def test_an_adapter_says_what_the_merged_model_says(machine: Machine) -> None:
     assert machine.hob("run", "from-gguf", PROMPT) == merged
     assert machine.hob("run", "child", PROMPT) != plain
     assert machine.hob("run", "base", PROMPT) == plain
-    assert machine.log().count("hob.models: loaded ") == 2, "one worker for a base and all its adapters"
+    log = machine.log()
+    assert (log.count(" on cpu in "), log.count("loaded the adapter of ")) == (2, 2), "one worker, two adapters"
 
 
 def test_a_modelfile_that_is_shown_makes_the_model_again(machine: Machine) -> None:
