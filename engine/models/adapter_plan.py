@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from engine.architectures import BY_GGUF_NAME
 from engine.config import ModelConfig
 from engine.models.peft_config import AdapterError, PeftConfig, Scales
-from engine.models.tensor_names import HF_PREFIXES, TensorNames
+from engine.models.tensor_names import HF_IGNORED_PARTS, HF_PREFIXES, TensorNames
 from engine.models.tensor_plan import READABLE_NAMES, StoredTensor, matrix_shape, type_name
 from modelfiles.adapter_files import CONFIG_NAME
 from modelfiles.gguf import GGUFFile, GGUFModel
@@ -102,8 +102,10 @@ def _plan_peft(config: ModelConfig, file: SafetensorsModel, peft: PeftConfig) ->
         for layer in range(config.num_layers)
         for role in ROLES
     }
+    # What a multimodal model sees images with plays no part in text.
+    text = {n: tensor for n, tensor in file.tensors.items() if not any(part in n for part in HF_IGNORED_PARTS)}
     scales, updates = Scales(peft), []
-    for module, (a, b) in _pairs(file.tensors, PEFT_NAME, PEFT_PREFIX).items():
+    for module, (a, b) in _pairs(text, PEFT_NAME, PEFT_PREFIX).items():
         layer, role = _place(places, module, config)
         rank = _rank(config, role, file.tensors[a], file.tensors[b])
         updates.append(Update(layer, role, a, b, rank, scales.scale(module, rank)))

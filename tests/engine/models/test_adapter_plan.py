@@ -83,6 +83,24 @@ def test_names_with_the_adapters_name_and_of_multimodal_models(config: ModelConf
         assert [u.role for u in plan_adapter(config, ModelSource.from_path(folder)).updates] == ["q"]
 
 
+def test_updates_of_what_sees_images_are_passed_over(config: ModelConfig, tmp_path: Path) -> None:
+    updates = {Q: halves(64, 64), "model.vision_tower.encoder.layers.0.self_attn.q_proj": halves(9, 9)}
+    plan = plan_adapter(config, ModelSource.from_path(write_peft(tmp_path / "lora", updates, alpha=1)))
+    assert [update.layer for update in plan.updates] == [0]
+
+
+def test_fused_projections_in_gguf(data_dir: Path, tmp_path: Path) -> None:
+    """GGUF calls gate and up in one what it calls up alone."""
+    phi3 = ModelConfig.from_source(ModelSource.from_path(data_dir / "models" / "synthetic-phi3" / "hf"))
+    for number, (rows, role) in enumerate([(160, "up"), (320, "gate_up")]):
+        updates = {"model.layers.1.mlp.up_proj": halves(rows, 64)}
+        path = tmp_path / f"{number}.gguf"
+        write_gguf_adapter(path, updates, alpha=2, heads={}, **{"general.architecture": "phi3"})
+        plan = plan_adapter(phi3, ModelSource.from_path(path))
+        assert [(update.layer, update.role) for update in plan.updates] == [(1, role)]
+        assert not plan.is_permuted
+
+
 def rewrite(folder: Path, name_of: Callable[[str], str]) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -126,7 +144,8 @@ def test_configurations_that_ask_for_more(
         ({Q: halves(128, 64)}, "has the shape [128, 2]; beside the model's matrix of 64 x 64 it must be [64, rank]"),
         ({"model.layers.5.self_attn.q_proj": halves(64, 64)}, "does not have (it is llama with 5 layers)"),
         ({"model.layers.0.self_attn.rotary": halves(64, 64)}, "which the model does not have"),
-        ({"vision_tower.layers.0.self_attn.q_proj": halves(64, 64)}, "which the model does not have"),
+        ({"vision.layers.0.self_attn.q_proj": halves(64, 64)}, "which the model does not have"),
+        ({"model.vision_tower.layers.0.self_attn.q_proj": halves(64, 64)}, "so it changes nothing"),
         ({"lm_head": halves(512, 64)}, '"lm_head"; Hob applies updates to the matrices of layers only'),
     ],
 )
