@@ -10,9 +10,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from daemon.api import ErrorReply
 from daemon.bodies import ClientLeft
 from daemon.clock import Clock
+from daemon.envelopes import envelope_for, native_error
 from daemon.errors import describe, headers_for
 from daemon.routes import generate, models, system, transfers, upkeep
 from daemon.security import HostCheck, OriginCheck, SecurityMiddleware
@@ -75,7 +75,7 @@ class Edge:
         except Exception as error:
             if status:  # the status line is out, so all that is left is to break the connection off
                 raise
-            await _send_error(watched, error)
+            await _send_error(watched, error, scope["path"])
         finally:
             # Never the query or the body: they hold what people say.
             path = ascii(scope["path"][:MAX_LOGGED_PATH])[1:-1]
@@ -83,15 +83,18 @@ class Edge:
             access_logger.info("%s %s %d %.1f ms", scope["method"][:10], path, status, milliseconds)
 
 
-async def _send_error(send: Send, error: Exception) -> None:
+async def _send_error(send: Send, error: Exception, path: str) -> None:
     if isinstance(error, HTTPException):
         status, text = error.status_code, error.detail
     else:
         status, text = describe(error)
     headers = [(name.lower().encode(), value.encode()) for name, value in headers_for(error).items()]
-    await send_json(send, status, ErrorReply(error=text), headers)
+    await send_json(send, status, envelope_for(path)(status, text, error), headers)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "http":
-        await PlainTextResponse("404 page not found", status_code=404)(scope, receive, send)
+    if scope["type"] != "http":
+        return
+    if envelope_for(scope["path"]) is not native_error:
+        raise HTTPException(404, f"there is no {scope['method'][:10]} {ascii(scope['path'][:MAX_LOGGED_PATH])[1:-1]}")
+    await PlainTextResponse("404 page not found", status_code=404)(scope, receive, send)

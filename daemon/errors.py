@@ -2,6 +2,7 @@
 
     DaemonError
     ├── BadRequest             400  the request's fault; the message says what would do
+    │   └── PromptTooLong           it does not fit the context and may not be cut
     ├── Forbidden              403
     ├── UnknownModel           404
     ├── Conflict               409
@@ -53,7 +54,19 @@ class DaemonError(Exception):
 
 
 class BadRequest(DaemonError):
-    """The request cannot be done as it stands."""
+    """The request cannot be done as it stands.
+
+    Args:
+        param: the field that is at fault, such as "messages[0].role", for protocols that name it apart.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class PromptTooLong(BadRequest):
+    """The prompt does not fit the context, and may not be cut."""
 
 
 class Forbidden(DaemonError):
@@ -66,6 +79,8 @@ class UnknownModel(DaemonError):
     Args:
         why: what more there is to say, such as that it can be no model's name.
     """
+
+    param = "model"
 
     def __init__(self, name: str, why: str = "") -> None:
         super().__init__(f"model '{name}' not found{': ' if why else ''}{why}")
