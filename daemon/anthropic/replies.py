@@ -17,6 +17,7 @@ from daemon.anthropic import types
 from daemon.generation import Summary
 from daemon.output import Chunk
 
+
 @dataclass(kw_only=True)
 class Reply:
     """One reply: what is known of it before it begins, and the counts of its prompt as soon as they are known.

@@ -1,7 +1,7 @@
 """From a request of Anthropic's API to messages, tools and options of the one path. Pure.
 
-Blocks of a turn become messages as templates know them: a `tool_result` is a message of the role "tool", texts of one turn
-are one text, and turns of the same role that follow each other are one turn.
+Blocks of a turn become messages as templates know them: a `tool_result` is a message of the role "tool", texts of one
+turn are one text, and turns of the same role that follow each other are one turn.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from modelfiles.prompt import Message, ToolCall
 BETWEEN_TEXTS = "\n"
 MERGED_ROLES = ("user", "assistant")
 MAX_SHOWN = 40
+MAX_TOKENS = 2**31 - 1
 
 
 def read_messages(body: types.Conversation) -> list[Message]:
@@ -90,7 +91,7 @@ def read_options(body: types.MessagesRequest, model_stops: Sequence[str]) -> dic
     options = {**(body.options or {}), **{name: value for name, value in given.items() if value is not None}}
     if body.stop_sequences:
         options["stop"] = [*model_stops, *body.stop_sequences]
-    return {**options, "num_predict": body.max_tokens}
+    return {**options, "num_predict": min(body.max_tokens, MAX_TOKENS)}
 
 
 class _Reader:

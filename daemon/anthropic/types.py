@@ -1,7 +1,7 @@
 """Anthropic's Messages API: one struct for each request, content block, reply and event, and nothing else.
 
-Requests are tolerant as those of daemon.api: an unknown field is ignored (metadata, cache_control and service_tier among
-them), and `null` means "not given". Replies send every field, since the official clients read them without asking.
+Requests are tolerant as those of daemon.api: an unknown field is ignored (metadata, cache_control and service_tier
+among them), and `null` means "not given". Replies send every field: the official clients read them without asking.
 
 Source: the types of Anthropic's own client (github.com/anthropics/anthropic-sdk-python, `anthropic.types`).
 """
