@@ -14,7 +14,7 @@ from daemon.bodies import ClientLeft
 from daemon.clock import Clock
 from daemon.envelopes import envelope_for, native_error
 from daemon.errors import describe, headers_for
-from daemon.routes import generate, models, system, transfers, upkeep
+from daemon.routes import anthropic, generate, models, system, tokenize, transfers, upkeep
 from daemon.security import HostCheck, OriginCheck, SecurityMiddleware
 from daemon.services import Services
 from daemon.streaming import send_json
@@ -39,6 +39,8 @@ def build_app(
     routes = [
         *system.routes(services),
         *generate.routes(services),
+        *anthropic.routes(services),
+        *tokenize.routes(services),
         *models.routes(services),
         *transfers.routes(services),
         *upkeep.routes(services),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from daemon.anthropic.errors import anthropic_error
 from daemon.api import ErrorReply
 from daemon.openai.errors import openai_error
 
@@ -18,7 +19,7 @@ def native_error(status: int, sentence: str, error: BaseException) -> ErrorReply
     return ErrorReply(error=sentence)
 
 
-ENVELOPES: tuple[tuple[str, Envelope], ...] = (("/v1/", openai_error),)
+ENVELOPES: tuple[tuple[str, Envelope], ...] = (("/v1/messages", anthropic_error), ("/v1/", openai_error))
 """Prefix of a path and its envelope; the first that fits counts, so longer prefixes stand before shorter ones."""
 
 

@@ -60,6 +60,8 @@ class Summary:
 
     done_reason: str
     """"stop" or "length"."""
+    stop_string: str | None
+    """The string that ended the text, where one did."""
     context_ids: list[int]
     """Prompt and answer."""
     is_truncated: bool
@@ -98,6 +100,7 @@ class Stopwatch:
         num_tokens = len(reader.token_ids)
         return Summary(
             done_reason="length" if reader.finish_reason == "length" else "stop",
+            stop_string=reader.stop_string,
             context_ids=[*prompt.token_ids, *reader.token_ids],
             is_truncated=prompt.is_truncated or was_cut,
             total_ns=max(1, now - self._start),

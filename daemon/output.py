@@ -74,6 +74,11 @@ class OutputReader:
         """"stop" or "length" once the output has ended."""
         self.num_thinking_tokens = 0
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text, if one did."""
+        return self._detokenizer.stopped
+
     def push(self, output: TokenOutput) -> Chunk:
         """Take the tokens of some steps. A chunk is false while it would say nothing."""
         ids = output.token_ids

@@ -22,6 +22,7 @@ from daemon.model_manager import ManagerConfig, ModelManager
 from daemon.quantizing import Quantizer
 from daemon.remote import Remote
 from daemon.services import Services
+from daemon.text_models import TextModels
 from daemon.transfers import Transfers
 from registry.catalog import Catalog
 from registry.create import CreateRequest, create_model
@@ -159,7 +160,8 @@ async def world(tmp_path: Path, filled_store: Path, manager_config: ManagerConfi
     remote = Remote(store, Sources(shelf, shelf, shelf), Catalog.load(), downloads, Access(transport))
     transfers = Transfers(store, lambda: remote)
     quantizer = Quantizer(start_engine)
-    services = Services(store, Library(store), manager, quantizer, transfers, generator, clock, shut_down)
+    texts = TextModels(manager.loaded_tokenizer)
+    services = Services(store, Library(store), manager, texts, quantizer, transfers, generator, clock, shut_down)
     app = build_app(services)
     in_process = httpx.ASGITransport(app, raise_app_exceptions=True)
     async with httpx.AsyncClient(transport=in_process, base_url="http://localhost:11434") as http:
