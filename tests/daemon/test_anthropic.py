@@ -262,8 +262,8 @@ async def test_a_conversation_becomes_a_prompt(world: World) -> None:
     assert world.prompts == [
         "<|im_start|>system\nBe kind.\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nWeather\nin Paris?<|im_end|>\n"
-        '<|im_start|>assistant\nLet me see.<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
-        "<|im_end|>\n"
+        "<|im_start|>assistant\nLet me see."
+        '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call><|im_end|>\n'
         "<|im_start|>tool\nsunny<|im_end|>\n"
         f"<|im_start|>user\nAnd?\nWell?<|im_end|>\n{ASSISTANT}"
     ]
