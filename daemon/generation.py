@@ -50,6 +50,8 @@ class Job:
     """What the answer must look like; a thought before it is free."""
     on_start: Callable[[int, int], None] | None = None
     """Hears, before the first chunk, how many tokens the prompt has and how many of them the prefix cache held."""
+    max_tool_calls: int | None = None
+    """The answer ends with that many."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Summary:
     """Until the first token."""
     num_tokens: int
     """Generated, the one that ended the text included."""
+    num_thinking_tokens: int
+    """Of those, up to the end of the thought."""
     generation_ns: int
 
 
@@ -105,6 +109,7 @@ class Stopwatch:
             num_cached_tokens=num_cached_tokens,
             prompt_ns=max(1, self._first - self._submitted),
             num_tokens=num_tokens,
+            num_thinking_tokens=reader.num_thinking_tokens,
             generation_ns=max(1, now - self._first) if num_tokens else 0,
         )
 
@@ -212,6 +217,7 @@ class Generator:
             show_thinking=job.shows_thinking,
             tools=_call_parser(model.template.text) if job.parses_tools else None,
             new_call_id=self._new_call_id,
+            max_calls=job.max_tool_calls,
             logprobs=job.logprobs is not None,
         )
 

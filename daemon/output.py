@@ -41,6 +41,7 @@ class OutputReader:
         show_thinking: whether thoughts are handed out or dropped.
         tools: takes calls of tools out of the text; None leaves the text alone.
         new_call_id: an id for each call.
+        max_calls: the output ends with so many calls, whatever the model would add.
         logprobs: whether log-probabilities were asked for.
     """
 
@@ -54,6 +55,7 @@ class OutputReader:
         show_thinking: bool,
         tools: CallParser | None,
         new_call_id: Callable[[], str],
+        max_calls: int | None = None,
         logprobs: bool,
     ) -> None:
         self._tokenizer = tokenizer
@@ -62,6 +64,7 @@ class OutputReader:
         self._show_thinking = show_thinking
         self._tools = tools
         self._new_call_id = new_call_id
+        self._max_calls = max_calls
         self._wants_logprobs = logprobs
         self._logprobs: list[Logprob] = []
         self._num_calls = 0
@@ -69,6 +72,7 @@ class OutputReader:
         """All that was generated, the token that ended it included."""
         self.finish_reason: str | None = None
         """"stop" or "length" once the output has ended."""
+        self.num_thinking_tokens = 0
 
     @property
     def stop_string(self) -> str | None:
@@ -103,7 +107,7 @@ class OutputReader:
             thinking += split.thinking if self._show_thinking else ""
             more_text, more_calls = self._take_calls(split.answer)
             text, calls = text + more_text, calls + more_calls
-        if self._tools is not None:
+        if self._tools is not None and self._num_calls != self._max_calls:
             rest = self._tools.flush()
             text, calls = text + rest.text, calls + self._with_ids(rest.calls)
         return Chunk(text, thinking, calls, (*last.logprobs, *self._take_logprobs()))
@@ -112,6 +116,8 @@ class OutputReader:
         thinking = ""
         if self._thinking is not None:
             thinking, text = self._thinking.push(text)
+            if thinking:
+                self.num_thinking_tokens = len(self.token_ids)
         text, calls = self._take_calls(text)
         chunk = Chunk(text, thinking if self._show_thinking else "", calls)
         return Chunk(chunk.text, chunk.thinking, chunk.tool_calls, self._take_logprobs()) if chunk else chunk
@@ -119,12 +125,19 @@ class OutputReader:
     def _take_calls(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
         if self._tools is None:
             return text, ()
+        if self._num_calls == self._max_calls:
+            return "", ()
         output = self._tools.push(text)
-        return output.text, self._with_ids(output.calls)
+        calls = self._with_ids(output.calls)
+        if self._num_calls == self._max_calls:
+            self.finish_reason = "stop"
+        return output.text, calls
 
     def _with_ids(self, parsed: Sequence[ParsedCall]) -> tuple[ToolCall, ...]:
         calls = []
         for call in parsed:
+            if self._num_calls == self._max_calls:
+                break
             function = FunctionCall(index=self._num_calls, name=call.name, arguments=call.arguments)
             calls.append(ToolCall(id=self._new_call_id(), function=function))
             self._num_calls += 1
