@@ -173,6 +173,12 @@ class MessagesRequest(Conversation, kw_only=True):
 # ---- replies
 
 
+class OutputTokens(msgspec.Struct):
+    """Of the generated tokens, those of the thought."""
+
+    thinking_tokens: int = 0
+
+
 class Usage(msgspec.Struct, kw_only=True):
     """Tokens. The prompt is the sum of the three counts of input."""
 
@@ -183,6 +189,8 @@ class Usage(msgspec.Struct, kw_only=True):
     cache_read_input_tokens: int = 0
     """Of the prompt, those that the prefix cache held."""
     output_tokens: int = 0
+    """Generated, those of thoughts that are not shown included."""
+    output_tokens_details: OutputTokens = msgspec.field(default_factory=OutputTokens)
 
 
 class MessageReply(msgspec.Struct, tag_field="type", tag="message", kw_only=True):

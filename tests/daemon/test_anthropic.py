@@ -89,6 +89,7 @@ async def test_a_whole_message(world: World) -> None:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 4,
             "output_tokens": len("Héllo 🦊!".encode()) + 1,
+            "output_tokens_details": {"thinking_tokens": 0},
         },
     }
     assert world.prompts == [f"<|im_start|>user\nHi<|im_end|>\n{ASSISTANT}"]
@@ -103,6 +104,7 @@ async def test_the_events_of_a_stream_and_their_order(world: World) -> None:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 4,
         "output_tokens": 0,
+        "output_tokens_details": {"thinking_tokens": 0},
     }
     message = start.pop("message")
     assert start == {"type": "message_start"}
@@ -137,13 +139,24 @@ async def test_calls_are_blocks_of_their_own(world: World) -> None:
     assert stream[-2]["delta"]["stop_reason"] == "tool_use"
 
 
+async def test_one_call_at_most(world: World) -> None:
+    world.answers = [Answer(f"{CALL}{CALL} and so on")]
+    choice = {"type": "auto", "disable_parallel_tool_use": True}
+    reply = await whole(world, tools=[TOOL], tool_choice=choice)
+    assert [block["type"] for block in reply["content"]] == ["tool_use"]
+    assert reply["stop_reason"] == "tool_use"
+    assert world.engine.num_aborted == 1
+
+
 THOUGHTFUL = "<think>\nHm.\n</think>\n\nYes."
 
 
 async def test_who_asks_for_thoughts_gets_them_signed(world: World) -> None:
     world.answers = [Answer(THOUGHTFUL), Answer(THOUGHTFUL)]
     thinking = {"type": "enabled", "budget_tokens": 1024}
-    thought, text = (await whole(world, model="thinker", thinking=thinking))["content"]
+    reply = await whole(world, model="thinker", thinking=thinking)
+    assert 0 < reply["usage"]["output_tokens_details"]["thinking_tokens"] < reply["usage"]["output_tokens"]
+    thought, text = reply["content"]
     assert thought.pop("signature")
     assert thought == {"type": "thinking", "thinking": "Hm."}
     assert text == {"type": "text", "text": "Yes."}

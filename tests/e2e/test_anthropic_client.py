@@ -159,7 +159,9 @@ def test_errors_have_their_classes(client: anthropic.Anthropic, tale: str) -> No
         client.messages.stream(model="no-such", max_tokens=1, messages=STORY) as stream,
     ):
         stream.until_done()
+    picture: anthropic.types.ImageBlockParam = {
+        "type": "image",
+        "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"},
+    }
     with pytest.raises(anthropic.BadRequestError, match="is an image"):
-        source = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
-        picture = [{"type": "image", "source": source}]
-        client.messages.create(model=tale, max_tokens=1, messages=[{"role": "user", "content": picture}])  # type: ignore[typeddict-item,list-item]
+        client.messages.create(model=tale, max_tokens=1, messages=[{"role": "user", "content": [picture]}])
