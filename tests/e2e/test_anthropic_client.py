@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import anthropic
 import pytest
 from anthropic.types import MessageParam, ToolParam
+from pydantic import BaseModel, Field
 
 from tests.e2e.conftest import Daemon
 
@@ -20,6 +21,15 @@ WEATHER: ToolParam = {
     "description": "Weather of a city",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
+
+
+class Animal(BaseModel):
+    """An animal of a story."""
+
+    name: str = Field(max_length=20)
+    legs: int = Field(ge=0, le=8)
+
+
 GREEDY = {"temperature": 0}
 """The client no longer has arguments for how to sample."""
 THINKING: anthropic.types.ThinkingConfigEnabledParam = {"type": "enabled", "budget_tokens": 1024}
@@ -125,6 +135,28 @@ def test_no_tokens_warm_the_cache(client: anthropic.Anthropic, tale: str) -> Non
     assert (message.content, message.usage.output_tokens) == ([], 0)
     warm = client.messages.create(model=tale, max_tokens=1, messages=messages)
     assert (warm.usage.cache_read_input_tokens or 0) > (message.usage.cache_read_input_tokens or 0)
+
+
+@pytest.mark.xfail(raises=anthropic.BadRequestError, reason="constrained output is not there yet")
+def test_structured_output(client: anthropic.Anthropic, tale: str) -> None:
+    message = client.messages.parse(
+        model=tale,
+        max_tokens=100,
+        messages=[{"role": "user", "content": "Name an animal."}],
+        output_format=Animal,
+        extra_body=GREEDY,
+    )
+    assert isinstance(message.parsed_output, Animal)
+
+
+@pytest.mark.xfail(raises=anthropic.BadRequestError, reason="constrained output is not there yet")
+def test_a_tool_that_must_be_called(client: anthropic.Anthropic, tale: str) -> None:
+    for choice in ({"type": "any"}, {"type": "tool", "name": "get_weather"}):
+        message = client.messages.create(
+            model=tale, max_tokens=100, messages=STORY, tools=[WEATHER], tool_choice=choice, extra_body=GREEDY
+        )
+        assert [block.type for block in message.content] == ["tool_use"]
+        assert message.stop_reason == "tool_use"
 
 
 def test_many_at_once(daemon: Daemon, tale: str) -> None:
