@@ -14,7 +14,7 @@ from daemon.bodies import ClientLeft
 from daemon.clock import Clock
 from daemon.envelopes import envelope_for, native_error
 from daemon.errors import describe, headers_for
-from daemon.routes import anthropic, generate, models, system, tokenize, transfers, upkeep
+from daemon.routes import anthropic, generate, models, openai, system, tokenize, transfers, upkeep
 from daemon.security import HostCheck, OriginCheck, SecurityMiddleware
 from daemon.services import Services
 from daemon.streaming import send_json
@@ -40,6 +40,7 @@ def build_app(
         *system.routes(services),
         *generate.routes(services),
         *anthropic.routes(services),
+        *openai.routes(services),
         *tokenize.routes(services),
         *models.routes(services),
         *transfers.routes(services),

@@ -5,6 +5,7 @@
     │   └── PromptTooLong           it does not fit the context and may not be cut
     ├── Forbidden              403
     ├── UnknownModel           404
+    ├── UnknownResponse        404
     ├── Conflict               409
     ├── BodyTooLarge           413
     ├── UnsupportedMediaType   415
@@ -86,6 +87,15 @@ class UnknownModel(DaemonError):
         super().__init__(f"model '{name}' not found{': ' if why else ''}{why}")
 
 
+class UnknownResponse(DaemonError):
+    """A response that a client wants to see again."""
+
+    param = "response_id"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(f"response '{response_id[:80]}' not found: responses are not kept here")
+
+
 class Conflict(DaemonError):
     """What is asked does not go with the daemon's state."""
 
@@ -116,6 +126,7 @@ STATUS: dict[type[BaseException], int] = {
     BadRequest: 400,
     Forbidden: 403,
     UnknownModel: 404,
+    UnknownResponse: 404,
     Conflict: 409,
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,

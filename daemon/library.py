@@ -72,11 +72,11 @@ class Library:
             BadRequest: there is no name, or it breaks the grammar of names.
         """
         if not name:
-            raise BadRequest("model is required")
+            raise BadRequest("model is required", "model")
         try:
             ModelName.parse(name)
         except InvalidName as error:
-            raise BadRequest(f"'{shorten(name)}' is no model name: {error.reason}") from error
+            raise BadRequest(f"'{shorten(name)}' is no model name: {error.reason}", "model") from error
         return await self.find(name)
 
     async def delete(self, name: ModelName) -> None:

@@ -31,6 +31,16 @@ class Chunk:
         return bool(self.text or self.thinking or self.tool_calls)
 
 
+def join_chunks(chunks: Sequence[Chunk]) -> Chunk:
+    """What several chunks come to."""
+    return Chunk(
+        text="".join(chunk.text for chunk in chunks),
+        thinking="".join(chunk.thinking for chunk in chunks),
+        tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
+        logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
+    )
+
+
 class OutputReader:
     """Reads one sequence's output.
 

@@ -1,4 +1,4 @@
-"""Types of OpenAI's API that this server speaks: chat completions, completions, models. `responses_api.py` has the rest.
+"""Types of OpenAI's API as far as it is spoken here: chats, completions, models; responses_api.py has the rest.
 
 Requests are tolerant: an unknown field is ignored, and null means "not given". Replies send null where OpenAI's do, so
 a field that may be left out is UNSET. Times are seconds since 1970.
@@ -63,15 +63,12 @@ class StreamOptions(Request):
     include_usage: bool | None = None
 
 
-class Sampling(Request):
-    """Fields that chat and text completions share."""
+class TextRequest(Request):
+    """Fields of every request for a text."""
 
     model: str | None = None
     stream: bool | None = None
     """False where not given, as opposed to the native API."""
-    stream_options: StreamOptions | None = None
-    n: int | None = None
-    max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     frequency_penalty: float | None = None
@@ -84,6 +81,14 @@ class Sampling(Request):
     """Hob's own: Ollama's options such as num_ctx, and keep_alive, truncate, regex, grammar, choice."""
     keep_alive: KeepAlive | None = None
     """Hob's own, as in the native API; `options` may hold it as well."""
+
+
+class CompletionsRequest(TextRequest):
+    """Fields that chat and text completions share."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
 
 
 # ---- chat completions
@@ -139,7 +144,7 @@ class ToolChoice(Request):
     allowed_tools: AllowedTools | None = None
 
 
-class ChatRequest(Sampling):
+class ChatRequest(CompletionsRequest):
     """POST /v1/chat/completions."""
 
     messages: list[RequestMessage] | None = None
@@ -290,7 +295,7 @@ class ChatCompletionChunk(Reply, kw_only=True):
 # ---- completions
 
 
-class CompletionRequest(Sampling):
+class CompletionRequest(CompletionsRequest):
     """POST /v1/completions."""
 
     prompt: str | list[str | int | list[int]] | None = None

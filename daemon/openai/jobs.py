@@ -1,0 +1,124 @@
+"""From what was read of a request to Jobs for daemon.generation: what the model can do and knows is looked up here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from daemon.api import GenerateRequest, Think
+from daemon.errors import BadRequest
+from daemon.generation import Job
+from daemon.openai.completions import TextOrIds
+from daemon.openai.requests import Settings, seeds
+from daemon.openai.tools import ToolUse
+from daemon.prompt_sources import chat_source, generate_source, with_model_messages
+from daemon.services import Services
+from modelfiles.prompt import Message
+from registry.stored_model import StoredModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talk:
+    """What chats and responses ask for, in the words of neither."""
+
+    model: str
+    """As the client calls it."""
+    messages: Sequence[Message]
+    tools: Sequence[dict[str, Any]]
+    tool_use: ToolUse
+    parallel_tool_calls: bool
+    think: Think | None
+    think_param: str
+    """The field that says so."""
+    num_top: int | None
+    """Likeliest tokens to name; None for no log-probabilities."""
+    settings: Settings
+
+
+async def talk_job(services: Services, stored: StoredModel, talk: Talk) -> Job:
+    """The Job of one answer.
+
+    Raises:
+        BadRequest: the model cannot do what is asked for.
+    """
+    name = f'"{talk.model}"'
+    await services.library.require(stored, "completion", "chat", name)
+    capabilities = (await services.library.describe(stored)).capabilities
+    if talk.tools and "tools" not in capabilities:
+        raise BadRequest(f"{name} does not support tools", "tools")
+    can_think = "thinking" in capabilities
+    if talk.think and not can_think:
+        raise BadRequest(f"{name} does not support thinking", talk.think_param)
+    think = True if talk.think is None and can_think else talk.think
+    tools = talk.tool_use.told(talk.tools)
+    await check_ids(services, stored, talk.settings.logit_bias, "logit_bias")
+    messages = with_model_messages(stored, talk.messages)
+    return Job(
+        source=partial(chat_source, messages, tools, think, services.local_now()),
+        parses_thinking=can_think,
+        shows_thinking=think is not False,
+        parses_tools=bool(tools),
+        logprobs=talk.num_top,
+        max_tool_calls=None if talk.parallel_tool_calls else 1,
+        **_common(stored, talk.settings),
+    )
+
+
+def completion_job(
+    services: Services, stored: StoredModel, settings: Settings, prompt: TextOrIds, suffix: str, num_top: int | None
+) -> Job:
+    """The Job of one text."""
+    text, token_ids = (prompt, []) if isinstance(prompt, str) else ("", prompt)
+    # Without a suffix the prompt is the model's input as it stands: clients of this route write templates themselves.
+    asked = GenerateRequest(prompt=text, suffix=suffix, raw=not suffix)
+    return Job(
+        source=partial(generate_source, asked, None, services.local_now()),
+        context_ids=tuple(token_ids),
+        logprobs=num_top,
+        **_common(stored, settings),
+    )
+
+
+def _common(stored: StoredModel, settings: Settings) -> dict[str, Any]:
+    return {
+        "stored": stored,
+        "options": settings.options,
+        "keep_alive_s": settings.keep_alive_s,
+        "truncate": settings.truncate,
+        # A full context ends the answer with "length", as clients of this API expect, instead of going on without its
+        # beginning.
+        "shift": False,
+        "logit_bias": settings.logit_bias,
+        "constraint": settings.constraint,
+    }
+
+
+def with_seeds(job: Job, count: int) -> list[Job]:
+    """The job once for each answer, with a seed of its own."""
+    return [
+        job if seed is None else replace(job, options={**job.options, "seed": seed})
+        for seed in seeds(job.options, job.stored.params, count)
+    ]
+
+
+async def check_ids(services: Services, stored: StoredModel, token_ids: Collection[int], param: str) -> None:
+    """Refuse token ids that the model does not have, before it is loaded.
+
+    Raises:
+        BadRequest: there is one.
+    """
+    if not token_ids:
+        return
+    vocab_size = (await services.texts.get(stored)).tokenizer.vocab_size
+    for token_id in token_ids:
+        if not 0 <= token_id < vocab_size:
+            raise BadRequest(f"{param} holds {token_id}, which is no token: ids go from 0 to {vocab_size - 1}", param)
+
+
+async def text_of(services: Services, stored: StoredModel, prompt: TextOrIds) -> str:
+    """A prompt as text."""
+    if isinstance(prompt, str):
+        return prompt
+    return (await services.texts.get(stored)).tokenizer.decode(prompt, skip_special=False)
