@@ -12,7 +12,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 from pydantic_ai import Agent, NativeOutput
-from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.exceptions import AgentRunError, ModelHTTPError
 from pydantic_ai.messages import ThinkingPart, ToolCallPart
 from pydantic_ai.models import Model
 from pydantic_ai.models.anthropic import AnthropicModel
@@ -43,10 +43,7 @@ async def over_anthropic(base_url: str, name: str) -> AsyncGenerator[Model]:
 Run = Callable[[Callable[[Model], Awaitable[None]]], None]
 
 
-NO_ROUTES = pytest.mark.xfail(raises=ModelHTTPError, reason="OpenAI's routes are not there yet")
-
-
-@pytest.fixture(params=[pytest.param(over_openai, marks=NO_ROUTES), over_anthropic])
+@pytest.fixture(params=[over_openai, over_anthropic])
 def run(request: pytest.FixtureRequest, daemon: Daemon, tale: str) -> Run:
     """Runs a coroutine function with a model, on a loop of its own."""
 
@@ -124,7 +121,7 @@ class Animal(BaseModel):
     legs: int = Field(ge=0, le=8)
 
 
-@pytest.mark.xfail(raises=ModelHTTPError, reason="constrained output is not there yet")
+@pytest.mark.xfail(raises=AgentRunError, reason="constrained output is not there yet")
 def test_structured_output_by_a_tool(run: Run) -> None:
     async def use(model: Model) -> None:
         result = await Agent(model, output_type=Animal, model_settings=GREEDY).run("Name an animal.")
