@@ -167,7 +167,7 @@ class MessagesRequest(Conversation, kw_only=True):
     top_p: float | None = None
     top_k: int | None = None
     options: dict[str, Any] | None = None
-    """Hob's own: options of the native API, `num_ctx` and `keep_alive` above all."""
+    """Hob's own: options of the native API, and its `keep_alive` and `truncate`."""
 
 
 # ---- replies

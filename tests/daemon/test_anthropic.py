@@ -367,6 +367,7 @@ PDF = {"type": "document", "source": {"type": "base64", "media_type": "applicati
         ({"temperature": -1}, 400, "temperature"),
         ({"top_p": 7}, 400, "top_p"),
         ({"options": {"num_ctx": "big"}}, 400, "num_ctx"),
+        ({"options": {"keep_alive": []}}, 400, "keep_alive"),
         ({"stop_sequences": "x"}, 400, "stop_sequences"),
     ],
 )
@@ -380,6 +381,10 @@ async def test_a_prompt_that_is_too_long_is_never_cut(world: World) -> None:
     message = await refusal(world, 400, **request(messages=long))
     assert message.startswith("the prompt is too long: its ")
     assert world.engine.prompts == []
+    reply = await whole(world, messages=long, options={"truncate": True})
+    assert reply["content"]
+    assert len(world.engine.prompts[0]) < world.engine.max_context
+    assert world.engine.params[0].shift
 
 
 async def test_a_stream_that_fails_before_it_begins_has_a_status(world: World) -> None:

@@ -1,4 +1,4 @@
-"""What Ollama's own integration tests look at, as its Python client sees it: both modes, histories, windows, many users."""
+"""What Ollama's own integration tests look at, as its Python client sees it: histories, windows, many users, tools."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import anthropic
@@ -127,9 +127,9 @@ def messages(daemon: Daemon, model: str, stream: bool) -> Talk:
 
 
 @pytest.fixture(scope="module")
-def natively(daemon: Daemon, tale: str) -> Iterator[Talk]:
+def natively(daemon: Daemon, tale: str) -> Talk:
     """What the others are compared with."""
-    yield native(daemon, tale, False)
+    return native(daemon, tale, False)
 
 
 @pytest.mark.parametrize("stream", [True, False])
