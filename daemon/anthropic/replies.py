@@ -39,7 +39,7 @@ class Reply:
 
     def message(self) -> types.MessageReply:
         """The message without content."""
-        usage = _usage(self.num_prompt_tokens, self.num_cached_tokens, 0)
+        usage = _usage(self.num_prompt_tokens, self.num_cached_tokens)
         return types.MessageReply(id=self.id, model=self.model, content=[], usage=usage)
 
     def end(self, summary: Summary, *, has_calls: bool) -> types.MessageDelta:
@@ -49,7 +49,9 @@ class Reply:
             reason = "max_tokens" if summary.num_tokens >= self.max_tokens else "model_context_window_exceeded"
         elif summary.stop_string in self.stop_sequences:
             reason, stop_sequence = "stop_sequence", summary.stop_string
-        usage = _usage(summary.num_prompt_tokens, summary.num_cached_tokens, summary.num_tokens)
+        usage = _usage(summary.num_prompt_tokens, summary.num_cached_tokens)
+        usage.output_tokens = summary.num_tokens
+        usage.output_tokens_details.thinking_tokens = summary.num_thinking_tokens
         return types.MessageDelta(types.StopDelta(reason, stop_sequence), usage)
 
 
@@ -164,9 +166,5 @@ def _apply(delta: types.Delta, block: types.ReplyBlock, pieces: list[str]) -> No
         block.input = msgspec.json.decode(delta.partial_json)
 
 
-def _usage(num_prompt_tokens: int, num_cached_tokens: int, num_tokens: int) -> types.Usage:
-    return types.Usage(
-        input_tokens=num_prompt_tokens - num_cached_tokens,
-        cache_read_input_tokens=num_cached_tokens,
-        output_tokens=num_tokens,
-    )
+def _usage(num_prompt_tokens: int, num_cached_tokens: int) -> types.Usage:
+    return types.Usage(input_tokens=num_prompt_tokens - num_cached_tokens, cache_read_input_tokens=num_cached_tokens)

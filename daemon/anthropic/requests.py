@@ -7,7 +7,7 @@ turn are one text, and turns of the same role that follow each other are one tur
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -202,18 +202,14 @@ def _joined(texts: Iterable[str]) -> str:
 
 def _merged(messages: Iterable[Message]) -> Iterator[Message]:
     """Neighbours of the same role as one message: many templates refuse a user who speaks twice."""
-    last: Message | None = None
-    for message in messages:
-        if last is not None and last.role == message.role and message.role in MERGED_ROLES:
-            last = replace(
-                last,
-                content=_joined([last.content, message.content]),
-                thinking=_joined([last.thinking, message.thinking]),
-                tool_calls=last.tool_calls + message.tool_calls,
-            )
+    for role, group in groupby(messages, key=lambda message: message.role):
+        if role not in MERGED_ROLES:
+            yield from group
             continue
-        if last is not None:
-            yield last
-        last = message
-    if last is not None:
-        yield last
+        turns = list(group)
+        yield Message(
+            role,
+            _joined(turn.content for turn in turns),
+            thinking=_joined(turn.thinking for turn in turns),
+            tool_calls=tuple(call for turn in turns for call in turn.tool_calls),
+        )

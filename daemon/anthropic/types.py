@@ -167,10 +167,16 @@ class MessagesRequest(Conversation, kw_only=True):
     top_p: float | None = None
     top_k: int | None = None
     options: dict[str, Any] | None = None
-    """Hob's own: options of the native API, `num_ctx` and `keep_alive` above all."""
+    """Hob's own: options of the native API, and its `keep_alive` and `truncate`."""
 
 
 # ---- replies
+
+
+class OutputTokens(msgspec.Struct):
+    """Of the generated tokens, those of the thought."""
+
+    thinking_tokens: int = 0
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -183,6 +189,8 @@ class Usage(msgspec.Struct, kw_only=True):
     cache_read_input_tokens: int = 0
     """Of the prompt, those that the prefix cache held."""
     output_tokens: int = 0
+    """Generated, those of thoughts that are not shown included."""
+    output_tokens_details: OutputTokens = msgspec.field(default_factory=OutputTokens)
 
 
 class MessageReply(msgspec.Struct, tag_field="type", tag="message", kw_only=True):

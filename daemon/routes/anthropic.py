@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 from starlette.routing import Route
@@ -24,6 +25,7 @@ from daemon.output import Chunk
 from daemon.prompt_sources import chat_source, with_model_messages
 from daemon.services import Services
 from daemon.streaming import Event, JSONReply, SSEReply
+from modelfiles.prompt import Message
 from registry.stored_model import StoredModel
 
 
@@ -56,8 +58,9 @@ async def _job(services: Services, stored: StoredModel, body: types.MessagesRequ
     own = Options.merge(stored.params, {})
     options = read_options(body, own.stop)
     keep_alive_s = read_keep_alive(options.pop("keep_alive", None))
+    may_cut = options.pop("truncate", None) is True
     Options.merge(stored.params, options)  # a wrong option is told before a model is loaded
-    messages, tools = with_model_messages(stored, read_messages(body)), read_tools(body)
+    messages, tools = await _messages_and_tools(stored, body)
     can_think, think = await _think(services, stored, body)
     is_shown = body.thinking is not None and body.thinking.display != "omitted"
     return Job(
@@ -68,9 +71,10 @@ async def _job(services: Services, stored: StoredModel, body: types.MessagesRequ
         parses_thinking=can_think,
         shows_thinking=bool(think) and is_shown,
         parses_tools=bool(tools),
+        max_tool_calls=1 if body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use else None,
         # Clients of this API shorten a conversation themselves, and do so when they are told that it is too long.
-        truncate=False,
-        shift=False,
+        truncate=may_cut,
+        shift=may_cut,
         constraint=read_constraint(body),
         on_start=reply.started,
     )
@@ -79,19 +83,27 @@ async def _job(services: Services, stored: StoredModel, body: types.MessagesRequ
 async def _count_tokens(services: Services, request: Request) -> JSONReply:
     body = await read(request, types.Conversation)
     stored = await services.library.find_valid(body.model)
-    messages, tools = with_model_messages(stored, read_messages(body)), read_tools(body)
+    messages, tools = await _messages_and_tools(stored, body)
     _, think = await _think(services, stored, body)
 
     async def count() -> types.TokensCount:
         model = await services.texts.get(stored)
 
         def num_tokens() -> int:
-            text = model.template.render(messages, tools=tools, think=think, now=services.local_now())
-            return len(model.tokenizer.encode(text))
+            source = chat_source(messages, tools, think, services.local_now(), model)
+            return len(model.tokenizer.encode(source.render(0)))
 
         return types.TokensCount(await asyncio.to_thread(num_tokens))
 
     return JSONReply(count())
+
+
+async def _messages_and_tools(
+    stored: StoredModel, body: types.Conversation
+) -> tuple[list[Message], list[dict[str, Any]]]:
+    # A conversation may have as many blocks as there is room for in a body: that must not hold up the loop.
+    messages = await asyncio.to_thread(read_messages, body)
+    return with_model_messages(stored, messages), read_tools(body)
 
 
 async def _think(services: Services, stored: StoredModel, body: types.Conversation) -> tuple[bool, Think | None]:
