@@ -97,14 +97,19 @@ class Library:
             self._descriptions[digest] = await asyncio.to_thread(_describe, stored, self._template_capabilities)
         return self._descriptions[digest]
 
-    async def require(self, stored: StoredModel, capability: str, what: str, name: str) -> None:
+    async def require(
+        self, stored: StoredModel, capability: str, what: str, name: str, param: str | None = None
+    ) -> None:
         """Check that a model can do something.
+
+        Args:
+            param: the field that asks for it.
 
         Raises:
             BadRequest: `"name" does not support what`.
         """
         if capability not in (await self.describe(stored)).capabilities:
-            raise BadRequest(f"{name} does not support {what}")
+            raise BadRequest(f"{name} does not support {what}", param)
 
 
 def shorten(name: str) -> str:

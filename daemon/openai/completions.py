@@ -15,7 +15,8 @@ from daemon.openai import api
 from daemon.openai.replies import MIN_LOGPROB, Header, Totals
 from daemon.output import Chunk, join_chunks
 
-MAX_PROMPTS = 2048
+MAX_TEXTS = 2048
+"""Of one request."""
 
 NewDecoder = codecs.getincrementaldecoder("utf-8")
 
@@ -38,8 +39,6 @@ def read_prompts(prompt: str | Sequence[str | int | list[int]] | None) -> list[T
     if len(prompt) not in (len(texts), len(token_ids), len(lists)):
         raise BadRequest("prompt mixes texts, token ids and lists of token ids; give one kind", "prompt")
     prompts: list[TextOrIds] = [token_ids] if token_ids else [*texts, *lists]
-    if len(prompts) > MAX_PROMPTS:
-        raise BadRequest(f"prompt has {len(prompts)} prompts, but at most {MAX_PROMPTS} are taken", "prompt")
     if [] in prompts:
         raise BadRequest("prompt has an empty list of token ids", "prompt")
     return prompts
@@ -51,6 +50,12 @@ def check_completion(body: api.CompletionRequest, prompts: Sequence[TextOrIds], 
     Raises:
         BadRequest: there are some.
     """
+    if len(prompts) * count > MAX_TEXTS:
+        raise BadRequest(
+            f"{len(prompts)} prompts with {count} texts each are {len(prompts) * count}, but at most {MAX_TEXTS} are "
+            "made at once",
+            "prompt",
+        )
     if body.best_of not in (None, count):
         raise BadRequest(
             f"best_of is {body.best_of} and n is {count}, but texts are not compared here; leave best_of out", "best_of"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,33 +38,59 @@ class Talk:
     settings: Settings
 
 
-async def talk_job(services: Services, stored: StoredModel, talk: Talk) -> Job:
-    """The Job of one answer.
+async def fit_talk(services: Services, stored: StoredModel, talk: Talk) -> Talk:
+    """The talk as this model is to have it: with its own messages, with the tools that it may call, and with `think`
+    decided; None is a model that cannot.
 
     Raises:
         BadRequest: the model cannot do what is asked for.
     """
     name = f'"{talk.model}"'
     await services.library.require(stored, "completion", "chat", name)
-    capabilities = (await services.library.describe(stored)).capabilities
-    if talk.tools and "tools" not in capabilities:
-        raise BadRequest(f"{name} does not support tools", "tools")
-    can_think = "thinking" in capabilities
-    if talk.think and not can_think:
-        raise BadRequest(f"{name} does not support thinking", talk.think_param)
-    think = True if talk.think is None and can_think else talk.think
-    tools = talk.tool_use.told(talk.tools)
+    if talk.tools:
+        await services.library.require(stored, "tools", "tools", name, "tools")
+    if talk.think:
+        await services.library.require(stored, "thinking", "thinking", name, talk.think_param)
     await check_ids(services, stored, talk.settings.logit_bias, "logit_bias")
-    messages = with_model_messages(stored, talk.messages)
+    can_think = "thinking" in (await services.library.describe(stored)).capabilities
+    return replace(
+        talk,
+        messages=with_model_messages(stored, talk.messages),
+        tools=talk.tool_use.told(talk.tools),
+        think=(True if talk.think is None else talk.think) if can_think else None,
+    )
+
+
+def talk_job(services: Services, stored: StoredModel, talk: Talk) -> Job:
+    """The Job of one answer.
+
+    Args:
+        talk: as `fit_talk` gives it.
+    """
     return Job(
-        source=partial(chat_source, messages, tools, think, services.local_now()),
-        parses_thinking=can_think,
-        shows_thinking=think is not False,
-        parses_tools=bool(tools),
+        source=partial(chat_source, talk.messages, talk.tools, talk.think, services.local_now()),
+        parses_thinking=talk.think is not None,
+        shows_thinking=talk.think is not False,
+        parses_tools=bool(talk.tools),
         logprobs=talk.num_top,
         max_tool_calls=None if talk.parallel_tool_calls else 1,
         **_common(stored, talk.settings),
     )
+
+
+async def count_tokens(services: Services, stored: StoredModel, talk: Talk) -> int:
+    """How many tokens the prompt has, whole.
+
+    Args:
+        talk: as `fit_talk` gives it.
+    """
+    model = await services.texts.get(stored)
+
+    def count() -> int:
+        source = chat_source(talk.messages, talk.tools, talk.think, services.local_now(), model)
+        return len(model.tokenizer.encode(source.render(0)))
+
+    return await asyncio.to_thread(count)  # templates come from strangers, and texts may be long
 
 
 def completion_job(
@@ -110,13 +137,15 @@ async def check_ids(services: Services, stored: StoredModel, token_ids: Collecti
     if not token_ids:
         return
     vocab_size = (await services.texts.get(stored)).tokenizer.vocab_size
-    for token_id in token_ids:
+    for token_id in (min(token_ids), max(token_ids)):  # in C, as there may be millions
         if not 0 <= token_id < vocab_size:
-            raise BadRequest(f"{param} holds {token_id}, which is no token: ids go from 0 to {vocab_size - 1}", param)
+            shown = token_id if token_id.bit_length() <= 256 else "a number of hundreds of digits"
+            raise BadRequest(f"{param} holds {shown}, which is no token: ids go from 0 to {vocab_size - 1}", param)
 
 
 async def text_of(services: Services, stored: StoredModel, prompt: TextOrIds) -> str:
     """A prompt as text."""
     if isinstance(prompt, str):
         return prompt
-    return (await services.texts.get(stored)).tokenizer.decode(prompt, skip_special=False)
+    tokenizer = (await services.texts.get(stored)).tokenizer
+    return await asyncio.to_thread(lambda: tokenizer.decode(prompt, skip_special=False))

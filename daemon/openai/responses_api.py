@@ -208,6 +208,13 @@ class Response(Reply, kw_only=True):
     """Hob's own: true where something was dropped from the prompt."""
 
 
+class InputTokens(Reply, kw_only=True):
+    """POST /v1/responses/input_tokens, whose request is that of a response: how many tokens the prompt would have."""
+
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
+
+
 # ---- events of a stream
 
 

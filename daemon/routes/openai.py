@@ -20,7 +20,7 @@ from daemon.openai.choices import generate_all
 from daemon.openai.completions import CompletionReplies, check_completion, read_prompts
 from daemon.openai.errors import openai_error
 from daemon.openai.input_items import read_input
-from daemon.openai.jobs import Talk, check_ids, completion_job, talk_job, text_of, with_seeds
+from daemon.openai.jobs import Talk, check_ids, completion_job, count_tokens, fit_talk, talk_job, text_of, with_seeds
 from daemon.openai.messages import read_messages
 from daemon.openai.replies import Header, Totals, stream, whole
 from daemon.openai.requests import (
@@ -32,7 +32,7 @@ from daemon.openai.requests import (
     refuse_unavailable,
 )
 from daemon.openai.responses import ResponseWriter, stream_response, whole_response
-from daemon.openai.responses_api import ResponsesRequest, StreamEvent
+from daemon.openai.responses_api import InputTokens, ResponsesRequest, StreamEvent
 from daemon.openai.responses_request import (
     new_response,
     read_response_tool_choice,
@@ -55,6 +55,7 @@ def routes(services: Services) -> list[Route]:
         Route("/v1/chat/completions", partial(_chat, services), methods=["POST"]),
         Route("/v1/completions", partial(_completions, services), methods=["POST"]),
         Route("/v1/responses", partial(_responses, services), methods=["POST"]),
+        Route("/v1/responses/input_tokens", partial(_count_input, services), methods=["POST"]),
         Route("/v1/responses/{response_id:path}", _no_response, methods=["GET", "POST", "DELETE"]),
         Route("/v1/models", partial(_models, services)),
         Route("/v1/models/{model:path}", partial(_model, services)),
@@ -80,7 +81,7 @@ async def _chat(services: Services, request: Request) -> JSONReply | SSEReply:
         num_top=(num_top or 0) if body.logprobs or num_top else None,
         settings=read_settings(body, stored.params, limit, constraint=read_chat_format(body.response_format)),
     )
-    job = await talk_job(services, stored, talk)
+    job = talk_job(services, stored, await fit_talk(services, stored, talk))
     replies = ChatReplies(
         header=_header(services, "chatcmpl", body, stored),
         wants_logprobs=job.logprobs is not None,
@@ -95,12 +96,13 @@ async def _completions(services: Services, request: Request) -> JSONReply | SSER
     body = await read(request, api.CompletionRequest)
     stored = await services.library.find_valid(body.model)
     name, suffix = f'"{body.model}"', body.suffix or ""
-    prompts, count, num_top = read_prompts(body.prompt), read_count(body.n), check_logprobs("logprobs", body.logprobs)
+    prompts = await asyncio.to_thread(read_prompts, body.prompt)
+    count, num_top = read_count(body.n), check_logprobs("logprobs", body.logprobs)
     check_completion(body, prompts, count)
     settings = read_settings(body, stored.params, "max_tokens", low=0)
     await services.library.require(stored, "completion", "completions", name)
     if suffix:
-        await services.library.require(stored, "insert", "insert", name)
+        await services.library.require(stored, "insert", "insert", name, "suffix")
     await check_ids(services, stored, settings.logit_bias, "logit_bias")
     for prompt in prompts:
         await check_ids(services, stored, () if isinstance(prompt, str) else prompt, "prompt")
@@ -117,6 +119,26 @@ async def _completions(services: Services, request: Request) -> JSONReply | SSER
 
 
 async def _responses(services: Services, request: Request) -> JSONReply | SSEReply:
+    body, stored, talk = await _read_response(services, request)
+    job = talk_job(services, stored, talk)
+    key = secrets.token_hex(12)
+    writer = ResponseWriter(new_response(body, talk.settings, f"resp_{key}", _now(services)), key)
+    generated = services.generator.generate(job)
+    if body.stream:
+        return SSEReply(_named(stream_response(generated, writer)), _error_event)
+    return JSONReply(whole_response(generated, writer))
+
+
+async def _count_input(services: Services, request: Request) -> JSONReply:
+    _, stored, talk = await _read_response(services, request)
+
+    async def count() -> InputTokens:
+        return InputTokens(input_tokens=await count_tokens(services, stored, talk))
+
+    return JSONReply(count())
+
+
+async def _read_response(services: Services, request: Request) -> tuple[ResponsesRequest, StoredModel, Talk]:
     body = await read(request, ResponsesRequest)
     stored = await services.library.find_valid(body.model)
     refuse_kept(body)
@@ -136,13 +158,7 @@ async def _responses(services: Services, request: Request) -> JSONReply | SSERep
         num_top=(num_top or 0) if num_top or LOGPROBS in (body.include or ()) else None,
         settings=settings,
     )
-    job = await talk_job(services, stored, talk)
-    key = secrets.token_hex(12)
-    writer = ResponseWriter(new_response(body, settings, f"resp_{key}", _now(services)), key)
-    generated = services.generator.generate(job)
-    if body.stream:
-        return SSEReply(_named(stream_response(generated, writer)), _error_event)
-    return JSONReply(whole_response(generated, writer))
+    return body, stored, await fit_talk(services, stored, talk)
 
 
 async def _no_response(request: Request) -> JSONResponse:

@@ -108,7 +108,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ["a", 1]}, "prompt", "prompt mixes"),
     ({"prompt": [[]]}, "prompt", "prompt has an empty list"),
     ({"prompt": [1.5]}, "prompt[0]", "invalid request: field prompt[0]: expected"),
-    ({"prompt": ["a"] * 2049}, "prompt", "prompt has 2049 prompts"),
+    ({"prompt": ["a"] * 17, "n": 128}, "prompt", "17 prompts with 128 texts each are 2176, but at most 2048"),
     ({"prompt": [259]}, "prompt", "prompt holds 259, which is no token: ids go from 0 to 258"),
     ({"prompt": [[1], [-1]]}, "prompt", "prompt holds -1"),
     ({"logit_bias": {"259": 1}}, "logit_bias", "logit_bias holds 259"),
@@ -135,7 +135,8 @@ async def test_a_prompt_that_is_too_long_is_not_cut(world: World) -> None:
 
 
 async def test_a_model_that_cannot_insert(world: World) -> None:
-    assert "does not support insert" in (await error_of(world, 400, PATH, prompt="a", suffix="b"))["message"]
+    error = await error_of(world, 400, PATH, prompt="a", suffix="b")
+    assert (error["param"], error["message"]) == ("suffix", '"tiny" does not support insert')
 
 
 async def test_models(world: World, model_folders: dict[str, Any]) -> None:

@@ -205,6 +205,15 @@ async def test_a_prompt_that_is_too_long_is_cut_where_that_is_wanted(world: Worl
     assert (await respond(world, input=items, truncation="auto"))["truncated"] is True
 
 
+async def test_the_tokens_of_a_prompt_are_counted_without_loading_a_model(world: World) -> None:
+    counted = await whole(world, f"{PATH}/input_tokens", input="Hi", instructions="Be brief.", tools=[TOOL])
+    assert counted["object"] == "response.input_tokens"
+    assert world.engines == []
+    reply = await respond(world, instructions="Be brief.", tools=[TOOL])
+    assert counted["input_tokens"] == reply["usage"]["input_tokens"]
+    assert (await error_of(world, 400, f"{PATH}/input_tokens", input=[]))["param"] == "input"
+
+
 REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"input": None}, "input", "input is missing"),
     ({"input": []}, "input", "input is missing"),
