@@ -15,7 +15,7 @@ from daemon.clock import Clock
 from daemon.envelopes import envelope_for, native_error
 from daemon.errors import describe, headers_for
 from daemon.routes import anthropic, generate, models, openai, system, tokenize, transfers, upkeep
-from daemon.security import HostCheck, OriginCheck, SecurityMiddleware
+from daemon.security import CORS_HEADERS, HostCheck, OriginCheck, SecurityMiddleware
 from daemon.services import Services
 from daemon.streaming import send_json
 
@@ -78,7 +78,7 @@ class Edge:
         except Exception as error:
             if status:  # the status line is out, so all that is left is to break the connection off
                 raise
-            await _send_error(watched, error, scope["path"])
+            await _send_error(watched, error, scope)
         finally:
             # Never the query or the body: they hold what people say.
             path = ascii(scope["path"][:MAX_LOGGED_PATH])[1:-1]
@@ -86,13 +86,14 @@ class Edge:
             access_logger.info("%s %s %d %.1f ms", scope["method"][:10], path, status, milliseconds)
 
 
-async def _send_error(send: Send, error: Exception, path: str) -> None:
+async def _send_error(send: Send, error: Exception, scope: Scope) -> None:
     if isinstance(error, HTTPException):
         status, text = error.status_code, error.detail
     else:
         status, text = describe(error)
     headers = [(name.lower().encode(), value.encode()) for name, value in headers_for(error).items()]
-    await send_json(send, status, envelope_for(path)(status, text, error), headers)
+    body = envelope_for(scope["path"])(status, text, error)
+    await send_json(send, status, body, [*headers, *scope.get(CORS_HEADERS, ())])
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

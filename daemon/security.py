@@ -42,6 +42,8 @@ STRANGE_HOST = (
     'a proxy in front of it send "Host: localhost"'
 )
 PREFLIGHT_MAX_AGE_S = 12 * 3600
+CORS_HEADERS = "hob.cors_headers"
+"""Key of the scope under which an error's reply finds what lets an allowed page read it."""
 
 
 class HostCheck:
@@ -134,6 +136,7 @@ class SecurityMiddleware:
         if scope["method"] == "OPTIONS":
             await _answer_preflight(send, cors)
             return
+        scope[CORS_HEADERS] = cors
         await self._app(scope, receive, _with_headers(send, cors))
 
 

@@ -123,3 +123,10 @@ async def test_unknown_paths_and_strangers_get_the_envelope_of_their_path(world:
     response = await world.http.get("/v1/nothing", headers=stranger)
     assert (response.status_code, response.json()["error"]["type"]) == (403, "permission_error")
     assert isinstance((await world.http.get("/api/tags", headers=stranger)).json()["error"], str)
+
+
+async def test_an_allowed_page_can_read_errors(world: World) -> None:
+    page = {"origin": "http://localhost:3000"}
+    for path in ("/v1/models/nope", "/v1/nothing", "/api/nothing", "/v1/models"):
+        response = await world.http.get(path, headers=page)
+        assert response.headers["access-control-allow-origin"] == page["origin"], path
