@@ -415,6 +415,9 @@ async def test_a_client_that_leaves_aborts_its_sequence(world: World, stream: bo
 
 
 async def test_errors_of_the_http_layer_have_the_envelope_too(world: World) -> None:
+    response = await world.http.get(PATH)
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert response.json()["error"] == {"type": "invalid_request_error", "message": "Method Not Allowed"}
     response = await world.http.post(PATH, content=b"{")
     assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
     response = await world.http.post(f"{PATH}/batches", content=b"{}")
