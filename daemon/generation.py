@@ -75,7 +75,7 @@ class Summary:
     num_tokens: int
     """Generated, the one that ended the text included."""
     num_thinking_tokens: int
-    """Of those, up to the end of the thought."""
+    """Of those, up to the step in which the thought ended."""
     generation_ns: int
 
 

@@ -7,7 +7,7 @@ calls of tools. Items that follow each other in this order are put together agai
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 from daemon.errors import BadRequest
 from daemon.openai.messages import ROLES, read_arguments, read_content
@@ -38,13 +38,31 @@ def read_input(given: str | Sequence[InputItem] | None, instructions: str | None
     return reader.finish()
 
 
+@dataclass
+class _Answer:
+    """What was read so far of an answer of the model."""
+
+    thoughts: list[str] = field(default_factory=list)
+    content: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+
+    @property
+    def is_said(self) -> bool:
+        """Whether it is past its thoughts."""
+        return bool(self.content or self.calls)
+
+    def message(self) -> Message:
+        thinking = "\n".join(text for text in self.thoughts if text)
+        return Message("assistant", self.content, thinking=thinking, tool_calls=tuple(self.calls))
+
+
 class _Reader:
     """Takes one item after the other, and puts together those of one answer."""
 
     def __init__(self, model: str, messages: list[Message]) -> None:
         self._model = model
         self._messages = messages
-        self._answer: Message | None = None
+        self._answer: _Answer | None = None
         self._names: dict[str, str] = {}
         """Of the tool, by the id of its call."""
 
@@ -75,22 +93,15 @@ class _Reader:
         if item.content is None:
             raise BadRequest(f"{param}.content is missing", f"{param}.content")
         content = read_content(item.content, f"{param}.content", self._model)
-        if role != "assistant":
+        if role == "assistant":
+            self._answer_before_text().content = content
+        else:
             self._end_answer()
             self._messages.append(Message(role, content))
-        elif self._answer is None or self._answer.content or self._answer.tool_calls:
-            self._end_answer()
-            self._answer = Message("assistant", content)
-        else:
-            self._answer = replace(self._answer, content=content)
 
     def _thought(self, item: InputItem, param: str) -> None:
-        if self._answer is not None and (self._answer.content or self._answer.tool_calls):
-            self._end_answer()
-        answer = self._answer or Message("assistant", "")
-        parts = [read_content(part, param, self._model) for part in (item.content, item.summary)]
-        thinking = "\n".join(text for text in (answer.thinking, parts[0] or parts[1]) if text)
-        self._answer = replace(answer, thinking=thinking)
+        thought = read_content(item.content or item.summary, param, self._model)
+        self._answer_before_text().thoughts.append(thought)
 
     def _call(self, item: InputItem, param: str) -> None:
         if not item.name:
@@ -98,8 +109,8 @@ class _Reader:
         call_id = item.call_id or item.id or ""
         self._names[call_id] = item.name
         call = ToolCall(call_id, item.name, read_arguments(item.arguments, f"{param}.arguments"))
-        answer = self._answer or Message("assistant", "")
-        self._answer = replace(answer, tool_calls=(*answer.tool_calls, call))
+        self._answer = self._answer or _Answer()
+        self._answer.calls.append(call)
 
     def _output(self, item: InputItem, param: str) -> None:
         self._end_answer()
@@ -111,7 +122,14 @@ class _Reader:
             Message("tool", output, tool_name=self._names.get(call_id, item.name or ""), tool_call_id=call_id)
         )
 
+    def _answer_before_text(self) -> _Answer:
+        """The answer that is being read, or a new one where that is past its thoughts."""
+        if self._answer is None or self._answer.is_said:
+            self._end_answer()
+            self._answer = _Answer()
+        return self._answer
+
     def _end_answer(self) -> None:
         if self._answer is not None:
-            self._messages.append(self._answer)
+            self._messages.append(self._answer.message())
             self._answer = None

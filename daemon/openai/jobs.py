@@ -87,9 +87,7 @@ def _common(stored: StoredModel, settings: Settings) -> dict[str, Any]:
         "options": settings.options,
         "keep_alive_s": settings.keep_alive_s,
         "truncate": settings.truncate,
-        # A full context ends the answer with "length", as clients of this API expect, instead of going on without its
-        # beginning.
-        "shift": False,
+        "shift": settings.shift,
         "logit_bias": settings.logit_bias,
         "constraint": settings.constraint,
     }

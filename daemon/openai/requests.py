@@ -49,6 +49,10 @@ class Settings:
     """Of the native API."""
     keep_alive_s: float | None = None
     truncate: bool = True
+    """Whether old messages may be dropped."""
+    shift: bool = False
+    """Whether anything may be cut. Where nobody says so, a full context ends the answer with "length", as clients of
+    this API expect, instead of going on without its beginning."""
     constraint: Constraint | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
@@ -58,6 +62,7 @@ def read_settings(
     params: Mapping[str, Any],
     limit: str,
     *,
+    truncate: bool = True,
     low: int = 1,
     constraint: Constraint | None = None,
 ) -> Settings:
@@ -67,6 +72,7 @@ def read_settings(
         params: the model's own parameters.
         limit: the field that says how many tokens there may be; without it, as many as there is room for.
         low: the fewest that it may say.
+        truncate: where the request says nothing of it.
         constraint: what the request says beside `options`.
 
     Raises:
@@ -74,8 +80,8 @@ def read_settings(
     """
     own = dict(body.options or {})
     keep_alive_s = read_keep_alive(own.pop("keep_alive", None) if body.keep_alive is None else body.keep_alive)
-    truncate = own.pop("truncate", None)
-    if not isinstance(truncate, bool | None):
+    may_cut = own.pop("truncate", None)
+    if not isinstance(may_cut, bool | None):
         raise BadRequest("options.truncate must be true or false", "options.truncate")
     extensions = {name: value for name in CONSTRAINTS if (value := own.pop(name, None)) is not None}
     given = {name: value for name in SAMPLING_FIELDS if (value := getattr(body, name)) is not None}
@@ -91,7 +97,8 @@ def read_settings(
     return Settings(
         options=options,
         keep_alive_s=keep_alive_s,
-        truncate=truncate is not False,
+        truncate=truncate if may_cut is None else may_cut,
+        shift=may_cut is True,
         constraint=_one_constraint(constraint, extensions),
         logit_bias=_logit_bias(body.logit_bias or {}),
     )

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 
 import msgspec
@@ -63,6 +62,7 @@ def routes(services: Services) -> list[Route]:
 
 
 async def _chat(services: Services, request: Request) -> JSONReply | SSEReply:
+    # What may be as long as a body is read in a thread: it must not hold up the loop.
     body = await read(request, api.ChatRequest)
     stored = await services.library.find_valid(body.model)
     refuse_unavailable(body)
@@ -71,7 +71,7 @@ async def _chat(services: Services, request: Request) -> JSONReply | SSEReply:
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     talk = Talk(
         model=body.model or "",
-        messages=read_messages(body.messages or (), body.model or ""),
+        messages=await asyncio.to_thread(read_messages, body.messages or (), body.model or ""),
         tools=read_tools(body.tools or ()),
         tool_use=read_tool_choice(body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -122,18 +122,19 @@ async def _responses(services: Services, request: Request) -> JSONReply | SSERep
     refuse_kept(body)
     if body.truncation not in (None, "auto", "disabled"):
         raise BadRequest('truncation must be "auto" or "disabled"', "truncation")
-    settings = read_settings(body, stored.params, "max_output_tokens", constraint=read_text_format(body.text))
+    may_drop, form = body.truncation == "auto", read_text_format(body.text)
+    settings = read_settings(body, stored.params, "max_output_tokens", truncate=may_drop, constraint=form)
     num_top = check_logprobs("top_logprobs", body.top_logprobs)
     talk = Talk(
         model=body.model or "",
-        messages=read_input(body.input, body.instructions, body.model or ""),
+        messages=await asyncio.to_thread(read_input, body.input, body.instructions, body.model or ""),
         tools=read_response_tools(body.tools or []),
         tool_use=read_response_tool_choice(body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls is not False,
         think=read_think(body.reasoning.effort if body.reasoning else None, "reasoning.effort"),
         think_param="reasoning.effort",
         num_top=(num_top or 0) if num_top or LOGPROBS in (body.include or ()) else None,
-        settings=replace(settings, truncate=body.truncation == "auto"),
+        settings=settings,
     )
     job = await talk_job(services, stored, talk)
     key = secrets.token_hex(12)

@@ -65,7 +65,9 @@ class World:
     """Where models are pulled from, whatever their names."""
     engines: list[FakeEngine] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
-    """What the next requests are answered with, in their order; then the default."""
+    """What the next requests are answered with, in their order."""
+    answer_to: Callable[[str], Answer] = lambda prompt: Answer()
+    """The default: what a prompt is answered with that none of `answers` is left for."""
     prompts: list[str] = field(default_factory=list)
     """Text of every prompt that reached an engine."""
     prepare: Callable[[FakeEngine], None] = lambda engine: None
@@ -140,7 +142,7 @@ async def world(tmp_path: Path, filled_store: Path, manager_config: ManagerConfi
 
     def answer(prompt: str) -> Answer:
         world.prompts.append(prompt)
-        return world.answers.pop(0) if world.answers else Answer()
+        return world.answers.pop(0) if world.answers else world.answer_to(prompt)
 
     async def start_engine() -> FakeEngine:
         engine = FakeEngine(answer)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
 from tests.daemon.conftest import World
 
 USER: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
@@ -23,7 +25,9 @@ class SentEvent(NamedTuple):
 
 async def chat(world: World, **body: Any) -> dict[str, Any]:
     """The reply of a chat that is not streamed."""
-    return await whole(world, "/v1/chat/completions", **{"messages": USER, **body})
+    reply = await whole(world, "/v1/chat/completions", **{"messages": USER, **body})
+    ChatCompletion.model_validate(reply)
+    return reply
 
 
 async def whole(world: World, path: str, **body: Any) -> dict[str, Any]:
@@ -53,7 +57,11 @@ async def chunks_of(world: World, path: str, **body: Any) -> list[dict[str, Any]
     *events, last = await events_of(world, path, **body)
     assert last == SentEvent("", "[DONE]")
     assert not any(event.name for event in events)
-    return [json.loads(event.data) for event in events]
+    chunks = [json.loads(event.data) for event in events]
+    for chunk in chunks:
+        if chunk["object"] == "chat.completion.chunk":  # OpenAI's own type of a text's chunk forbids what OpenAI sends
+            ChatCompletionChunk.model_validate(chunk)
+    return chunks
 
 
 async def error_of(world: World, status: int, path: str, **body: Any) -> dict[str, Any]:
