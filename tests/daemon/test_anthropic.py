@@ -369,6 +369,8 @@ PDF = {"type": "document", "source": {"type": "base64", "media_type": "applicati
         ({"options": {"num_ctx": "big"}}, 400, "num_ctx"),
         ({"options": {"keep_alive": []}}, 400, "keep_alive"),
         ({"stop_sequences": "x"}, 400, "stop_sequences"),
+        ({"options": {"regex": "a+", "choice": ["a"]}}, 400, "a text can have one constraint only"),
+        ({"options": {"choice": []}}, 400, "options.choice must be a list of strings"),
     ],
 )
 async def test_refusals(world: World, more: dict[str, Any], status: int, sentence: str) -> None:
@@ -382,7 +384,7 @@ async def test_a_prompt_that_is_too_long_is_never_cut(world: World) -> None:
     assert message.startswith("the prompt is too long: its ")
     assert world.engine.prompts == []
     reply = await whole(world, messages=long, options={"truncate": True})
-    assert reply["content"]
+    assert reply["truncated"] is True
     assert len(world.engine.prompts[0]) < world.engine.max_context
     assert world.engine.params[0].shift
 
