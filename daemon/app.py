@@ -62,6 +62,8 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if envelope_for(scope["path"]) is not native_error:
+            scope["app"] = self  # without it, a route answers a wrong method itself, in plain text
         started_ns = self._clock.monotonic_ns()
         status = 0
 
@@ -91,7 +93,8 @@ async def _send_error(send: Send, error: Exception, scope: Scope) -> None:
         status, text = error.status_code, error.detail
     else:
         status, text = describe(error)
-    headers = [(name.lower().encode(), value.encode()) for name, value in headers_for(error).items()]
+    named = (error.headers or {}) if isinstance(error, HTTPException) else headers_for(error)
+    headers = [(name.lower().encode(), value.encode()) for name, value in named.items()]
     body = envelope_for(scope["path"])(status, text, error)
     await send_json(send, status, body, [*headers, *scope.get(CORS_HEADERS, ())])
 

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 import msgspec
+from msgspec import UNSET
 
 from daemon.anthropic import types
 from daemon.generation import Summary
@@ -52,7 +53,7 @@ class Reply:
         usage = _usage(summary.num_prompt_tokens, summary.num_cached_tokens)
         usage.output_tokens = summary.num_tokens
         usage.output_tokens_details.thinking_tokens = summary.num_thinking_tokens
-        return types.MessageDelta(types.StopDelta(reason, stop_sequence), usage)
+        return types.MessageDelta(types.StopDelta(reason, stop_sequence), usage, summary.is_truncated or UNSET)
 
 
 class BlockWriter:
@@ -132,7 +133,7 @@ async def whole(generated: AsyncGenerator[Chunk | Summary], reply: Reply) -> typ
                 events.append(event)
             elif isinstance(event, types.MessageDelta):
                 message.stop_reason, message.stop_sequence = event.delta.stop_reason, event.delta.stop_sequence
-                message.usage = event.usage
+                message.usage, message.truncated = event.usage, event.truncated
     message.content = content_of(events)
     return message
 

@@ -15,13 +15,14 @@ import msgspec
 from daemon.anthropic import types
 from daemon.api import Think
 from daemon.errors import BadRequest
+from daemon.extensions import check_named
+from daemon.options import MAX_INT
 from engine.constraint import Constraint
 from modelfiles.prompt import Message, ToolCall
 
 BETWEEN_TEXTS = "\n"
 MERGED_ROLES = ("user", "assistant")
 MAX_SHOWN = 40
-MAX_TOKENS = 2**31 - 1
 
 
 def read_messages(body: types.Conversation) -> list[Message]:
@@ -78,20 +79,25 @@ def read_constraint(body: types.Conversation) -> Constraint | None:
     return Constraint(kind="json_schema", value=msgspec.json.encode(body.output_config.format.schema).decode())
 
 
-def read_options(body: types.MessagesRequest, model_stops: Sequence[str]) -> dict[str, Any]:
+def read_options(body: types.MessagesRequest, own: Mapping[str, Any], model_stops: Sequence[str]) -> dict[str, Any]:
     """Options of the native API.
 
     Args:
+        own: those that the request gives in their own names.
         model_stops: the model's own stop strings. The request's are added to them: a client that asks for a stop of its
             own knows nothing of those and relies on them.
+
+    Raises:
+        BadRequest: a field has a value that none can have.
     """
     if body.max_tokens < 0:
         raise BadRequest(f"max_tokens is {body.max_tokens} but must be at least 0", "max_tokens")
-    given = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
-    options = {**(body.options or {}), **{name: value for name, value in given.items() if value is not None}}
+    fields = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
+    given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     if body.stop_sequences:
-        options["stop"] = [*model_stops, *body.stop_sequences]
-    return {**options, "num_predict": min(body.max_tokens, MAX_TOKENS)}
+        given["stop"] = [*model_stops, *body.stop_sequences]
+    check_named(given)
+    return {**own, **given, "num_predict": min(body.max_tokens, MAX_INT)}
 
 
 class _Reader:

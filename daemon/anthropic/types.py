@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 # ---- content blocks; those that replies have, too, come first
 
@@ -167,7 +168,7 @@ class MessagesRequest(Conversation, kw_only=True):
     top_p: float | None = None
     top_k: int | None = None
     options: dict[str, Any] | None = None
-    """Hob's own: options of the native API, and its `keep_alive` and `truncate`."""
+    """Hob's own: options of the native API, and what daemon.extensions adds."""
 
 
 # ---- replies
@@ -203,6 +204,8 @@ class MessageReply(msgspec.Struct, tag_field="type", tag="message", kw_only=True
     stop_reason: str | None = None
     stop_sequence: str | None = None
     usage: Usage
+    truncated: bool | UnsetType = UNSET
+    """Hob's own: true where something was cut, which only `options.truncate` allows; else it is not there."""
 
 
 class TokensCount(msgspec.Struct):
@@ -279,6 +282,8 @@ class MessageDelta(msgspec.Struct, tag_field="type", tag="message_delta"):
 
     delta: StopDelta
     usage: Usage
+    truncated: bool | UnsetType = UNSET
+    """As in MessageReply."""
 
 
 class MessageStop(msgspec.Struct, tag_field="type", tag="message_stop"):

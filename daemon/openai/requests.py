@@ -15,11 +15,11 @@ import msgspec
 
 from daemon.api import Think
 from daemon.errors import BadRequest
+from daemon.extensions import check_named, read_extensions
 from daemon.openai import api
-from daemon.options import MAX_INT, RANDOM_SEED, Options, read_keep_alive
+from daemon.options import MAX_INT, RANDOM_SEED, Options
 from engine.constraint import Constraint
 from engine.sampling_params import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
-from modelfiles.parameters import ParameterError, check_options
 
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0}
 SAMPLING_FIELDS = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "seed")
@@ -37,8 +37,6 @@ EFFORTS: dict[str, Think] = {
     "xhigh": "max",
     "max": "max",
 }
-CONSTRAINTS = ("regex", "grammar", "choice")
-"""Keys of `options` that constrain the text, as response_format does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,28 +76,22 @@ def read_settings(
     Raises:
         BadRequest: a field is out of range, or two of them exclude each other.
     """
-    own = dict(body.options or {})
-    keep_alive_s = read_keep_alive(own.pop("keep_alive", None) if body.keep_alive is None else body.keep_alive)
-    may_cut = own.pop("truncate", None)
-    if not isinstance(may_cut, bool | None):
-        raise BadRequest("options.truncate must be true or false", "options.truncate")
-    extensions = {name: value for name in CONSTRAINTS if (value := own.pop(name, None)) is not None}
+    own = read_extensions(body.options, body.keep_alive, constraint)
     given = {name: value for name in SAMPLING_FIELDS if (value := getattr(body, name)) is not None}
-    _check(own, "options.")
-    _check(given, "")
-    options = {**NEUTRAL, **{name: value for name, value in own.items() if value is not None}, **given}
+    check_named(given)
+    options = {**NEUTRAL, **own.options, **given}
     if body.stop:
         # A client knows nothing of the model's own stop strings, so they count beside its own.
         options["stop"] = [*Options.merge(params, {}).stop, *([body.stop] if isinstance(body.stop, str) else body.stop)]
-        _check({"stop": options["stop"]}, "")
+        check_named({"stop": options["stop"]})
     if (max_tokens := getattr(body, limit)) is not None:
         options["num_predict"] = min(check_integer(limit, max_tokens, low, None, low), MAX_INT)
     return Settings(
         options=options,
-        keep_alive_s=keep_alive_s,
-        truncate=truncate if may_cut is None else may_cut,
-        shift=may_cut is True,
-        constraint=_one_constraint(constraint, extensions),
+        keep_alive_s=own.keep_alive_s,
+        truncate=truncate if own.truncate is None else own.truncate,
+        shift=own.truncate is True,
+        constraint=own.constraint,
         logit_bias=_logit_bias(body.logit_bias or {}),
     )
 
@@ -203,14 +195,6 @@ def check_logprobs(name: str, count: int | None) -> int | None:
     return None if count is None else check_integer(name, count, 0, MAX_TOP_LOGPROBS, 0)
 
 
-def _check(options: Mapping[str, Any], prefix: str) -> None:
-    for name, value in options.items():
-        try:
-            check_options({name: value})
-        except ParameterError as error:
-            raise BadRequest(str(error), prefix + name) from error
-
-
 def _logit_bias(given: Mapping[str, float]) -> dict[int, float]:
     if len(given) > MAX_LOGIT_BIAS:
         raise BadRequest(f"logit_bias has {len(given)} entries, but at most {MAX_LOGIT_BIAS} are taken", "logit_bias")
@@ -222,26 +206,3 @@ def _logit_bias(given: Mapping[str, float]) -> dict[int, float]:
             raise BadRequest(f"logit_bias of token {key} is {bias:g}, but it must be from -100 to 100", "logit_bias")
         biases[int(key)] = bias
     return biases
-
-
-def _one_constraint(given: Constraint | None, extensions: Mapping[str, Any]) -> Constraint | None:
-    if len(extensions) + (given is not None) > 1:
-        names = ", ".join(f"options.{name}" for name in extensions)
-        raise BadRequest(f"a text can have one constraint only, but there are several: {names}", "options")
-    for name, value in extensions.items():
-        return _extension(name, value)
-    return given
-
-
-def _extension(name: str, value: Any) -> Constraint:
-    param = f"options.{name}"
-    if name == "choice":
-        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-            raise BadRequest(f"{param} must be a list of strings, at least one", param)
-        return Constraint(kind="choice", value=msgspec.json.encode(value).decode())
-    if not isinstance(value, str) or not value:
-        raise BadRequest(f"{param} must be a string, and not an empty one", param)
-    if name == "regex":
-        return Constraint(kind="regex", value=value)
-    # What only GBNF writes between a rule's name and its body; Lark has a colon there.
-    return Constraint(kind="gbnf" if "::=" in value else "lark", value=value)

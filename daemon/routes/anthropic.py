@@ -19,8 +19,9 @@ from daemon.anthropic.requests import read_constraint, read_messages, read_optio
 from daemon.api import Think
 from daemon.bodies import read
 from daemon.errors import BadRequest, describe
+from daemon.extensions import read_extensions
 from daemon.generation import Job, Summary
-from daemon.options import Options, read_keep_alive
+from daemon.options import Options
 from daemon.output import Chunk
 from daemon.prompt_sources import chat_source, with_model_messages
 from daemon.services import Services
@@ -55,11 +56,8 @@ async def _messages(services: Services, request: Request) -> JSONReply | SSERepl
 
 
 async def _job(services: Services, stored: StoredModel, body: types.MessagesRequest, reply: Reply) -> Job:
-    own = Options.merge(stored.params, {})
-    options = read_options(body, own.stop)
-    keep_alive_s = read_keep_alive(options.pop("keep_alive", None))
-    may_cut = options.pop("truncate", None) is True
-    Options.merge(stored.params, options)  # a wrong option is told before a model is loaded
+    own = read_extensions(body.options, constraint=read_constraint(body))
+    options = read_options(body, own.options, Options.merge(stored.params, {}).stop)
     messages, tools = await _messages_and_tools(stored, body)
     can_think, think = await _think(services, stored, body)
     is_shown = body.thinking is not None and body.thinking.display != "omitted"
@@ -67,15 +65,15 @@ async def _job(services: Services, stored: StoredModel, body: types.MessagesRequ
         stored=stored,
         source=partial(chat_source, messages, tools, think, services.local_now()),
         options=options,
-        keep_alive_s=keep_alive_s,
+        keep_alive_s=own.keep_alive_s,
         parses_thinking=can_think,
         shows_thinking=bool(think) and is_shown,
         parses_tools=bool(tools),
         max_tool_calls=1 if body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use else None,
         # Clients of this API shorten a conversation themselves, and do so when they are told that it is too long.
-        truncate=may_cut,
-        shift=may_cut,
-        constraint=read_constraint(body),
+        truncate=own.truncate is True,
+        shift=own.truncate is True,
+        constraint=own.constraint,
         on_start=reply.started,
     )
 

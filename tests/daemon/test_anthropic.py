@@ -369,6 +369,8 @@ PDF = {"type": "document", "source": {"type": "base64", "media_type": "applicati
         ({"options": {"num_ctx": "big"}}, 400, "num_ctx"),
         ({"options": {"keep_alive": []}}, 400, "keep_alive"),
         ({"stop_sequences": "x"}, 400, "stop_sequences"),
+        ({"options": {"regex": "a+", "choice": ["a"]}}, 400, "a text can have one constraint only"),
+        ({"options": {"choice": []}}, 400, "options.choice must be a list of strings"),
     ],
 )
 async def test_refusals(world: World, more: dict[str, Any], status: int, sentence: str) -> None:
@@ -382,7 +384,7 @@ async def test_a_prompt_that_is_too_long_is_never_cut(world: World) -> None:
     assert message.startswith("the prompt is too long: its ")
     assert world.engine.prompts == []
     reply = await whole(world, messages=long, options={"truncate": True})
-    assert reply["content"]
+    assert reply["truncated"] is True
     assert len(world.engine.prompts[0]) < world.engine.max_context
     assert world.engine.params[0].shift
 
@@ -415,6 +417,9 @@ async def test_a_client_that_leaves_aborts_its_sequence(world: World, stream: bo
 
 
 async def test_errors_of_the_http_layer_have_the_envelope_too(world: World) -> None:
+    response = await world.http.get(PATH)
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert response.json()["error"] == {"type": "invalid_request_error", "message": "Method Not Allowed"}
     response = await world.http.post(PATH, content=b"{")
     assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
     response = await world.http.post(f"{PATH}/batches", content=b"{}")

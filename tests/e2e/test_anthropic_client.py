@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import anthropic
+import psutil
 import pytest
 from anthropic.types import MessageParam, ToolParam
 from pydantic import BaseModel, Field
 
-from tests.e2e.conftest import Daemon
+from tests.e2e.conftest import Daemon, StartDaemon, create_tiny
 
 pytestmark = pytest.mark.e2e
 
@@ -59,6 +61,8 @@ def test_a_message(client: anthropic.Anthropic, tale: str) -> None:
     total = message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)
     assert again.usage.input_tokens + again.usage.cache_read_input_tokens == total
     assert client.messages.count_tokens(model=tale, messages=STORY).input_tokens == total
+    assert client.beta.messages.count_tokens(model=tale, messages=[*STORY]).input_tokens == total
+    assert tale in [model.id.partition(":")[0] for model in client.models.list()]
 
 
 def test_a_stream_says_the_same(client: anthropic.Anthropic, tale: str) -> None:
@@ -174,6 +178,21 @@ def test_many_at_once(daemon: Daemon, tale: str) -> None:
 
     texts = asyncio.run(run())
     assert all(texts)
+
+
+def test_a_stream_that_fails_raises(start_daemon: StartDaemon, tiny_folder: Path) -> None:
+    daemon = start_daemon()
+    create_tiny(daemon.client(), tiny_folder)
+    long = {"temperature": 0, "options": {"truncate": True}}  # the model never ends of its own accord
+    with anthropic.Anthropic(base_url=daemon.base_url, api_key="any", max_retries=0) as client:
+        with client.messages.stream(model="tiny", max_tokens=5000, messages=STORY, extra_body=long) as stream:
+            next(stream)
+            [worker] = psutil.Process(daemon.process.pid).children()
+            worker.kill()
+            with pytest.raises(anthropic.APIStatusError, match="signal 9") as failed:
+                stream.until_done()
+        assert failed.value.type == "api_error"
+        assert client.messages.create(model="tiny", max_tokens=1, messages=STORY).usage.output_tokens == 1
 
 
 def test_errors_have_their_classes(client: anthropic.Anthropic, tale: str) -> None:
