@@ -14,6 +14,7 @@ from daemon.generation import Job
 from daemon.openai.completions import TextOrIds
 from daemon.openai.requests import Settings, seeds
 from daemon.openai.tools import ToolUse
+from daemon.options import Options
 from daemon.prompt_sources import chat_source, generate_source, with_model_messages
 from daemon.services import Services
 from modelfiles.prompt import Message
@@ -122,10 +123,8 @@ def _common(stored: StoredModel, settings: Settings) -> dict[str, Any]:
 
 def with_seeds(job: Job, count: int) -> list[Job]:
     """The job once for each answer, with a seed of its own."""
-    return [
-        job if seed is None else replace(job, options={**job.options, "seed": seed})
-        for seed in seeds(job.options, job.stored.params, count)
-    ]
+    seed = Options.merge(job.stored.params, job.options).values["seed"]
+    return [replace(job, options={**job.options, "seed": each}) for each in seeds(seed, count)]
 
 
 async def check_ids(services: Services, stored: StoredModel, token_ids: Collection[int], param: str) -> None:

@@ -96,15 +96,12 @@ def read_settings(
     )
 
 
-def seeds(options: Mapping[str, Any], params: Mapping[str, Any], count: int) -> list[int | None]:
+def seeds(seed: int, count: int) -> list[int]:
     """A seed for each of several answers to one prompt: the first has the request's own, the others follow from it.
-
-    Nobody's seed is None, and every answer draws its own.
-    """
-    seed = options.get("seed", params.get("seed"))
-    if seed is None or int(seed) == RANDOM_SEED:
-        return [None] * count
-    return [int(seed), *(_derived_seed(int(seed), index) for index in range(1, count))]
+    Where it is any seed, that of each is."""
+    if seed == RANDOM_SEED:
+        return [RANDOM_SEED] * count
+    return [seed, *(_derived_seed(seed, index) for index in range(1, count))]
 
 
 def _derived_seed(seed: int, index: int) -> int:

@@ -199,9 +199,9 @@ def test_options_become_constraints(options: dict[str, Any], constraint: Constra
 
 
 def test_seeds_of_several_answers() -> None:
-    assert seeds({}, {}, 2) == seeds({"seed": -1}, {}, 2) == seeds({}, {"seed": -1}, 2) == [None, None]
-    assert seeds({}, {"seed": 42}, 1) == seeds({"seed": 42}, {"seed": 7}, 1) == [42]
-    four = seeds({"seed": 42}, {}, 4)
-    assert four == seeds({"seed": 42}, {}, 4)
-    assert four[:2] == seeds({"seed": 42}, {}, 2)
-    assert len({*four, *seeds({"seed": 43}, {}, 4), *seeds({"seed": -2}, {}, 4)}) == 12
+    assert seeds(-1, 2) == [-1, -1]
+    assert seeds(42, 1) == [42]
+    four = seeds(42, 4)
+    assert four == seeds(42, 4)
+    assert four[:2] == seeds(42, 2)
+    assert len({*four, *seeds(43, 4), *seeds(-2, 4)}) == 12
