@@ -42,11 +42,14 @@ async def read(request: Request, type_: type[T], *, limit: int = MAX_BODY_BYTES)
     Raises:
         BadRequest: it is empty, not JSON, or not of this shape.
         BodyTooLarge: more than `limit` bytes were announced or came.
-        UnsupportedMediaType: it is a form.
+        UnsupportedMediaType: it is a form, or compressed.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith("multipart/"):
         raise UnsupportedMediaType("the request body is a multipart form; send JSON")
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise UnsupportedMediaType(f"the request body is compressed ({coding[:20]}); send it as it is")
     body = await _read_bytes(request, limit)
     if media_type == "application/x-www-form-urlencoded" and not body.lstrip().startswith((b"{", b"[")):
         raise UnsupportedMediaType("the request body is a form; send JSON")

@@ -13,9 +13,10 @@ Each name begins with "response.".
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from daemon.api import ToolCall
@@ -35,11 +36,13 @@ class ResponseWriter:
     Args:
         response: what is known of it before it begins; it is written on.
         key: what the ids of its items are made of.
+        namespaces: of functions that are in one, by their names.
     """
 
-    def __init__(self, response: api.Response, key: str) -> None:
+    def __init__(self, response: api.Response, key: str, namespaces: Mapping[str, str]) -> None:
         self.response = response
         self._key = key
+        self._namespaces = namespaces
         self._item: api.MessageItem | api.ReasoningItem | None = None
         """The one that is open."""
         self._pieces: list[str] = []
@@ -119,6 +122,7 @@ class ResponseWriter:
         item = api.FunctionCallItem(
             id=self._id("fc"), status="in_progress", call_id=call.id, name=function.name, arguments=""
         )
+        item.namespace = self._namespaces.get(function.name, UNSET)
         yield self._item_event("response.output_item.added", item)
         item.arguments, item.status = function.arguments, "completed"
         place = item.id, self._index

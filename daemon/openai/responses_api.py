@@ -125,6 +125,7 @@ class FunctionCallItem(Reply, kw_only=True):
     status: str
     call_id: str
     name: str
+    namespace: str | UnsetType = UNSET
     arguments: str
 
 

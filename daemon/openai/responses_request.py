@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from daemon.errors import BadRequest
@@ -40,8 +40,8 @@ def refuse_kept(body: api.ResponsesRequest) -> None:
         raise BadRequest("background cannot be used: a response ends with its request; use stream", "background")
 
 
-def read_response_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tools as templates take them; those that OpenAI runs itself are left out.
+def read_response_tools(tools: Sequence[Mapping[str, Any]], param: str = "tools") -> list[dict[str, Any]]:
+    """Tools as templates take them; those that OpenAI runs itself are left out, and namespaces are taken apart.
 
     Raises:
         BadRequest: one is no function, or has no name.
@@ -50,10 +50,31 @@ def read_response_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for index, tool in enumerate(tools):
         if is_hosted(tool):
             continue
-        check_function(tool.get("type", "function"), tool, f"tools[{index}]", "")
+        if tool.get("type") == "namespace":
+            functions += read_response_tools(_inner(tool, f"{param}[{index}]"), f"{param}[{index}].tools")
+            continue
+        check_function(tool.get("type", "function"), tool, f"{param}[{index}]", "")
         given = {key: tool[key] for key in FUNCTION_KEYS if tool.get(key) is not None}
         functions.append({"type": "function", "function": given})
     return functions
+
+
+def _inner(namespace: Mapping[str, Any], param: str) -> list[Mapping[str, Any]]:
+    tools = namespace.get("tools")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) and "tools" not in tool for tool in tools):
+        raise BadRequest(f"{param}.tools must be a list of functions", f"{param}.tools")
+    return tools
+
+
+def namespaces(tools: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Namespace of a function by its name; of two functions of one name, that of the later."""
+    return {
+        inner["name"]: str(tool.get("name", ""))
+        for tool in tools
+        if tool.get("type") == "namespace"
+        for inner in tool["tools"]
+        if not is_hosted(inner)
+    }
 
 
 def is_hosted(tool: Mapping[str, Any]) -> bool:
@@ -105,7 +126,7 @@ def new_response(body: api.ResponsesRequest, settings: Settings, response_id: st
         text=body.text if body.text and body.text.format else api.TextConfig(format=api.TextFormat(type="text")),
         tool_choice=body.tool_choice or "auto",
         tools=[
-            {"type": "function", "parameters": None, "strict": None, **tool}
+            tool if "tools" in tool else {"type": "function", "parameters": None, "strict": None, **tool}
             for tool in body.tools or ()
             if not is_hosted(tool)
         ],

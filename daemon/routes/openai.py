@@ -34,6 +34,7 @@ from daemon.openai.requests import (
 from daemon.openai.responses import ResponseWriter, stream_response, whole_response
 from daemon.openai.responses_api import InputTokens, ResponsesRequest, StreamEvent
 from daemon.openai.responses_request import (
+    namespaces,
     new_response,
     read_response_tool_choice,
     read_response_tools,
@@ -122,7 +123,8 @@ async def _responses(services: Services, request: Request) -> JSONReply | SSERep
     body, stored, talk = await _read_response(services, request)
     job = talk_job(services, stored, talk)
     key = secrets.token_hex(12)
-    writer = ResponseWriter(new_response(body, talk.settings, f"resp_{key}", _now(services)), key)
+    response = new_response(body, talk.settings, f"resp_{key}", _now(services))
+    writer = ResponseWriter(response, key, namespaces(body.tools or ()))
     generated = services.generator.generate(job)
     if body.stream:
         return SSEReply(_named(stream_response(generated, writer)), _error_event)

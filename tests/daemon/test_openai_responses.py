@@ -193,6 +193,16 @@ async def test_tools_that_others_run_are_left_out(world: World) -> None:
     assert "get_weather" not in world.prompts[2]
 
 
+async def test_functions_of_a_namespace(world: World) -> None:
+    world.answers = [Answer(CALL)]
+    weather = {"type": "namespace", "name": "weather", "description": "", "tools": [TOOL]}
+    reply = await respond(world, tools=[weather])
+    [call] = reply["output"]
+    assert (call["name"], call["namespace"]) == ("get_weather", "weather")
+    assert reply["tools"] == [weather]
+    assert "get_weather" in world.prompts[0]
+
+
 async def test_one_call_where_no_more_are_wanted(world: World) -> None:
     world.answers = [Answer(CALL + CALL)]
     reply = await respond(world, tools=[TOOL], parallel_tool_calls=False)
@@ -250,6 +260,8 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"reasoning": {"effort": "high"}}, "reasoning.effort", '"tiny" does not support thinking'),
     ({"tools": [{"type": "custom", "name": "x"}]}, "tools[0].type", 'tools[0] is of the type "custom"'),
     ({"tools": [{"type": "function"}]}, "tools[0].name", "tools[0] has no function with a name"),
+    ({"tools": [{"type": "namespace", "name": "n"}]}, "tools[0].tools", "tools[0].tools must be a list of functions"),
+    ({"tools": [{"type": "namespace", "tools": [{}]}]}, "tools[0].tools[0].name", "tools[0].tools[0] has no function"),
     ({"tool_choice": "any"}, "tool_choice", 'tool_choice is "any"'),
     ({"tool_choice": "required"}, "tool_choice", "tool_choice wants a tool"),
     ({"tool_choice": {"type": "function", "name": "f"}, "tools": [TOOL]}, "tool_choice", 'tool_choice names "f"'),
