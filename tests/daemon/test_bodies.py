@@ -165,6 +165,7 @@ async def test_no_body_makes_the_daemon_fail(world: World) -> None:
     assert {200, 400, 404} <= statuses
 
 
+@pytest.mark.anyio
 async def test_a_compressed_body_is_refused(world: World) -> None:
     for coding, status in (("zstd", 415), ("gzip", 415), ("identity", 404)):
         response = await world.http.post(
