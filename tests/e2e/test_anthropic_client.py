@@ -17,6 +17,7 @@ from tests.e2e.conftest import Daemon, StartDaemon, create_tiny
 pytestmark = pytest.mark.e2e
 
 STORY: list[MessageParam] = [{"role": "user", "content": "Tell me a story about a fox."}]
+SUM: list[MessageParam] = [{"role": "user", "content": "What is 2 + 3?"}]
 QUESTION: MessageParam = {"role": "user", "content": "What is the weather in Paris?"}
 WEATHER: ToolParam = {
     "name": "get_weather",
@@ -48,20 +49,20 @@ def text_of(message: anthropic.types.Message) -> str:
 
 
 def test_a_message(client: anthropic.Anthropic, tale: str) -> None:
-    message = client.messages.create(model=tale, max_tokens=300, messages=STORY, extra_body=GREEDY)
+    message = client.messages.create(model=tale, max_tokens=50, messages=SUM, extra_body=GREEDY)
     assert message.model == tale
     assert message.stop_reason == "end_turn"
     [block] = message.content
     assert block.type == "text"
-    assert "fox" in block.text.lower()
-    assert message.usage.output_tokens > 10
-    again = client.messages.create(model=tale, max_tokens=300, messages=STORY, extra_body=GREEDY)
+    assert "5" in block.text
+    assert message.usage.output_tokens > 5
+    again = client.messages.create(model=tale, max_tokens=50, messages=SUM, extra_body=GREEDY)
     assert text_of(again) == block.text
     assert again.usage.cache_read_input_tokens
     total = message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)
     assert again.usage.input_tokens + again.usage.cache_read_input_tokens == total
-    assert client.messages.count_tokens(model=tale, messages=STORY).input_tokens == total
-    assert client.beta.messages.count_tokens(model=tale, messages=[*STORY]).input_tokens == total
+    assert client.messages.count_tokens(model=tale, messages=SUM).input_tokens == total
+    assert client.beta.messages.count_tokens(model=tale, messages=[*SUM]).input_tokens == total
     assert tale in [model.id.partition(":")[0] for model in client.models.list()]
 
 
@@ -82,7 +83,7 @@ def test_a_stream_says_the_same(client: anthropic.Anthropic, tale: str) -> None:
 
 def test_thoughts(client: anthropic.Anthropic, tale: str) -> None:
     with client.messages.stream(
-        model=tale, max_tokens=400, messages=STORY, extra_body=GREEDY, thinking=THINKING
+        model=tale, max_tokens=100, messages=SUM, extra_body=GREEDY, thinking=THINKING
     ) as stream:
         message = stream.get_final_message()
     thought, answer = message.content
@@ -93,8 +94,8 @@ def test_thoughts(client: anthropic.Anthropic, tale: str) -> None:
     assert "<think>" not in answer.text
     more = client.messages.create(
         model=tale,
-        max_tokens=20,
-        messages=[*STORY, message.to_param(), {"role": "user", "content": "Tell me another one."}],
+        max_tokens=10,
+        messages=[*SUM, message.to_param(), {"role": "user", "content": "And 3 + 4?"}],
         thinking=THINKING,
     )
     assert more.content
@@ -125,7 +126,7 @@ def test_a_tool_is_called_and_answered(client: anthropic.Anthropic, tale: str) -
 
 
 def test_stop_sequences_and_system(client: anthropic.Anthropic, tale: str) -> None:
-    options = {"model": tale, "max_tokens": 100, "messages": STORY, "extra_body": GREEDY, "system": "Be brief."}
+    options = {"model": tale, "max_tokens": 20, "messages": STORY, "extra_body": GREEDY, "system": "Be brief."}
     whole = text_of(client.messages.create(**options))  # type: ignore[call-overload]
     word = whole.split()[5]
     message = client.messages.create(**options, stop_sequences=[word])  # type: ignore[call-overload]
@@ -170,7 +171,7 @@ def test_many_at_once(daemon: Daemon, tale: str) -> None:
             async def one(animal: str) -> str:
                 messages: list[MessageParam] = [{"role": "user", "content": f"Tell me a story about a {animal}."}]
                 async with client.messages.stream(
-                    model=tale, max_tokens=30, messages=messages, extra_body=GREEDY
+                    model=tale, max_tokens=10, messages=messages, extra_body=GREEDY
                 ) as stream:
                     return "".join([text async for text in stream.text_stream])
 

@@ -18,7 +18,7 @@ QUESTION = "What is the weather in Paris?"
 RESULT = "18 degrees and sunny"
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 FUNCTION = {"name": "get_weather", "description": "Weather of a city", "parameters": SCHEMA}
-MAX_TOKENS = 100
+MAX_TOKENS = 60
 
 
 class Talk(NamedTuple):
