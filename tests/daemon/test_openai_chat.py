@@ -334,9 +334,10 @@ async def test_the_first_answer_reads_the_prompt_for_all(world: World) -> None:
     assert len(world.engine.prompts) == 3
 
 
-async def test_a_client_that_leaves_aborts_all_answers(world: World) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_aborts_all_answers(world: World, stream: bool) -> None:
     world.answers = [Answer("a long story", pause_after=3) for _ in range(3)]
-    body = json.dumps({"model": "tiny", "messages": USER, "n": 3, "stream": True}).encode()
+    body = json.dumps({"model": "tiny", "messages": USER, "n": 3, "stream": stream}).encode()
     client = RawClient(world.app, "POST", "/v1/chat/completions", body)
     async with asyncio.timeout(TIMEOUT_S):
         while not world.engines or len(world.engine.prompts) < 3:
@@ -354,6 +355,12 @@ async def test_an_answer_that_fails_ends_the_stream_and_the_others(world: World)
         "error": {"message": "the model failed", "type": "server_error", "param": None, "code": None}
     }
     assert world.engine.num_aborted == 1
+
+
+async def test_a_first_answer_that_fails_starts_no_other(world: World) -> None:
+    world.answers = [Answer("", finish_reason="length", error=RequestFailed("out of memory"))]
+    assert (await error_of(world, 500, "/v1/chat/completions", messages=USER, n=3))["message"] == "out of memory"
+    assert len(world.engine.prompts) == 1
 
 
 # ---- a context that is full
