@@ -22,6 +22,8 @@ from modelfiles.prompt import Message, ToolCall
 
 BETWEEN_TEXTS = "\n"
 MERGED_ROLES = ("user", "assistant")
+SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_")
+"""How the types of tools begin that Anthropic's servers run."""
 MAX_SHOWN = 40
 
 
@@ -43,16 +45,19 @@ def read_messages(body: types.Conversation) -> list[Message]:
 def read_tools(body: types.Conversation) -> list[dict[str, Any]]:
     """The tools as templates expect them; none where the model may not call any.
 
+    Those that Anthropic's servers run are left out: nothing here leaves the machine, and an agent that sends them to
+    every server has others.
+
     Raises:
-        BadRequest: a tool is none of the client's, or `tool_choice` names one that is not there.
+        BadRequest: a tool has no schema, or `tool_choice` names one that is not there.
     """
-    tools, choice = body.tools or (), body.tool_choice
+    choice = body.tool_choice
+    tools = [tool for tool in body.tools or () if not (tool.type or "").startswith(SERVER_TOOLS)]
     for index, tool in enumerate(tools):
-        if tool.type not in (None, "custom") or tool.input_schema is None:
-            kind = f'its type is "{tool.type[:MAX_SHOWN]}"' if tool.type else "it has no input_schema"
+        if tool.input_schema is None:
+            kind = f' of the type "{tool.type[:MAX_SHOWN]}"' if tool.type else ""
             raise BadRequest(
-                f"tools[{index}] is no tool of yours ({kind}), and this server runs none itself; give a tool with "
-                "name and input_schema",
+                f'the tool "{tool.name[:MAX_SHOWN]}"{kind} has no input_schema, and the model does not know it without',
                 f"tools[{index}]",
             )
     if choice is not None and choice.type == "tool" and choice.name not in {tool.name for tool in tools}:

@@ -42,8 +42,6 @@ async def _messages(services: Services, request: Request) -> JSONReply | SSERepl
     body = await read(request, types.MessagesRequest)
     stored = await services.library.find_valid(body.model)
     await services.library.require(stored, "completion", "chat", f'"{body.model}"')
-    if body.tools:
-        await services.library.require(stored, "tools", "tools", f'"{body.model}"')
     _refuse_forced(body)
     reply = Reply(
         id=f"msg_{secrets.token_hex(12)}",
@@ -59,6 +57,8 @@ async def _job(services: Services, stored: StoredModel, body: types.MessagesRequ
     own = read_extensions(body.options, constraint=read_constraint(body))
     options = read_options(body, own.options, Options.merge(stored.params, {}).stop)
     messages, tools = await _messages_and_tools(stored, body)
+    if tools:
+        await services.library.require(stored, "tools", "tools", f'"{body.model}"')
     can_think, think = await _think(services, stored, body)
     is_shown = body.thinking is not None and body.thinking.display != "omitted"
     return Job(

@@ -327,7 +327,9 @@ async def test_a_system_message_among_the_others(world: World) -> None:
 async def test_tools_are_described_unless_none_may_be_called(world: World) -> None:
     await whole(world, tools=[TOOL])
     assert '"function": {"name": "get_weather", "description": "Weather of a city", "parameters"' in world.prompts[0]
-    world.answers = [Answer(CALL)]
+    world.answers = [Answer(), Answer(CALL)]
+    await whole(world, tools=[{"name": "web_search", "type": "web_search_20250305"}])
+    assert "web_search" not in world.prompts.pop()
     reply = await whole(world, tools=[TOOL], tool_choice={"type": "none"})
     assert "get_weather" not in world.prompts[1]
     assert reply["content"] == [{"type": "text", "text": CALL}]
@@ -357,8 +359,12 @@ PDF = {"type": "document", "source": {"type": "base64", "media_type": "applicati
             400,
             'messages[0].content[0]: a block of the type "tool_use" has no place there',
         ),
-        ({"tools": [{"name": "w", "type": "web_search_20250305"}]}, 400, 'its type is "web_search_20250305"'),
-        ({"tools": [{"name": "w"}]}, 400, "it has no input_schema"),
+        (
+            {"tools": [{"name": "bash", "type": "bash_20250124"}]},
+            400,
+            'the tool "bash" of the type "bash_20250124" has no',
+        ),
+        ({"tools": [{"name": "w"}]}, 400, 'the tool "w" has no input_schema'),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}, 400, "tool_choice"),
         ({"tool_choice": {"type": "any"}}, 400, "tool_choice"),
         ({"tool_choice": {"type": "some"}}, 400, "invalid enum value 'some'"),
