@@ -218,6 +218,52 @@ class ChatResponse(Reply):
     debug_info: DebugInfo | None = msgspec.field(default=None, name="_debug_info")
 
 
+# ---- tokens
+
+
+class TokenizeRequest(Request):
+    """POST /api/tokenize, with the fields of llama.cpp's server."""
+
+    model: str | None = None
+    content: str | None = None
+    text: str | None = None
+    """Another name of `content`."""
+    add_special: bool | None = None
+    """Put the tokens around the text that the model expects around a prompt. False where not given."""
+    parse_special: bool | None = None
+    """Read "<|im_start|>" and the like as the tokens of that name. True where not given."""
+    with_pieces: bool | None = None
+    """Name each token's text, too."""
+
+
+class TokenPiece(Reply, kw_only=True):
+    """A token, and the text that it is or, where that is a part of a character, its bytes."""
+
+    id: int
+    piece: str | list[int]
+
+
+class TokenizeResponse(Reply, kw_only=True):
+    """POST /api/tokenize."""
+
+    model: str
+    tokens: list[int] | list[TokenPiece]
+
+
+class DetokenizeRequest(Request):
+    """POST /api/detokenize."""
+
+    model: str | None = None
+    tokens: list[int] | None = None
+
+
+class DetokenizeResponse(Reply, kw_only=True):
+    """POST /api/detokenize. Bytes that are no character come as U+FFFD."""
+
+    model: str
+    content: str
+
+
 # ---- models
 
 

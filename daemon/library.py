@@ -72,11 +72,11 @@ class Library:
             BadRequest: there is no name, or it breaks the grammar of names.
         """
         if not name:
-            raise BadRequest("model is required")
+            raise BadRequest("model is required", "model")
         try:
             ModelName.parse(name)
         except InvalidName as error:
-            raise BadRequest(f"'{shorten(name)}' is no model name: {error.reason}") from error
+            raise BadRequest(f"'{shorten(name)}' is no model name: {error.reason}", "model") from error
         return await self.find(name)
 
     async def delete(self, name: ModelName) -> None:
@@ -97,14 +97,19 @@ class Library:
             self._descriptions[digest] = await asyncio.to_thread(_describe, stored, self._template_capabilities)
         return self._descriptions[digest]
 
-    async def require(self, stored: StoredModel, capability: str, what: str, name: str) -> None:
+    async def require(
+        self, stored: StoredModel, capability: str, what: str, name: str, param: str | None = None
+    ) -> None:
         """Check that a model can do something.
+
+        Args:
+            param: the field that asks for it.
 
         Raises:
             BadRequest: `"name" does not support what`.
         """
         if capability not in (await self.describe(stored)).capabilities:
-            raise BadRequest(f"{name} does not support {what}")
+            raise BadRequest(f"{name} does not support {what}", param)
 
 
 def shorten(name: str) -> str:

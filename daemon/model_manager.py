@@ -161,6 +161,11 @@ class ModelManager:
                 rows.append(RunningSession(session.stored, size, vram, self._remaining_s(session), context))
         return sorted(rows, key=lambda row: -row.remaining_s)
 
+    def loaded_tokenizer(self, stored: StoredModel) -> Tokenizer | None:
+        """The tokenizer of a model, or None where its weights are not loaded."""
+        worker = self._workers.get(_key(stored))
+        return worker.weights.tokenizer if worker is not None and worker.weights is not None else None
+
     def start_spare(self) -> None:
         """Start an empty worker in the background, where the settings want one and none waits."""
         if self._config.spare_worker and self._spare is None and not self._closed:
@@ -351,7 +356,7 @@ class ModelManager:
     async def _as_loaded(self, stored: StoredModel, session: Session, weights: Weights) -> LoadedModel:
         digest = stored.digest.hex
         if digest not in session.templates:
-            session.templates = {digest: await asyncio.to_thread(_template, stored, weights.tokenizer)}
+            session.templates = {digest: await asyncio.to_thread(prompt_template, stored, weights.tokenizer)}
         return LoadedModel(
             stored=stored,
             config=weights.config,
@@ -380,7 +385,7 @@ def _key(stored: StoredModel) -> WorkerKey:
     return frozenset((name, str(path)) for name, path in files.items())
 
 
-def _template(stored: StoredModel, tokenizer: Tokenizer) -> PromptTemplate:
+def prompt_template(stored: StoredModel, tokenizer: Tokenizer) -> PromptTemplate:
     """The Modelfile's TEMPLATE, else the weights' own chat template, else none."""
     if not stored.template and tokenizer.chat_template:
         return jinja_prompt_template(tokenizer.chat_template, tokenizer.special_tokens)

@@ -31,6 +31,16 @@ class Chunk:
         return bool(self.text or self.thinking or self.tool_calls)
 
 
+def join_chunks(chunks: Sequence[Chunk]) -> Chunk:
+    """What several chunks come to."""
+    return Chunk(
+        text="".join(chunk.text for chunk in chunks),
+        thinking="".join(chunk.thinking for chunk in chunks),
+        tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
+        logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
+    )
+
+
 class OutputReader:
     """Reads one sequence's output.
 
@@ -41,6 +51,7 @@ class OutputReader:
         show_thinking: whether thoughts are handed out or dropped.
         tools: takes calls of tools out of the text; None leaves the text alone.
         new_call_id: an id for each call.
+        max_calls: the output ends with so many calls, whatever the model would add.
         logprobs: whether log-probabilities were asked for.
     """
 
@@ -54,6 +65,7 @@ class OutputReader:
         show_thinking: bool,
         tools: CallParser | None,
         new_call_id: Callable[[], str],
+        max_calls: int | None = None,
         logprobs: bool,
     ) -> None:
         self._tokenizer = tokenizer
@@ -62,6 +74,7 @@ class OutputReader:
         self._show_thinking = show_thinking
         self._tools = tools
         self._new_call_id = new_call_id
+        self._max_calls = max_calls
         self._wants_logprobs = logprobs
         self._logprobs: list[Logprob] = []
         self._num_calls = 0
@@ -69,6 +82,12 @@ class OutputReader:
         """All that was generated, the token that ended it included."""
         self.finish_reason: str | None = None
         """"stop" or "length" once the output has ended."""
+        self.num_thinking_tokens = 0
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text, if one did."""
+        return self._detokenizer.stopped
 
     def push(self, output: TokenOutput) -> Chunk:
         """Take the tokens of some steps. A chunk is false while it would say nothing."""
@@ -98,7 +117,7 @@ class OutputReader:
             thinking += split.thinking if self._show_thinking else ""
             more_text, more_calls = self._take_calls(split.answer)
             text, calls = text + more_text, calls + more_calls
-        if self._tools is not None:
+        if self._tools is not None and self._num_calls != self._max_calls:
             rest = self._tools.flush()
             text, calls = text + rest.text, calls + self._with_ids(rest.calls)
         return Chunk(text, thinking, calls, (*last.logprobs, *self._take_logprobs()))
@@ -107,6 +126,8 @@ class OutputReader:
         thinking = ""
         if self._thinking is not None:
             thinking, text = self._thinking.push(text)
+            if thinking:
+                self.num_thinking_tokens = len(self.token_ids)
         text, calls = self._take_calls(text)
         chunk = Chunk(text, thinking if self._show_thinking else "", calls)
         return Chunk(chunk.text, chunk.thinking, chunk.tool_calls, self._take_logprobs()) if chunk else chunk
@@ -114,12 +135,19 @@ class OutputReader:
     def _take_calls(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
         if self._tools is None:
             return text, ()
+        if self._num_calls == self._max_calls:
+            return "", ()
         output = self._tools.push(text)
-        return output.text, self._with_ids(output.calls)
+        calls = self._with_ids(output.calls)
+        if self._num_calls == self._max_calls:
+            self.finish_reason = "stop"
+        return output.text, calls
 
     def _with_ids(self, parsed: Sequence[ParsedCall]) -> tuple[ToolCall, ...]:
         calls = []
         for call in parsed:
+            if self._num_calls == self._max_calls:
+                break
             function = FunctionCall(index=self._num_calls, name=call.name, arguments=call.arguments)
             calls.append(ToolCall(id=self._new_call_id(), function=function))
             self._num_calls += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from daemon import api
 from daemon.errors import BadRequest
@@ -14,6 +14,13 @@ from modelfiles.prompt import Message, PromptTemplate, ToolCall, go_prompt_templ
 from registry.stored_model import StoredModel
 
 ROLES = ("system", "user", "assistant", "tool")
+
+
+class HasTemplate(Protocol):
+    """A model as far as messages need it: with or without its weights."""
+
+    @property
+    def template(self) -> PromptTemplate: ...
 
 
 def generate_source(
@@ -38,7 +45,7 @@ def chat_source(
     tools: Sequence[Mapping[str, Any]],
     think: api.Think | None,
     now: datetime,
-    model: LoadedModel,
+    model: HasTemplate,
 ) -> PromptSource:
     return _messages_prompt(messages, model.template, tools, think, now)
 
