@@ -14,7 +14,7 @@ from daemon.api import ErrorReply
 from daemon.bodies import ClientLeft
 from daemon.clock import Clock
 from daemon.errors import describe, headers_for
-from daemon.routes import generate, models, system, transfers, upkeep
+from daemon.routes import embeddings, generate, models, rerank, system, transfers, upkeep
 from daemon.security import HostCheck, OriginCheck, SecurityMiddleware
 from daemon.services import Services
 from daemon.streaming import send_json
@@ -39,6 +39,8 @@ def build_app(
     routes = [
         *system.routes(services),
         *generate.routes(services),
+        *embeddings.routes(services),
+        *rerank.routes(services),
         *models.routes(services),
         *transfers.routes(services),
         *upkeep.routes(services),

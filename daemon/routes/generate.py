@@ -14,12 +14,11 @@ from daemon import api
 from daemon.bodies import read
 from daemon.errors import BadRequest
 from daemon.generation import Job
-from daemon.options import Options, check_top_logprobs
+from daemon.options import Options, check_top_logprobs, read_keep_alive
 from daemon.prompt_sources import chat_source, generate_source, read_message, with_model_messages
 from daemon.replies import ChatReplies, GenerateReplies, Replies, Reply, stream, whole
 from daemon.services import Services
 from daemon.streaming import JSONReply, JSONResponse, NDJSONReply
-from modelfiles.durations import DurationError, parse_keep_alive
 from registry.stored_model import StoredModel
 
 THINK_LEVELS = ("low", "medium", "high", "max")
@@ -41,7 +40,7 @@ async def _generate(services: Services, request: Request) -> JSONReply | NDJSONR
     logprobs = check_top_logprobs(body.logprobs, body.top_logprobs)
     stored = await services.library.find(body.model)
     replies = GenerateReplies(body.model or "", services.now)
-    keep_alive_s = _keep_alive_s(body.keep_alive)
+    keep_alive_s = read_keep_alive(body.keep_alive)
     if not body.prompt and not body.suffix and keep_alive_s == 0:
         await services.models.unload(stored.name)
         return JSONResponse(replies.done("unload"))
@@ -78,7 +77,7 @@ async def _chat(services: Services, request: Request) -> JSONReply | NDJSONReply
     logprobs = check_top_logprobs(body.logprobs, body.top_logprobs)
     stored = await services.library.find_valid(body.model)
     replies = ChatReplies(body.model or "", services.now)
-    keep_alive_s = _keep_alive_s(body.keep_alive)
+    keep_alive_s = read_keep_alive(body.keep_alive)
     if not body.messages and keep_alive_s == 0:
         await services.models.unload(stored.name)
         return JSONResponse(replies.done("unload"))
@@ -128,16 +127,6 @@ async def _load(services: Services, stored: StoredModel, keep_alive_s: float | N
 
 
 # ---- checks that both share
-
-
-def _keep_alive_s(keep_alive: api.KeepAlive | None) -> float | None:
-    if keep_alive is None:
-        return None
-    try:
-        return parse_keep_alive(keep_alive)
-    except DurationError as error:
-        remedy = 'give a number of seconds, or a duration such as "5m"'
-        raise BadRequest(f"keep_alive cannot be read: {error}; {remedy}") from error
 
 
 async def _think(services: Services, stored: StoredModel, think: api.Think | None, name: str) -> api.Think | None:

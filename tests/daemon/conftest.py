@@ -16,6 +16,7 @@ import pytest
 from starlette.types import ASGIApp
 
 from daemon.app import build_app
+from daemon.embedding import Embedder
 from daemon.generation import Generator
 from daemon.library import Library
 from daemon.model_manager import ManagerConfig, ModelManager
@@ -159,7 +160,17 @@ async def world(tmp_path: Path, filled_store: Path, manager_config: ManagerConfi
     remote = Remote(store, Sources(shelf, shelf, shelf), Catalog.load(), downloads, Access(transport))
     transfers = Transfers(store, lambda: remote)
     quantizer = Quantizer(start_engine)
-    services = Services(store, Library(store), manager, quantizer, transfers, generator, clock, shut_down)
+    services = Services(
+        store,
+        Library(store),
+        manager,
+        quantizer,
+        transfers,
+        generator,
+        Embedder(manager, clock),
+        clock,
+        shut_down,
+    )
     app = build_app(services)
     in_process = httpx.ASGITransport(app, raise_app_exceptions=True)
     async with httpx.AsyncClient(transport=in_process, base_url="http://localhost:11434") as http:

@@ -2,8 +2,8 @@
 
 KNOBS is JSON: fields of FakeRunner, and `fail_at_rows` (the first step with so many rows raises), `hang_at`, `die_at`
 (steps, at their results), `hang_at_launch` (a step), `fail_load`, `fatal`, `gate` (a FIFO: the first step's result
-waits until somebody has opened it for writing), `fail_at_text`, `hang_at_text` (the pass of this text), `is_encoder` (the model
-embeds and does not generate).
+waits until somebody has opened it for writing), `fail_at_text`, `hang_at_text` (the pass of this text), `is_encoder`
+(the model embeds and does not generate).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tiny random encoders: vectors and scores are those of Transformers with its states pooled by hand, alone and together."""
+"""Tiny random encoders: vectors and scores are those of Transformers with its states pooled by hand."""
 
 from __future__ import annotations
 
@@ -113,16 +113,16 @@ def test_old_names_of_norms_are_read(tmp_path: Path) -> None:
 
 def test_what_a_load_refuses(tmp_path: Path) -> None:
     make_encoder(ENCODERS["bert"], tmp_path)
-    with pytest.raises(ModelTooLarge, match="the model needs .* MiB but 0.1 MiB are free"):
+    with pytest.raises(ModelTooLarge, match=r"the model needs .* MiB but 0\.1 MiB are free"):
         load_encoder(tmp_path, budget_bytes=100_000)
     with pytest.raises(Unsupported, match="1 adapters were given, but Hob applies none to models that embed"):
         load_encoder(tmp_path, adapters=["a.gguf"])
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
-    with pytest.raises(WeightsError, match='the tensor "encoder.layer.3.attention.self.query.weight" of shape'):
+    with pytest.raises(WeightsError, match=r'tensor "encoder\.layer\.3\.attention\.self\.query\.weight" of shape'):
         load_encoder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
-    with pytest.raises(WeightsError, match='16 tensors play no part in the architecture: "encoder.layer.2'):
+    with pytest.raises(WeightsError, match="16 tensors play no part in the architecture"):
         load_encoder(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Encoders in GGUF, written here under llama.cpp's names: the same vectors and scores as the safetensors they come from."""
+"""Encoders in GGUF, written here under llama.cpp's names: the vectors and scores of what they come from."""
 
 from __future__ import annotations
 
