@@ -277,12 +277,11 @@ def encode_pairs(job: RerankJob, tokenizer: Tokenizer, limit: int) -> _Encoded:
 
 
 def longest_first(num_first: int, num_second: int, room: int) -> tuple[int, int]:
-    """How many tokens to keep of two texts that have more than `room` together: the longer one gives first."""
-    if num_first <= room // 2:
-        return num_first, room - num_first
-    if num_second <= room // 2:
-        return room - num_second, num_second
-    return room - room // 2, room // 2
+    """How many tokens to keep of two texts that have more than `room` together: the longer one gives first, as in
+    `tokenizers`."""
+    half = room // 2
+    shorter = min(num_first, num_second, half)
+    return (shorter, room - shorter) if num_first <= num_second else (room - shorter, shorter)
 
 
 def _check_room(room: int, index: int, num_tokens: int, *, truncate: bool) -> None:

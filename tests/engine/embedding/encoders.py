@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from engine.embedding_queue import TextJob
 from engine.execution.encoder_runner import EncoderRunner
@@ -115,3 +116,38 @@ def hidden_states(model: Any, text: Sequence[int]) -> torch.Tensor:
     with torch.inference_mode():
         states: torch.Tensor = model(torch.tensor([text]), output_hidden_states=True).hidden_states[-1][0]
     return states
+
+
+WORDS = ["the", "cat", "sat", "on", "mat", "a", "fox", "red", "story", "of", "and", "dog", "is", "runs"]
+
+
+def write_word_piece(folder: Path) -> None:
+    """vocab.txt of a small WordPiece, which fits models of 97 tokens: words, letters, and letters that go on."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *WORDS,
+        *letters[1:],
+        *(f"##{letter}" for letter in letters),
+    ]
+    assert len(tokens) <= SIZES["vocab_size"]
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true, "tokenizer_class": "BertTokenizer"}')
+
+
+def write_unigram(folder: Path) -> None:
+    """tokenizer.json of a small unigram vocabulary with the affixes of XLM-RoBERTa."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in WORDS if word != "a")]
+    pieces += [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokenizer = Tokenizer(models.Unigram([(piece, -float(rank)) for rank, piece in enumerate(pieces)], 3, False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(pieces[:4])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
