@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from daemon.api import ModelDetails
 from daemon.errors import BadRequest, UnknownModel
-from engine.config import ModelConfig
+from engine.any_config import AnyConfig, capabilities_of, read_config
 from modelfiles.gguf import open_shards
 from modelfiles.prompt import go_prompt_template, jinja_prompt_template
 from modelfiles.source import ModelSource, SourceError
@@ -24,7 +24,7 @@ from registry.name import ModelName
 from registry.store import Store
 from registry.stored_model import StoredModel
 
-CAPABILITIES = ("completion", "embedding", "tools", "insert", "vision", "audio", "thinking")
+CAPABILITIES = ("completion", "embedding", "rerank", "tools", "insert", "vision", "audio", "thinking")
 """In the order in which clients see them."""
 
 MAX_SHOWN_NAME = 100
@@ -129,14 +129,14 @@ def parse_name(name: str | None, complaint: str) -> ModelName:
         raise BadRequest(complaint) from error
 
 
-def _config_and_template(source: ModelSource) -> tuple[ModelConfig, str]:
+def _config_and_template(source: ModelSource) -> tuple[AnyConfig, str]:
     """The configuration, and the Jinja template that comes with the weights or "", without building the tokenizer."""
+    config = read_config(source)
     if source.format == "gguf":
         with open_shards(source.gguf_files) as model:
-            config = ModelConfig.from_gguf(model.metadata, model.tensors, model.data)
             template = model.metadata.get("tokenizer.chat_template", "")
             return config, template if isinstance(template, str) else ""
-    return ModelConfig.from_source(source), _hub_template(source)
+    return config, _hub_template(source)
 
 
 def _hub_template(source: ModelSource) -> str:
@@ -154,7 +154,9 @@ def _describe(stored: StoredModel, template_capabilities: Callable[[str, str], f
     try:
         source = stored.source
         config, template = _config_and_template(source)
-        capabilities = template_capabilities(stored.template, template)
+        capabilities = capabilities_of(config)
+        if capabilities is None:
+            capabilities = template_capabilities(stored.template, template)
         family, size, quantization = config.family, human_number(config.num_parameters), config.quantization
         details = ModelDetails(
             parent_model=str(keys.get("parent_model", "")),

@@ -27,7 +27,7 @@ from daemon.clock import Clock
 from daemon.engines import Engine, EngineFactory
 from daemon.errors import ServerBusy, ShuttingDown
 from daemon.workers import LoadedModel, RunningSession, Session, Weights, Worker, WorkerKey
-from engine.config import ModelConfig
+from engine.any_config import read_config
 from engine.errors import EngineError, LoadFailed
 from engine.messages import Load, Ready
 from engine.text.tokenizer import Tokenizer
@@ -214,7 +214,7 @@ class ModelManager:
         limit_s = self._config.load_timeout_s
         try:
             source = stored.source
-            config = await asyncio.to_thread(ModelConfig.from_source, source)
+            config = await asyncio.to_thread(read_config, source)
         except ValueError as error:
             raise LoadFailed(str(error), "invalid") from error
         await self._all_closed()  # memory that is about to come back
