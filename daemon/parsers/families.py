@@ -71,9 +71,9 @@ class Family:
     arguments_key: str = "arguments"
     """What JSON calls the object of arguments."""
     around: tuple[str, ...] = ()
-    """Tags around all calls of an answer, which say nothing."""
+    """Tags around all calls of an answer, which say nothing; in the form BARE, behind which calls may stand."""
     inside: tuple[str, ...] = ()
-    """Tags inside of a call."""
+    """Tags inside of a call; in the form BARE, behind calls."""
     quote: str = ""
     """Around a text, in the form BRACED."""
     thinking: Tags = THINK
@@ -175,7 +175,8 @@ FAMILIES = (
         CallForm.BARE,
         marks=("<|python_tag|>", "<|start_header_id|>", "<|header_start|>"),
         arguments_key="parameters",
-        around=("<|python_tag|>", "<|python_start|>", "<|python_end|>"),
+        around=("<|python_tag|>", "<|python_start|>"),
+        inside=("<|python_end|>",),
     ),
 )
 """In the order in which they are asked: the marks of a row may be a part of what rows above it write."""
