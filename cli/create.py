@@ -73,6 +73,7 @@ def read_modelfile(file: Path | None) -> tuple[Modelfile, Path]:
     try:
         modelfile = parse(text)
         modelfile.parameters()  # a wrong value has a place in the file, like all that `parse` refuses
+        modelfile.requires()
     except ModelfileError as error:
         raise CliError(f"{path}: {error}") from error
     return modelfile, path.parent
@@ -88,6 +89,7 @@ def build_request(
         ModelfileError: a parameter cannot be used; `read_modelfile` has said so before, with the file's path.
     """
     parameters, warnings = modelfile.parameters()
+    messages = modelfile.messages
     for warning in warnings:
         sys.stderr.write(f"warning: {warning}\n")
     if modelfile.values("draft"):
@@ -109,7 +111,7 @@ def build_request(
         system=modelfile.last("system"),
         license=list(modelfile.values("license")) or None,
         parameters=parameters or None,
-        messages=[api.RequestMessage(role=role, content=text) for role, text in modelfile.messages] or None,
+        messages=None if messages is None else [api.RequestMessage(role=role, content=text) for role, text in messages],
         renderer=modelfile.last("renderer"),
         parser=modelfile.last("parser"),
         requires=modelfile.last("requires"),

@@ -196,7 +196,7 @@ class Generator:
         return prompt, options, fitting
 
     def _reader(self, job: Job, model: LoadedModel, prompt: Prompt, options: Options) -> OutputReader:
-        family = family_of(model.template.text, model.stored.config.get("parser", ""))
+        family = family_of(model.template.text, model.stored.parser)
         what = {"parses_thinking": job.parses_thinking, "parses_tools": job.parses_tools}
         return OutputReader(
             model.tokenizer,

@@ -45,7 +45,7 @@ from registry.manifest import (
 from registry.model_facts import ModelFacts, model_facts
 from registry.name import ModelName
 from registry.store import Store
-from registry.stored_model import StoredModel
+from registry.stored_model import OWN_TEMPLATE, StoredModel
 
 ROLES = ("system", "user", "assistant")
 
@@ -314,6 +314,9 @@ class _Draft:
             except TemplateError as error:
                 raise CreateError(f"template error: {error}") from error
             self._replace((TEMPLATE, PROMPT), request.template.encode(), blobs)
+            self.config.pop(OWN_TEMPLATE, None)
+            if request.template:
+                self.config[OWN_TEMPLATE] = True
         if request.system is not None:
             self._replace((SYSTEM,), request.system.encode(), blobs)
         if request.parameters is not None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modelfiles.parser import Instruction, Modelfile
+from modelfiles.parser import NO_MESSAGES, Instruction, Modelfile
 from registry.stored_model import StoredModel
 
 KEY_WIDTH = 30
@@ -73,6 +73,8 @@ def _instructions(model: StoredModel, system: str, params: Mapping[str, Any]) ->
     for text in model.licenses:
         yield Instruction("license", text)
     for message in model.messages:
+        if (message["role"], message["content"]) == NO_MESSAGES:  # it would take away those before it
+            continue
         yield Instruction("message", message["role"], message["content"])
 
 

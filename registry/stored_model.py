@@ -38,6 +38,8 @@ from registry.manifest import (
 )
 from registry.name import ModelName
 
+OWN_TEMPLATE = "hob_own_template"
+"""Key of a config blob, which Ollama passes over."""
 MAX_TEXT_BYTES = 16 * 1024 * 1024
 """Longest template, licence, config or list of messages that is read into memory."""
 
@@ -106,6 +108,21 @@ class StoredModel:
     def adapter(self) -> ModelSource | None:
         """The LoRA adapter's files, where it has one."""
         return ModelSource(self.adapter_files) if self.adapter_files else None
+
+    @property
+    def renderer(self) -> str:
+        """The RENDERER that its maker named, or ""."""
+        return str(self.config.get("renderer", ""))
+
+    @property
+    def parser(self) -> str:
+        """The PARSER that its maker named, or ""."""
+        return str(self.config.get("parser", ""))
+
+    @property
+    def has_own_template(self) -> bool:
+        """Whether its TEMPLATE was written here, into its Modelfile or that of a model that it is made from."""
+        return self.config.get(OWN_TEMPLATE) is True
 
     @property
     def capabilities(self) -> tuple[str, ...]:
