@@ -40,6 +40,7 @@ def create_events(
         from_name=parse_name(body.from_, f'invalid model name in from: "{body.from_}"') if body.from_ else None,
         files=body.files or {},
         adapters=body.adapters or {},
+        drafts=body.draft_files or {},
         template=body.template,
         system=body.system,
         parameters=body.parameters,

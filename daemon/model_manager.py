@@ -351,7 +351,7 @@ class ModelManager:
     async def _as_loaded(self, stored: StoredModel, session: Session, weights: Weights) -> LoadedModel:
         digest = stored.digest.hex
         if digest not in session.templates:
-            session.templates = {digest: await asyncio.to_thread(_template, stored, weights.tokenizer)}
+            session.templates = {digest: await asyncio.to_thread(prompt_template, stored, weights.tokenizer)}
         return LoadedModel(
             stored=stored,
             config=weights.config,
@@ -380,7 +380,8 @@ def _key(stored: StoredModel) -> WorkerKey:
     return frozenset((name, str(path)) for name, path in files.items())
 
 
-def _template(stored: StoredModel, tokenizer: Tokenizer) -> PromptTemplate:
+def prompt_template(stored: StoredModel, tokenizer: Tokenizer) -> PromptTemplate:
+    """The template that renders the model's prompts. Raises TemplateError where it does not parse."""
     return choose_template(
         stored.template,
         tokenizer.chat_template or "",

@@ -31,6 +31,16 @@ class Chunk:
         return bool(self.text or self.thinking or self.tool_calls)
 
 
+def join_chunks(chunks: Sequence[Chunk]) -> Chunk:
+    """What several chunks come to."""
+    return Chunk(
+        text="".join(chunk.text for chunk in chunks),
+        thinking="".join(chunk.thinking for chunk in chunks),
+        tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
+        logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
+    )
+
+
 class OutputReader:
     """Reads one sequence's output.
 
@@ -41,6 +51,7 @@ class OutputReader:
         shown_tags: what the parser must see even where the vocabulary has it as a control token.
         show_thinking: whether thoughts are handed out or dropped.
         new_call_id: an id for each call.
+        max_calls: the output ends with so many calls, whatever the model would add.
         logprobs: whether log-probabilities were asked for.
     """
 
@@ -54,6 +65,7 @@ class OutputReader:
         shown_tags: Sequence[str] = (),
         show_thinking: bool,
         new_call_id: Callable[[], str],
+        max_calls: int | None = None,
         logprobs: bool,
     ) -> None:
         self._tokenizer = tokenizer
@@ -62,6 +74,7 @@ class OutputReader:
         self._parser = parser
         self._show_thinking = show_thinking
         self._new_call_id = new_call_id
+        self._max_calls = max_calls
         self._wants_logprobs = logprobs
         self._logprobs: list[Logprob] = []
         self._num_calls = 0
@@ -69,6 +82,13 @@ class OutputReader:
         """All that was generated, the token that ended it included."""
         self.finish_reason: str | None = None
         """"stop" or "length" once the output has ended."""
+        self.num_thinking_tokens = 0
+        """Up to the step in which the thought ended."""
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text, if one did."""
+        return self._detokenizer.stopped
 
     def push(self, output: TokenOutput) -> Chunk:
         """Take the tokens of some steps. A chunk is false while it would say nothing."""
@@ -99,15 +119,26 @@ class OutputReader:
         return replace(chunk, logprobs=self._take_logprobs())
 
     def _read(self, text: str) -> Chunk:
-        chunk = self._chunk(self._parser.push(text) if self._parser is not None else Reading("", text, ()))
+        reading = self._parser.push(text) if self._parser is not None else Reading("", text, ())
+        if reading.thinking:
+            self.num_thinking_tokens = len(self.token_ids)
+        chunk = self._chunk(reading)
         return replace(chunk, logprobs=self._take_logprobs()) if chunk else chunk
 
     def _chunk(self, reading: Reading) -> Chunk:
-        return Chunk(reading.text, reading.thinking if self._show_thinking else "", self._with_ids(reading.calls))
+        thinking = reading.thinking if self._show_thinking else ""
+        if self._num_calls == self._max_calls:  # what stands behind the last call is not part of the output
+            return Chunk(thinking=thinking)
+        calls = self._with_ids(reading.calls)
+        if self._num_calls == self._max_calls:
+            self.finish_reason = "stop"
+        return Chunk(reading.text, thinking, calls)
 
     def _with_ids(self, parsed: Sequence[ParsedCall]) -> tuple[ToolCall, ...]:
         calls = []
         for call in parsed:
+            if self._num_calls == self._max_calls:
+                break
             function = FunctionCall(index=self._num_calls, name=call.name, arguments=call.arguments)
             calls.append(ToolCall(id=self._new_call_id(), function=function))
             self._num_calls += 1

@@ -56,6 +56,8 @@ def _instructions(model: StoredModel, system: str, params: Mapping[str, Any]) ->
         yield Instruction("from", base)
     for _, path in sorted(model.adapter_files.items()):
         yield Instruction("adapter", str(path))
+    for _, path in sorted(model.draft_files.items()):
+        yield Instruction("draft", str(path))
     for projector in model.projectors:
         yield Instruction("from", str(projector))
     for command, value in (

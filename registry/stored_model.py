@@ -23,6 +23,7 @@ from registry.disk import read_regular
 from registry.errors import NO_RESOURCES, BrokenModel, ManifestError, unreadable
 from registry.manifest import (
     ADAPTER,
+    DRAFT,
     FILE,
     LICENSE,
     MESSAGES,
@@ -89,6 +90,8 @@ class StoredModel:
     """The model's own files by name; empty for a stub of a remote model."""
     adapter_files: Mapping[str, Path]
     projectors: tuple[Path, ...]
+    draft_files: Mapping[str, Path]
+    """Of its draft model, which is kept and not used."""
 
     @property
     def size(self) -> int:
@@ -165,6 +168,7 @@ def load_model(name: ModelName, data: bytes, modified_at: datetime, blobs: Path)
         licenses=tuple(reader.text([layer]) for layer in by_type.get(LICENSE, [])),
         files=reader.paths(by_type.get(MODEL, []), "model.gguf") | reader.paths(by_type.get(FILE, []), ""),
         adapter_files=reader.paths(by_type.get(ADAPTER, []), "adapter.gguf"),
+        draft_files=reader.paths(by_type.get(DRAFT, []), "draft.gguf"),
         projectors=tuple(blobs / layer.digest.file_name for layer in by_type.get(PROJECTOR, [])),
     )
 
