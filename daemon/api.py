@@ -369,6 +369,7 @@ class CreateRequest(Request):
     files: dict[str, str] | None = None
     """Relative file name -> digest of a blob that was sent before."""
     adapters: dict[str, str] | None = None
+    draft_files: dict[str, str] | None = None
     template: str | None = None
     license: str | list[str] | None = None
     system: str | None = None
