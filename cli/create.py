@@ -73,6 +73,7 @@ def read_modelfile(file: Path | None) -> tuple[Modelfile, Path]:
     try:
         modelfile = parse(text)
         modelfile.parameters()  # a wrong value has a place in the file, like all that `parse` refuses
+        modelfile.requires()
     except ModelfileError as error:
         raise CliError(f"{path}: {error}") from error
     return modelfile, path.parent
@@ -88,10 +89,9 @@ def build_request(
         ModelfileError: a parameter cannot be used; `read_modelfile` has said so before, with the file's path.
     """
     parameters, warnings = modelfile.parameters()
+    messages = modelfile.messages
     for warning in warnings:
         sys.stderr.write(f"warning: {warning}\n")
-    if modelfile.values("draft"):
-        raise CliError("DRAFT is not supported in this version of hob; remove it from the Modelfile")
     sources = [(value, local_files(value, folder)) for value in modelfile.values("from")]
     names = [value for value, found in sources if found is None]
     if len(names) > 1 or (names and len(sources) > 1):
@@ -103,7 +103,7 @@ def build_request(
         system=modelfile.last("system"),
         license=list(modelfile.values("license")) or None,
         parameters=parameters or None,
-        messages=[api.RequestMessage(role=role, content=text) for role, text in modelfile.messages] or None,
+        messages=None if messages is None else [api.RequestMessage(role=role, content=text) for role, text in messages],
         renderer=modelfile.last("renderer"),
         parser=modelfile.last("parser"),
         requires=modelfile.last("requires"),
@@ -113,7 +113,16 @@ def build_request(
     return request, {
         "files": SourceFiles.merge(weights),
         "adapters": adapter_files(modelfile.values("adapter"), folder),
+        "draft_files": _drafts(modelfile, folder),
     }
+
+
+def _drafts(modelfile: Modelfile, folder: Path) -> SourceFiles:
+    found = [(value, local_files(value, folder)) for value in modelfile.values("draft")]
+    for value, files in found:
+        if files is None:
+            raise CliError(f'DRAFT "{value}" is not there; it must be a file or a folder')
+    return SourceFiles.merge([files for _, files in found if files is not None])
 
 
 def send(client: Client, request: api.CreateRequest, files: dict[str, SourceFiles], inbox: Path, show: Show) -> None:

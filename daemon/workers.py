@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from daemon.adapters import WorkerAdapters
 from daemon.engines import Engine
-from engine.config import ModelConfig
+from engine.any_config import AnyConfig
 from engine.messages import Ready
 from engine.text.tokenizer import Tokenizer
 from modelfiles.prompt import PromptTemplate
@@ -23,7 +23,7 @@ class LoadedModel:
     """A model as its users see it while they hold it."""
 
     stored: StoredModel
-    config: ModelConfig
+    config: AnyConfig
     tokenizer: Tokenizer
     template: PromptTemplate
     engine: Engine
@@ -67,7 +67,7 @@ class Weights:
     """What a load yields."""
 
     engine: Engine
-    config: ModelConfig
+    config: AnyConfig
     tokenizer: Tokenizer
     ready: Ready
     """Changes when an adapter comes or goes."""

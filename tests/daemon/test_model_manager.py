@@ -385,7 +385,8 @@ async def test_requests_name_their_models_adapter(world: World) -> None:
     await create_adapted(world, "mine", "a")
     for name in ("tiny", "mine"):
         await world.post("/api/generate", model=name, prompt="Hello", stream=False)
-    assert world.engine.used_adapters == [0, 1]
+    await world.post("/api/embed", model="mine", input="Hello")
+    assert world.engine.used_adapters == [0, 1, 1]
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import struct
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -485,6 +486,55 @@ def test_64_streams_with_aborts_and_preemptions_equal_those_alone(
     run(test, load=load, num_blocks=40, windows=windows, gate=str(gate))
 
 
+# ---- embedding
+
+
+def test_vectors_of_many_calls_come_together(run: Callable[..., None]) -> None:
+    async def test(engine: EngineClient) -> None:
+        calls = [engine.embed([[1] * length, [2]]) for length in (3, 1, 9)]
+        for length, vectors in zip((3, 1, 9), await asyncio.gather(*calls), strict=True):
+            assert [struct.unpack("<2f", vector)[0] for vector in vectors] == [length, 1]
+        assert await engine.embed([]) == []
+
+    run(test)
+
+
+def test_what_the_worker_refuses_is_the_call_s_error(run: Callable[..., None]) -> None:
+    async def test(engine: EngineClient) -> None:
+        with pytest.raises(RequestFailed, match="input 1 holds token id 50") as error:
+            await engine.embed([[1], [50]])
+        assert error.value.kind == "invalid"
+        with pytest.raises(RequestFailed, match="this model gives vectors and has no head"):
+            await engine.score([[1, 2]], [1])
+        assert len(await engine.embed([[1]])) == 1
+
+    run(test)
+
+
+def test_a_cancelled_call_is_forgotten(run: Callable[..., None]) -> None:
+    async def test(engine: EngineClient) -> None:
+        call = asyncio.create_task(engine.embed([[1] * 1000] * 20))
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await engine.embed([[1]]) == [struct.pack("<2f", 1, 1)]
+        assert not engine._vectors
+
+    run(test)
+
+
+def test_a_worker_that_dies_ends_the_call(run: Callable[..., None]) -> None:
+    async def test(engine: EngineClient) -> None:
+        call = asyncio.create_task(engine.embed([[7]]))
+        await asyncio.sleep(0)
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineDied, match="was killed by signal 9"):
+            await call
+
+    run(test, hang_at_text=[7])
+
+
 # ---- adapters
 
 
@@ -501,6 +551,9 @@ def test_adapters_come_and_go_while_others_generate(run: Callable[..., None]) ->
         assert len({tuple(token_ids) for token_ids, _ in outputs}) == 3
         with pytest.raises(RequestFailed, match="there is no adapter 3; AddAdapter must come before a request"):
             await collect(engine.submit([1], params, adapter=3))
+        with pytest.raises(RequestFailed, match="there is no adapter 3"):
+            await engine.embed([[1]], adapter=3)
+        assert len(await engine.embed([[1]], adapter=2)) == 1
         with pytest.raises(LoadFailed, match="the adapter is of another model"):
             await engine.add_adapter(3, {"broken": "c"})
         endless = engine.submit([4], FOREVER, adapter=2)

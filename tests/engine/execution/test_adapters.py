@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.embedding_queue import TextJob
 from engine.execution.errors import ModelTooLarge
 from engine.execution.model_runner import ModelRunner
 from engine.llm import LLM
@@ -247,6 +248,27 @@ def test_an_adapter_of_another_model(data_dir: Path, two_adapters: tuple[Path, P
     with pytest.raises(AdapterError, match="the adapter is of another model"):
         runner.add_adapter(1, adapter_files(two_adapters[0]))
     assert not runner.adapters
+
+
+def test_texts_are_embedded_with_their_adapters(base: Path, shared: ModelRunner, tmp_path: Path) -> None:
+    """Side by side, and one that takes several passes."""
+    merged = load_runner(merge(base, tmp_path / "merged", (random_updates(base, seed=1), 1.0)))
+    plain = load_runner(base)
+
+    def vectors(runner: ModelRunner, adapters: list[int], max_tokens: int = 999) -> list[list[float]]:
+        jobs = [
+            TextJob(1, index, prompt, 0, False, 0, adapter)
+            for index, (prompt, adapter) in enumerate(zip(PROMPTS, adapters, strict=False))
+        ]
+        found = [vectors for vectors in runner.embed(jobs, max_tokens) if vectors is not None]
+        return [torch.frombuffer(bytearray(vector), dtype=torch.float32).tolist() for vector in found[0] if vector]
+
+    together = vectors(shared, [0, 1, 0, 1])
+    expected = [vectors((plain, merged)[n % 2], [0] * 4)[n] for n in range(4)]
+    torch.testing.assert_close(torch.tensor(together), torch.tensor(expected), atol=2e-3, rtol=0)
+    in_pieces = vectors(shared, [1], max_tokens=4)
+    torch.testing.assert_close(torch.tensor(in_pieces), torch.tensor(vectors(merged, [0])), atol=2e-3, rtol=0)
+    assert (torch.tensor(in_pieces) - torch.tensor(vectors(plain, [0]))).abs().max() > 0.1
 
 
 # ---- through the scheduler
