@@ -52,10 +52,10 @@ def run(
     hidethinking: Annotated[bool, typer.Option("--hidethinking", help="Do not show the thoughts.")] = False,
     truncate: Annotated[
         bool | None,
-        typer.Option("--truncate/--no-truncate", help=f"Embeddings: cut a text that is too long. {NOT_YET}"),
+        typer.Option("--truncate/--no-truncate", help="Embeddings: cut a text that is too long."),
     ] = None,
     dimensions: Annotated[
-        int | None, typer.Option(metavar="N", help=f"Embeddings: length of the vector. {NOT_YET}", min=1)
+        int | None, typer.Option(metavar="N", help="Embeddings: length of the vector.", min=1)
     ] = None,
 ) -> None:
     """Run a model: answer one prompt, or talk with it."""
