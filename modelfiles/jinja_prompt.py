@@ -18,6 +18,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 
+from modelfiles.call_ids import with_fitting_ids
 from modelfiles.jinja_sandbox import AddSteps, BoundedEnvironment, Budget
 from modelfiles.prompt_types import Message, PromptTemplate, TemplateError, Tool
 
@@ -66,6 +67,7 @@ class JinjaPromptTemplate(PromptTemplate):
         now: datetime,
         add_generation_prompt: bool = True,
     ) -> str:
+        messages = with_fitting_ids(messages, self.text)
         turns = [_message(message) for message in messages]
         variables = {"tools": [dict(tool) for tool in tools] or None, **_thinking(think)}
         if add_generation_prompt and turns and _is_open(messages[-1]):
