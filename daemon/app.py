@@ -14,7 +14,18 @@ from daemon.bodies import ClientLeft
 from daemon.clock import Clock
 from daemon.envelopes import envelope_for, native_error
 from daemon.errors import describe, headers_for
-from daemon.routes import anthropic, generate, models, openai, system, tokenize, transfers, upkeep
+from daemon.routes import (
+    anthropic,
+    embeddings,
+    generate,
+    models,
+    openai,
+    rerank,
+    system,
+    tokenize,
+    transfers,
+    upkeep,
+)
 from daemon.security import CORS_HEADERS, HostCheck, OriginCheck, SecurityMiddleware
 from daemon.services import Services
 from daemon.streaming import send_json
@@ -42,6 +53,8 @@ def build_app(
         *anthropic.routes(services),
         *openai.routes(services),
         *tokenize.routes(services),
+        *embeddings.routes(services),
+        *rerank.routes(services),
         *models.routes(services),
         *transfers.routes(services),
         *upkeep.routes(services),

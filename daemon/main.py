@@ -31,6 +31,7 @@ from starlette.types import ASGIApp
 
 from daemon.app import build_app
 from daemon.clock import SystemClock
+from daemon.embedding import Embedder
 from daemon.generation import Generator as TextGenerator
 from daemon.library import Library
 from daemon.model_manager import ManagerConfig, ModelManager
@@ -188,6 +189,7 @@ async def serve(settings: Settings, listener: socket.socket, *, in_background: b
             quantizer=Quantizer(EngineClient.start, num_threads=settings.num_threads),
             transfers=_transfers(stack, store, settings),
             generator=TextGenerator(models, clock, _random_seed, _new_call_id),
+            embedder=Embedder(models, clock),
             clock=clock,
             shut_down=shut_down if in_background else None,
         )

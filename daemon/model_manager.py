@@ -27,12 +27,13 @@ from daemon.clock import Clock
 from daemon.engines import Engine, EngineFactory
 from daemon.errors import ServerBusy, ShuttingDown
 from daemon.workers import LoadedModel, RunningSession, Session, Weights, Worker, WorkerKey
-from engine.config import ModelConfig
+from engine.any_config import read_config
 from engine.errors import EngineError, LoadFailed
 from engine.messages import Load, Ready
 from engine.text.tokenizer import Tokenizer
-from modelfiles.prompt import PromptTemplate, go_prompt_template, jinja_prompt_template
+from modelfiles.prompt import PromptTemplate
 from modelfiles.source import ModelSource
+from modelfiles.template_choice import choose_template
 from registry.name import ModelName
 from registry.stored_model import StoredModel
 
@@ -40,7 +41,6 @@ logger = logging.getLogger("hob.models")
 
 FOREVER_S = 100 * 365 * 24 * 3600.0
 """A keep-alive of this many seconds or more has no timer."""
-DEFAULT_TEMPLATE = "{{ .Prompt }}"
 AUTO_CONTEXT = 32768
 """Tokens of context of a request where nobody chose: KV memory is paged, so this costs nothing until it is used."""
 
@@ -214,7 +214,7 @@ class ModelManager:
         limit_s = self._config.load_timeout_s
         try:
             source = stored.source
-            config = await asyncio.to_thread(ModelConfig.from_source, source)
+            config = await asyncio.to_thread(read_config, source)
         except ValueError as error:
             raise LoadFailed(str(error), "invalid") from error
         await self._all_closed()  # memory that is about to come back
@@ -386,10 +386,14 @@ def _key(stored: StoredModel) -> WorkerKey:
 
 
 def prompt_template(stored: StoredModel, tokenizer: Tokenizer) -> PromptTemplate:
-    """The Modelfile's TEMPLATE, else the weights' own chat template, else none."""
-    if not stored.template and tokenizer.chat_template:
-        return jinja_prompt_template(tokenizer.chat_template, tokenizer.special_tokens)
-    return go_prompt_template(stored.template or DEFAULT_TEMPLATE)
+    """The template that renders the model's prompts. Raises TemplateError where it does not parse."""
+    return choose_template(
+        stored.template,
+        tokenizer.chat_template or "",
+        tokenizer.special_tokens,
+        is_explicit=stored.has_own_template,
+        renderer=stored.renderer,
+    )
 
 
 async def _both(load: Awaitable[Ready], tokenizer: Awaitable[Tokenizer]) -> tuple[Ready, Tokenizer]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from daemon.clock import Clock, rfc3339
+from daemon.embedding import Embedder
 from daemon.generation import Generator
 from daemon.library import Library
 from daemon.model_manager import ModelManager
@@ -27,6 +28,7 @@ class Services:
     quantizer: Quantizer
     transfers: Transfers
     generator: Generator
+    embedder: Embedder
     clock: Clock
     shut_down: Callable[[], None] | None
     """Begins the daemon's end; None where it runs in somebody's terminal or under a service manager."""

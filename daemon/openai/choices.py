@@ -71,10 +71,8 @@ class _Jobs:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _lead(self, index: int, job: Job, prompt_read: asyncio.Event) -> None:
-        try:
-            await self._generate(index, replace(job, on_start=lambda num_prompt, num_cached: prompt_read.set()))
-        finally:
-            prompt_read.set()  # who generates no token never starts
+        await self._generate(index, replace(job, on_start=lambda num_prompt, num_cached: prompt_read.set()))
+        prompt_read.set()  # an answer without a token never starts; one that fails ends the others anyway
 
     async def _follow(self, index: int, job: Job, prompt_read: asyncio.Event) -> None:
         await prompt_read.wait()
@@ -87,3 +85,4 @@ class _Jobs:
                     await self._queue.put(Piece(index, item))
         except Exception as error:
             await self._queue.put(error)
+            raise

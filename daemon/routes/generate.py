@@ -100,6 +100,7 @@ async def _chat(services: Services, request: Request) -> JSONReply | NDJSONReply
         parses_thinking="thinking" in (await services.library.describe(stored)).capabilities,
         shows_thinking=think is not False,
         parses_tools=bool(body.tools),
+        tools=body.tools or (),
         truncate=body.truncate is not False,
         shift=body.shift is not False,
         logprobs=logprobs,

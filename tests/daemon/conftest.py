@@ -16,6 +16,7 @@ import pytest
 from starlette.types import ASGIApp
 
 from daemon.app import build_app
+from daemon.embedding import Embedder
 from daemon.generation import Generator
 from daemon.library import Library
 from daemon.model_manager import ManagerConfig, ModelManager
@@ -163,7 +164,18 @@ async def world(tmp_path: Path, filled_store: Path, manager_config: ManagerConfi
     transfers = Transfers(store, lambda: remote)
     quantizer = Quantizer(start_engine)
     texts = TextModels(manager.loaded_tokenizer)
-    services = Services(store, Library(store), manager, texts, quantizer, transfers, generator, clock, shut_down)
+    services = Services(
+        store,
+        Library(store),
+        manager,
+        texts,
+        quantizer,
+        transfers,
+        generator,
+        Embedder(manager, clock),
+        clock,
+        shut_down,
+    )
     app = build_app(services)
     in_process = httpx.ASGITransport(app, raise_app_exceptions=True)
     async with httpx.AsyncClient(transport=in_process, base_url="http://localhost:11434") as http:

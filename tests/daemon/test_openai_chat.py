@@ -6,8 +6,11 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
+from daemon.openai import api
+from daemon.openai.messages import read_messages
 from engine.errors import RequestFailed
 from tests.daemon.conftest import SEED, RawClient, World
 from tests.daemon.fake_engine import Answer
@@ -101,6 +104,19 @@ async def test_messages_of_all_roles_and_forms(world: World) -> None:
         "<|im_start|>user\n<|im_end|>\n"
         "<|im_start|>assistant\n"
     ]
+
+
+def test_thoughts_and_names_of_tools_are_read() -> None:
+    call = {"id": "c1", "function": {"name": "f", "arguments": "{}"}}
+    given = [
+        {"role": "assistant", "content": "a", "reasoning": "one"},
+        {"role": "assistant", "content": None, "reasoning_content": "two", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "b"},
+        {"role": "function", "name": "g", "content": "c"},
+    ]
+    messages = read_messages(msgspec.convert(given, list[api.RequestMessage]), "tiny")
+    assert [message.thinking for message in messages] == ["one", "two", "", ""]
+    assert [(message.tool_name, message.tool_call_id) for message in messages[2:]] == [("f", "c1"), ("g", "")]
 
 
 async def test_sampling_reaches_the_engine(world: World) -> None:
@@ -236,6 +252,20 @@ async def test_a_model_is_told_only_of_tools_that_it_may_call(world: World, choi
     assert [name for name in ("get_weather", "get_time") if name in world.prompts[-1]] == told
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
+async def test_a_stream_says_what_the_whole_says(world: World, step: int) -> None:
+    text = f"<think>\nHm, 世界.\n</think>\nWell 🦊 <tool.\n{CALL}\n{CALL}"
+    world.answers = [Answer(text, tokens_per_step=step), Answer(text)]
+    body = {"model": "thinker", "messages": USER, "tools": [TOOL]}
+    deltas = [chunk["choices"][0]["delta"] for chunk in await chunks_of(world, "/v1/chat/completions", **body)]
+    message = (await chat(world, **body))["choices"][0]["message"]
+    for name in ("content", "reasoning", "reasoning_content"):
+        assert "".join(delta.get(name) or "" for delta in deltas) == message[name]
+    streamed = [call["function"] for delta in deltas for call in delta.get("tool_calls", ())]
+    assert streamed == [call["function"] for call in message["tool_calls"]]
+    assert len(streamed) == 2
+
+
 # ---- log-probabilities
 
 
@@ -304,9 +334,10 @@ async def test_the_first_answer_reads_the_prompt_for_all(world: World) -> None:
     assert len(world.engine.prompts) == 3
 
 
-async def test_a_client_that_leaves_aborts_all_answers(world: World) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_aborts_all_answers(world: World, stream: bool) -> None:
     world.answers = [Answer("a long story", pause_after=3) for _ in range(3)]
-    body = json.dumps({"model": "tiny", "messages": USER, "n": 3, "stream": True}).encode()
+    body = json.dumps({"model": "tiny", "messages": USER, "n": 3, "stream": stream}).encode()
     client = RawClient(world.app, "POST", "/v1/chat/completions", body)
     async with asyncio.timeout(TIMEOUT_S):
         while not world.engines or len(world.engine.prompts) < 3:
@@ -324,6 +355,12 @@ async def test_an_answer_that_fails_ends_the_stream_and_the_others(world: World)
         "error": {"message": "the model failed", "type": "server_error", "param": None, "code": None}
     }
     assert world.engine.num_aborted == 1
+
+
+async def test_a_first_answer_that_fails_starts_no_other(world: World) -> None:
+    world.answers = [Answer("", finish_reason="length", error=RequestFailed("out of memory"))]
+    assert (await error_of(world, 500, "/v1/chat/completions", messages=USER, n=3))["message"] == "out of memory"
+    assert len(world.engine.prompts) == 1
 
 
 # ---- a context that is full
