@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from importlib.metadata import version
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -13,14 +15,18 @@ from starlette.routing import Route
 from daemon import api
 from daemon.bodies import read
 from daemon.errors import BadRequest, Conflict
+from daemon.openapi import openapi_document
+from daemon.operations import OPERATIONS
 from daemon.services import Services
 from daemon.streaming import JSONResponse
 
 
 def routes(services: Services) -> list[Route]:
     """The routes of this file."""
+    description = lru_cache(1)(lambda: openapi_document(OPERATIONS, version("hob-llm")))  # 20 ms, for few who ask
     return [
         Route("/", _root),
+        Route("/openapi.json", partial(_openapi, description)),
         Route("/healthz", _health),
         Route("/api/version", partial(_version, version("hob-llm"))),
         Route("/api/shutdown", partial(_shut_down, services), methods=["POST"]),
@@ -32,6 +38,10 @@ def routes(services: Services) -> list[Route]:
 async def _root(request: Request) -> PlainTextResponse:
     # The text is what programs look for on this port; /api/version tells who really answers.
     return PlainTextResponse("Ollama is running")
+
+
+async def _openapi(description: Callable[[], dict[str, Any]], request: Request) -> JSONResponse:
+    return JSONResponse(description())
 
 
 async def _health(request: Request) -> JSONResponse:

@@ -1,0 +1,80 @@
+"""The table of the REST API: a row for each route, from which `/openapi.json` is made.
+
+A test compares it with the routes in both directions, so a route without a row fails there, as a row without a route
+does. What holds for every route (403 for strange hosts and origins, 500) or for every JSON body (400, 413, 415) is
+added by daemon.openapi and stands in no row. HEAD goes with GET and has no row of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from daemon import api
+
+NDJSON = "application/x-ndjson"
+EVENTS = "text/event-stream"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What one method of one path takes and gives."""
+
+    method: str
+    path: str
+    summary: str
+    body: type | None = None
+    """A struct is JSON, `bytes` any octets, None nothing."""
+    reply: type | None = None
+    """A struct is JSON, `str` plain text, None an empty body."""
+    errors: tuple[int, ...] = ()
+    """Statuses of its own, beside those that all have."""
+    stream: str = ""
+    """Media type of the reply where it comes in pieces; `reply` is then one piece, unless there is a `chunk`."""
+    chunk: type | None = None
+    """A piece of a stream that is of another type than the whole reply."""
+    is_always_stream: bool = False
+    successes: tuple[int, ...] = (200,)
+    error: type = api.ErrorReply
+    tag: str = ""
+    """Whose API it belongs to."""
+
+
+ollama = partial(Operation, tag="Ollama")
+hob = partial(Operation, tag="Hob")
+
+OLLAMA = (
+    ollama("GET", "/", "Whether something answers here", reply=str),
+    ollama("GET", "/api/version", "The level of the API, and the daemon's own version", reply=api.VersionResponse),
+    ollama("POST", "/api/generate", "Continue a prompt", api.GenerateRequest, api.GenerateResponse, (404, 503), NDJSON),
+    ollama("POST", "/api/chat", "The next message of a talk", api.ChatRequest, api.ChatResponse, (404, 503), NDJSON),
+    ollama("POST", "/api/embed", "Vectors of texts", api.EmbedRequest, api.EmbedResponse, (404, 503)),
+    ollama("POST", "/api/embeddings", "The vector of a text (old)", api.EmbedRequest, api.EmbedResponse, (404, 503)),
+    ollama("GET", "/api/tags", "Models that are stored", reply=api.ListResponse),
+    ollama("GET", "/api/ps", "Models that are loaded", reply=api.ProcessResponse),
+    ollama("POST", "/api/show", "All about a model", api.ShowRequest, api.ShowResponse, (404,)),
+    ollama(
+        "POST", "/api/create", "Make a model", api.CreateRequest, api.ProgressResponse, (404, 409, 502, 507), NDJSON
+    ),
+    ollama("POST", "/api/copy", "Give a model a second name", api.CopyRequest, None, (404, 409, 507)),
+    ollama("DELETE", "/api/delete", "Remove a model", api.DeleteRequest, None, (404, 409)),
+    ollama("POST", "/api/pull", "Bring a model here", api.PullRequest, api.ProgressResponse, (404, 502, 507), NDJSON),
+    ollama("POST", "/api/push", "Send a model away", api.PullRequest, api.ProgressResponse, (404, 502), NDJSON),
+    ollama("HEAD", "/api/blobs/{digest}", "Whether a file is here", errors=(400, 404)),
+    ollama("POST", "/api/blobs/{digest}", "Send a file", bytes, errors=(400, 404, 409, 507), successes=(200, 201)),
+)
+
+HOB = (
+    hob("GET", "/healthz", "Whether the daemon is well", reply=api.HealthResponse),
+    hob("GET", "/openapi.json", "This description", reply=dict),
+    hob("POST", "/api/shutdown", "End the daemon", reply=api.HealthResponse, errors=(409,)),
+    hob("POST", "/api/search", "Look through the catalog", api.SearchRequest, api.SearchResponse),
+    hob("POST", "/api/remote-tags", "Variants to pull", api.PullRequest, api.RemoteTagsResponse, (404, 502)),
+    hob(
+        "POST", "/api/fsck", "Read the store", api.FsckRequest, api.FsckResponse, (409,), NDJSON, is_always_stream=True
+    ),
+    hob("POST", "/api/importable", "Models of other programs", api.ImportRequest, api.ImportableResponse, (404,)),
+    hob("POST", "/api/import", "Take one over", api.ImportRequest, api.ProgressResponse, (404, 409, 507), NDJSON),
+)
+
+OPERATIONS = (*OLLAMA, *HOB)
