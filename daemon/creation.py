@@ -29,9 +29,11 @@ def create_events(
     """Make a model as POST /api/create says; a parent that is not here is pulled first.
 
     Raises:
-        BadRequest: the name of the model, of its parent or of the type to quantize to is none.
+        BadRequest: the name of the model, of its parent or of the type to quantize to is none; or it is to be remote.
         RegistryError, EngineError: as registry.create.create_model.
     """
+    if body.remote_host:
+        raise BadRequest("remote_host is set, and Hob serves no other machine's models; leave it out")
     request = CreateRequest(
         name=parse_name(body.model or body.name, "invalid model name"),
         from_name=parse_name(body.from_, f'invalid model name in from: "{body.from_}"') if body.from_ else None,
@@ -45,6 +47,7 @@ def create_events(
         renderer=body.renderer,
         parser=body.parser,
         requires=body.requires,
+        info=body.info or {},
         quantize=_file_type(body.quantize or body.quantization or ""),
     )
     if request.from_name and not _is_stored(store, request.from_name):

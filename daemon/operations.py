@@ -14,6 +14,7 @@ from daemon import api
 
 NDJSON = "application/x-ndjson"
 EVENTS = "text/event-stream"
+NO_CLOUD = "Refused: Hob has no cloud"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ hob = partial(Operation, tag="Hob")
 OLLAMA = (
     ollama("GET", "/", "Whether something answers here", reply=str),
     ollama("GET", "/api/version", "The level of the API, and the daemon's own version", reply=api.VersionResponse),
+    ollama("GET", "/api/status", "Whether models run elsewhere: they do not", reply=api.StatusResponse),
     ollama("POST", "/api/generate", "Continue a prompt", api.GenerateRequest, api.GenerateResponse, (404, 503), NDJSON),
     ollama("POST", "/api/chat", "The next message of a talk", api.ChatRequest, api.ChatResponse, (404, 503), NDJSON),
     ollama("POST", "/api/embed", "Vectors of texts", api.EmbedRequest, api.EmbedResponse, (404, 503)),
@@ -62,6 +64,12 @@ OLLAMA = (
     ollama("POST", "/api/push", "Send a model away", api.PullRequest, api.ProgressResponse, (404, 502), NDJSON),
     ollama("HEAD", "/api/blobs/{digest}", "Whether a file is here", errors=(400, 404)),
     ollama("POST", "/api/blobs/{digest}", "Send a file", bytes, errors=(400, 404, 409, 507), successes=(200, 201)),
+    ollama("POST", "/api/me", NO_CLOUD, successes=()),
+    ollama("POST", "/api/signout", NO_CLOUD, successes=()),
+    ollama("DELETE", "/api/user/keys/{key}", NO_CLOUD, successes=()),
+    ollama("POST", "/api/experimental/web_search", NO_CLOUD, successes=()),
+    ollama("POST", "/api/experimental/web_fetch", NO_CLOUD, successes=()),
+    ollama("GET", "/api/experimental/model-recommendations", NO_CLOUD, successes=()),
 )
 
 HOB = (

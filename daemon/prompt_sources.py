@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from daemon import api
 from daemon.errors import BadRequest
+from daemon.parsers.thinking import CLOSE_TAG, OPEN_TAG
 from daemon.prompts import MessagesPrompt, PromptSource, TextPrompt
 from daemon.workers import LoadedModel
 from modelfiles.prompt import Message, PromptTemplate, ToolCall, go_prompt_template
@@ -40,7 +42,29 @@ def chat_source(
     now: datetime,
     model: LoadedModel,
 ) -> PromptSource:
+    if "thinking" in model.template.capabilities:
+        messages = without_old_thoughts(messages)
     return _messages_prompt(messages, model.template, tools, think, now)
+
+
+def without_old_thoughts(messages: Sequence[Message]) -> list[Message]:
+    """The messages with the thoughts left out that clients sent back inside earlier answers.
+
+    A client that knows nothing of thinking returns what it was sent by a server that did not split it: tags in the
+    content. Models are trained to see only their answers of turns before the last question.
+    """
+    last_user = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
+    return [
+        replace(message, content=_after_thought(message.content))
+        if message.role == "assistant" and index < last_user
+        else message
+        for index, message in enumerate(messages)
+    ]
+
+
+def _after_thought(content: str) -> str:
+    _, tag, answer = content.partition(CLOSE_TAG)
+    return answer.lstrip() if tag and content.lstrip().startswith(OPEN_TAG) else content
 
 
 def _messages_prompt(

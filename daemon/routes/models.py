@@ -21,7 +21,7 @@ from daemon.services import Services
 from daemon.show import show
 from daemon.streaming import EmptyResponse, JSONResponse, progress_reply
 from modelfiles.parameters import check_options
-from registry.errors import BlobNotFound
+from registry.errors import BlobNotFound, ModelNotFound
 from registry.manifest import Digest
 from registry.store import Store
 from registry.stored_model import StoredModel
@@ -57,6 +57,8 @@ async def _listed(services: Services, stored: StoredModel) -> api.ListedModel:
     return api.ListedModel(
         name=stored.name.short,
         model=stored.name.short,
+        remote_model=stored.config.get("remote_model", ""),
+        remote_host=stored.config.get("remote_host", ""),
         modified_at=stored.modified_at.isoformat().replace("+00:00", "Z"),
         size=stored.size,
         digest=stored.digest.hex,
@@ -101,7 +103,10 @@ async def _copy(services: Services, request: Request) -> ASGIApp:
     body = await read(request, api.CopyRequest)
     source = parse_name(body.source, f'source "{body.source or ""}" is invalid')
     destination = parse_name(body.destination, f'destination "{body.destination or ""}" is invalid')
-    await asyncio.to_thread(services.store.copy, source, destination)
+    try:
+        await asyncio.to_thread(services.store.copy, source, destination)
+    except ModelNotFound as error:
+        raise ModelNotFound(body.source or "") from error  # as the client wrote it
     return EmptyResponse()
 
 
@@ -110,7 +115,7 @@ async def _delete(services: Services, request: Request) -> ASGIApp:
     given = body.model or body.name or ""
     name = parse_name(given, f'name "{given}" is invalid')
     await services.models.unload(name)
-    await services.library.delete(name)
+    await services.library.delete(name, given)
     return EmptyResponse()
 
 

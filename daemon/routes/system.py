@@ -14,11 +14,21 @@ from starlette.routing import Route
 
 from daemon import api
 from daemon.bodies import read
-from daemon.errors import BadRequest, Conflict
+from daemon.errors import BadRequest, Conflict, Forbidden
 from daemon.openapi import openapi_document
 from daemon.operations import OPERATIONS
 from daemon.services import Services
 from daemon.streaming import JSONResponse
+
+CLOUD_ROUTES = (
+    ("POST", "/api/me"),
+    ("POST", "/api/signout"),
+    ("DELETE", "/api/user/keys/{key}"),
+    ("POST", "/api/experimental/web_search"),
+    ("POST", "/api/experimental/web_fetch"),
+    ("GET", "/api/experimental/model-recommendations"),
+)
+"""Ollama's, all refused."""
 
 
 def routes(services: Services) -> list[Route]:
@@ -29,6 +39,8 @@ def routes(services: Services) -> list[Route]:
         Route("/openapi.json", partial(_openapi, description)),
         Route("/healthz", _health),
         Route("/api/version", partial(_version, version("hob-llm"))),
+        Route("/api/status", _status),
+        *(Route(path, _no_cloud, methods=[method]) for method, path in CLOUD_ROUTES),
         Route("/api/shutdown", partial(_shut_down, services), methods=["POST"]),
         Route("/api/embed", partial(_embed, services), methods=["POST"]),
         Route("/api/embeddings", partial(_embed, services), methods=["POST"]),
@@ -50,6 +62,14 @@ async def _health(request: Request) -> JSONResponse:
 
 async def _version(hob_version: str, request: Request) -> JSONResponse:
     return JSONResponse(api.VersionResponse(version=api.API_VERSION, hob_version=hob_version))
+
+
+async def _status(request: Request) -> JSONResponse:
+    return JSONResponse(api.StatusResponse(cloud=api.CloudStatus(disabled=True, source="config")))
+
+
+async def _no_cloud(request: Request) -> JSONResponse:
+    raise Forbidden("this needs an account with Ollama's cloud; Hob has no cloud, and all its models run here")
 
 
 async def _shut_down(services: Services, request: Request) -> JSONResponse:
