@@ -48,7 +48,7 @@ async def read(request: Request, type_: type[T], *, limit: int = MAX_BODY_BYTES)
     if media_type.startswith("multipart/"):
         raise UnsupportedMediaType("the request body is a multipart form; send JSON")
     body = await _read_bytes(request, limit)
-    if media_type == "application/x-www-form-urlencoded" and not body.lstrip().startswith((b"{", b"[")):
+    if media_type == "application/x-www-form-urlencoded" and body.strip() and body.lstrip()[:1] not in (b"{", b"["):
         raise UnsupportedMediaType("the request body is a form; send JSON")
     return decode(body, type_)
 
