@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from daemon import api
 from daemon.errors import BadRequest
-from daemon.library import parse_name
+from daemon.library import parse_name, shorten
 from daemon.transfers import Transfers
 from engine.architectures import ARCHITECTURES, BY_GGUF_NAME, BY_HF_CLASS
 from engine.config import ModelConfig
@@ -36,7 +36,9 @@ def create_events(
         raise BadRequest("remote_host is set, and Hob serves no other machine's models; leave it out")
     request = CreateRequest(
         name=parse_name(body.model or body.name, "invalid model name"),
-        from_name=parse_name(body.from_, f'invalid model name in from: "{body.from_}"') if body.from_ else None,
+        from_name=parse_name(body.from_, f'invalid model name in from: "{shorten(body.from_)}"')
+        if body.from_
+        else None,
         files=body.files or {},
         adapters=body.adapters or {},
         template=body.template,

@@ -15,6 +15,7 @@ from daemon.workers import LoadedModel
 from modelfiles.prompt import Message, PromptTemplate, ToolCall, go_prompt_template
 from registry.stored_model import StoredModel
 
+MAX_MESSAGES = 50_000
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -87,6 +88,17 @@ def with_model_messages(stored: StoredModel, messages: Sequence[Message]) -> lis
 
 def _stored_messages(stored: StoredModel) -> list[Message]:
     return [Message(message["role"], message["content"]) for message in stored.messages]
+
+
+def read_messages(messages: Sequence[api.RequestMessage]) -> list[Message]:
+    """The messages of a request.
+
+    Raises:
+        BadRequest: there are too many, or one has a role that there is not.
+    """
+    if len(messages) > MAX_MESSAGES:
+        raise BadRequest(f"messages has {len(messages)} messages; {MAX_MESSAGES} are allowed")
+    return [read_message(message) for message in messages]
 
 
 def read_message(message: api.RequestMessage) -> Message:

@@ -16,7 +16,7 @@ from daemon import api
 from daemon.bodies import ClientLeft, read
 from daemon.clock import rfc3339
 from daemon.creation import create_events
-from daemon.library import parse_name
+from daemon.library import parse_name, shorten
 from daemon.services import Services
 from daemon.show import show
 from daemon.streaming import EmptyResponse, JSONResponse, progress_reply
@@ -101,8 +101,8 @@ async def _show(services: Services, request: Request) -> JSONResponse:
 
 async def _copy(services: Services, request: Request) -> ASGIApp:
     body = await read(request, api.CopyRequest)
-    source = parse_name(body.source, f'source "{body.source or ""}" is invalid')
-    destination = parse_name(body.destination, f'destination "{body.destination or ""}" is invalid')
+    source = parse_name(body.source, f'source "{shorten(body.source or "")}" is invalid')
+    destination = parse_name(body.destination, f'destination "{shorten(body.destination or "")}" is invalid')
     try:
         await asyncio.to_thread(services.store.copy, source, destination)
     except ModelNotFound as error:
@@ -113,7 +113,7 @@ async def _copy(services: Services, request: Request) -> ASGIApp:
 async def _delete(services: Services, request: Request) -> ASGIApp:
     body = await read(request, api.DeleteRequest)
     given = body.model or body.name or ""
-    name = parse_name(given, f'name "{given}" is invalid')
+    name = parse_name(given, f'name "{shorten(given)}" is invalid')
     await services.models.unload(name)
     await services.library.delete(name, given)
     return EmptyResponse()
