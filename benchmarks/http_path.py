@@ -7,6 +7,9 @@ which sends one token for each request at a steady pace, in the frames of the re
 clock (all its threads, user and system), read from here before and after; each case is measured with few and with many
 chunks a request, and their difference is what a chunk costs without what a request costs. Chunks are counted where they
 arrive: one that carried two tokens, since the daemon was late, counts once.
+
+The ceiling is a floor: what a bare event loop spends on writing a chunk's bytes to as many sockets at the same pace. A
+single stream's floor is high where the processor sleeps between two tokens, as each chunk pays for waking up.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
 
+import uvloop
+
 import daemon.main
 from engine.channel import decode_for_worker, encode_frame, read_payload
 from engine.client import EngineClient
@@ -40,6 +45,9 @@ FIRST_ID, NUM_IDS = 300, 400
 PROMPT = "Tell me a story about a fox. "
 FEW, MANY = 50, 250
 """Chunks a request."""
+CHUNK = b"8e\r\n" + b"x" * 142 + b"\r\n"
+"""As long as a chunk of /api/generate."""
+CASES = (("/api/generate", 1), ("/api/generate", 32), ("/api/generate", 256), ("/api/chat", 256))
 SPEC = {
     "/api/generate": lambda num: {"prompt": PROMPT, "options": {"num_predict": num}},
     "/api/chat": lambda num: {"messages": [{"role": "user", "content": PROMPT}], "options": {"num_predict": num}},
@@ -132,11 +140,11 @@ class Daemon:
         return time.clock_gettime((~self.process.pid << 3) | 2)  # as clock_getcpuclockid(3) makes it
 
 
-def start(home: str, step_s: float) -> Daemon:
-    """Start one and wait until it listens."""
+def start(home: str, step_s: float, role: str = "daemon") -> Daemon:
+    """Start one, or the bare server, and wait until it listens."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("HOB_", "OLLAMA_"))}
     environ |= {"HOB_HOME": home, "HOB_SPARE_WORKER": "0"}
-    command = [sys.executable, __file__, "--step", str(step_s), "daemon"]
+    command = [sys.executable, __file__, "--step", str(step_s), role]
     process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -144,6 +152,26 @@ def start(home: str, step_s: float) -> Daemon:
             threading.Thread(target=process.stderr.read, daemon=True).start()
             return Daemon(process, int(found[1]))
     raise SystemExit("the daemon did not start")
+
+
+async def serve_bare(step_s: float) -> None:
+    """Writes CHUNK to whoever connects, as often as the first line asks for, and hangs up. The floor."""
+    left: dict[asyncio.StreamWriter, int] = {}
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left[writer] = int(await reader.readline())
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=1024)
+    sys.stderr.write(f"listening on http://127.0.0.1:{server.sockets[0].getsockname()[1]}\n")
+    sys.stderr.flush()
+    while True:
+        await asyncio.sleep(step_s)
+        for writer in list(left):
+            writer.write(CHUNK)
+            left[writer] -= 1
+            if not left[writer]:
+                del left[writer]
+                writer.close()
 
 
 # ---- clients
@@ -163,9 +191,19 @@ async def stream(port: int, path: str, body: dict[str, Any]) -> tuple[int, int]:
     return reply.count(b'"done":false'), last["eval_count"]
 
 
+async def bare_stream(port: int, num_chunks: int) -> tuple[int, int]:
+    """As `stream`, from the bare server."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"%d\n" % num_chunks)
+    chunks = (await reader.read(-1)).count(b"8e\r\n")
+    writer.close()
+    return chunks, chunks
+
+
 async def streams(port: int, path: str, count: int, num_tokens: int) -> tuple[int, int]:
     """Many at once: all their chunks, and all their tokens."""
-    done = await asyncio.gather(*(stream(port, path, SPEC[path](num_tokens)) for _ in range(count)))
+    one = partial(stream, port, path, SPEC[path](num_tokens)) if path else partial(bare_stream, port, num_tokens)
+    done = await asyncio.gather(*(one() for _ in range(count)))
     return sum(chunks for chunks, _ in done), sum(tokens for _, tokens in done)
 
 
@@ -178,7 +216,7 @@ def measure(daemon: Daemon, path: str, count: int, num_tokens: int) -> tuple[flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("role", nargs="?", choices=["worker", "daemon"], help=argparse.SUPPRESS)
+    parser.add_argument("role", nargs="?", choices=["worker", "daemon", "bare"], help=argparse.SUPPRESS)
     parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--step", type=float, default=0.04, help="seconds between two tokens of a request")
     parser.add_argument("--repeats", type=int, default=3)
@@ -188,8 +226,18 @@ def main() -> None:
         StandIn(socket.socket(fileno=args.fd), args.step).run()
     elif args.role == "daemon":
         serve(args.step)
+    elif args.role == "bare":
+        uvloop.run(serve_bare(args.step))
     else:
         run(args)
+
+
+def cost(server: Daemon, path: str, count: int) -> tuple[float, float, float]:
+    """Microseconds a chunk, milliseconds a request, and tokens a chunk."""
+    few, few_chunks, _ = measure(server, path, count, FEW)
+    many, many_chunks, many_tokens = measure(server, path, count, MANY)
+    chunk_s = (many - few) / (many_chunks - few_chunks)
+    return chunk_s * 1e6, (few - chunk_s * few_chunks) / count * 1e3, many_tokens / many_chunks
 
 
 def run(args: argparse.Namespace) -> None:
@@ -198,27 +246,30 @@ def run(args: argparse.Namespace) -> None:
 
     report = Report(args.out)
     with tempfile.TemporaryDirectory() as home:
-        daemon = start(home, args.step)
+        daemon, bare = start(home, args.step), start(home, args.step, "bare")
         try:
-            for path, count in (("/api/generate", 1), ("/api/generate", 32), ("/api/generate", 256), ("/api/chat", 256)):
+            for path, count in CASES:
                 measure(daemon, path, count, FEW)  # loads the model, and warms up
-                costs, requests, ratios = [], [], []
-                for _ in range(args.repeats):
-                    few, few_chunks, _ = measure(daemon, path, count, FEW)
-                    many, many_chunks, many_tokens = measure(daemon, path, count, MANY)
-                    costs.append((many - few) / (many_chunks - few_chunks) * 1e6)
-                    requests.append((few - costs[-1] / 1e6 * few_chunks) / count * 1e3)
-                    ratios.append(many_tokens / many_chunks)
+                costs = [cost(daemon, path, count) for _ in range(args.repeats)]
+                floors = [cost(bare, "", count)[0] for _ in range(args.repeats)]
                 report.case(
                     f"CPU a chunk, {path}, {count} stream{'s' if count > 1 else ''}",
-                    median(costs), "us",
-                    lowest=round(min(costs), 2), highest=round(max(costs), 2),
-                    request_ms=round(median(requests), 3), tokens_a_chunk=round(median(ratios), 3),
-                    chunks_a_stream=MANY, step_s=args.step, repeats=args.repeats,
-                )  # fmt: skip
+                    median(chunk for chunk, _, _ in costs),
+                    "us",
+                    ceiling=median(floors),
+                    smaller_is_better=True,
+                    lowest=round(min(costs)[0], 2),
+                    highest=round(max(costs)[0], 2),
+                    request_ms=round(median(request for _, request, _ in costs), 3),
+                    tokens_a_chunk=round(median(ratio for _, _, ratio in costs), 3),
+                    chunks_a_stream=MANY,
+                    step_s=args.step,
+                    repeats=args.repeats,
+                )
         finally:
-            daemon.process.terminate()
-            daemon.process.wait()
+            for server in (daemon, bare):
+                server.process.terminate()
+                server.process.wait()
 
 
 if __name__ == "__main__":
