@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -55,6 +56,12 @@ def test_every_reference_of_the_description_leads_somewhere() -> None:
     document = msgspec.json.decode(msgspec.json.encode(openapi_document(OPERATIONS, "0")))
     names = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
     assert _refs(document) == names
+
+
+def test_the_page_on_the_api_names_every_path(root: Path) -> None:
+    page = (root / "docs/api.md").read_text("utf-8")
+    paths = {row.path.replace("{digest}", "sha256:…") for row in OPERATIONS}
+    assert [path for path in sorted(paths) if f"{path}`" not in page] == []
 
 
 def test_every_status_of_the_table_has_its_meaning() -> None:
