@@ -10,6 +10,7 @@ Source: the API that Ollama documents (docs/api.md), whose clients must not noti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -247,7 +248,7 @@ class TokenizeResponse(Reply, kw_only=True):
     """POST /api/tokenize."""
 
     model: str
-    tokens: list[int] | list[TokenPiece]
+    tokens: Sequence[int | TokenPiece]
 
 
 class DetokenizeRequest(Request):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from types import UnionType
 from typing import Any
 
 import msgspec
@@ -48,7 +49,7 @@ def openapi_document(operations: Iterable[Operation], version: str) -> dict[str,
     """
     rows = list(operations)
     types = {type_ for row in rows for type_ in (row.body, row.reply, row.chunk, row.error) if type_ is not None}
-    schemas, components = _schemas(sorted(types, key=lambda type_: (type_.__module__, type_.__qualname__)))
+    schemas, components = _schemas(sorted(types, key=str))
     paths: dict[str, dict[str, Any]] = {}
     for row in rows:
         paths.setdefault(row.path, {})[row.method.lower()] = _operation(row, schemas)
@@ -60,10 +61,10 @@ def openapi_document(operations: Iterable[Operation], version: str) -> dict[str,
     }
 
 
-Schemas = dict[type, dict[str, Any]]
+Schemas = dict[type | UnionType, dict[str, Any]]
 
 
-def _schemas(types: list[type]) -> tuple[Schemas, dict[str, Any]]:
+def _schemas(types: list[type | UnionType]) -> tuple[Schemas, dict[str, Any]]:
     schemas, components = msgspec.json.schema_components(types, ref_template=REF)
     return dict(zip(types, schemas, strict=True)), components
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from types import UnionType
 
 from daemon import api
 from daemon.anthropic import types as messages
@@ -37,7 +38,7 @@ class Operation:
     """Statuses of its own, beside those that all have."""
     stream: str = ""
     """Media type of the reply where it comes in pieces; `reply` is then one piece, unless there is a `chunk`."""
-    chunk: type | None = None
+    chunk: type | UnionType | None = None
     """A piece of a stream that is of another type than the whole reply."""
     is_always_stream: bool = False
     successes: tuple[int, ...] = (200,)
@@ -58,7 +59,14 @@ OLLAMA = (
     ollama("POST", "/api/generate", "Continue a prompt", api.GenerateRequest, api.GenerateResponse, (404, 503), NDJSON),
     ollama("POST", "/api/chat", "The next message of a talk", api.ChatRequest, api.ChatResponse, (404, 503), NDJSON),
     ollama("POST", "/api/embed", "Vectors of texts", api.EmbedRequest, api.EmbedResponse, (404, 503)),
-    ollama("POST", "/api/embeddings", "The vector of a text (old)", api.EmbeddingsRequest, api.EmbeddingsResponse, (404, 503)),
+    ollama(
+        "POST",
+        "/api/embeddings",
+        "The vector of a text (old)",
+        api.EmbeddingsRequest,
+        api.EmbeddingsResponse,
+        (404, 503),
+    ),
     ollama("GET", "/api/tags", "Models that are stored", reply=api.ListResponse),
     ollama("GET", "/api/ps", "Models that are loaded", reply=api.ProcessResponse),
     ollama("POST", "/api/show", "All about a model", api.ShowRequest, api.ShowResponse, (404,)),
@@ -160,7 +168,7 @@ ANTHROPIC = (
         messages.MessageReply,
         (404, 503),
         EVENTS,
-        chunk=messages.Event,
+        chunk=messages.StreamEvent,
     ),
     anthropic(
         "POST",
