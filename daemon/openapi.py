@@ -48,7 +48,7 @@ def openapi_document(operations: Iterable[Operation], version: str) -> dict[str,
     """
     rows = list(operations)
     types = {type_ for row in rows for type_ in (row.body, row.reply, row.chunk, row.error) if type_ is not None}
-    schemas, components = _schemas(sorted(types, key=lambda type_: (type_.__module__, type_.__qualname__)))
+    schemas, components = _schemas(sorted(types, key=str))
     paths: dict[str, dict[str, Any]] = {}
     for row in rows:
         paths.setdefault(row.path, {})[row.method.lower()] = _operation(row, schemas)
