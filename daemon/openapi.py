@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from types import UnionType
 from typing import Any
 
 import msgspec
@@ -61,10 +60,10 @@ def openapi_document(operations: Iterable[Operation], version: str) -> dict[str,
     }
 
 
-Schemas = dict[type | UnionType, dict[str, Any]]
+Schemas = dict[type, dict[str, Any]]
 
 
-def _schemas(types: list[type | UnionType]) -> tuple[Schemas, dict[str, Any]]:
+def _schemas(types: list[type]) -> tuple[Schemas, dict[str, Any]]:
     schemas, components = msgspec.json.schema_components(types, ref_template=REF)
     return dict(zip(types, schemas, strict=True)), components
 

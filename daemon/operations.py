@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from types import UnionType
+from typing import Any
 
 from daemon import api
-from daemon.anthropic import types as messages
+from daemon.anthropic import types as anthropic_types
 from daemon.anthropic.errors import AnthropicErrorBody
 from daemon.openai import api as openai_api
-from daemon.openai import responses_api
 from daemon.openai.errors import OpenAIErrorBody
+from daemon.openai.responses_api import InputTokens, Response, ResponsesRequest, StreamEvent
 
 NDJSON = "application/x-ndjson"
 EVENTS = "text/event-stream"
 NO_CLOUD = "Refused: Hob has no cloud"
+NOTHING_KEPT = "Nothing is kept between requests"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Operation:
     """Statuses of its own, beside those that all have."""
     stream: str = ""
     """Media type of the reply where it comes in pieces; `reply` is then one piece, unless there is a `chunk`."""
-    chunk: type | UnionType | None = None
+    chunk: Any = None
     """A piece of a stream that is of another type than the whole reply."""
     is_always_stream: bool = False
     successes: tuple[int, ...] = (200,)
@@ -60,12 +61,7 @@ OLLAMA = (
     ollama("POST", "/api/chat", "The next message of a talk", api.ChatRequest, api.ChatResponse, (404, 503), NDJSON),
     ollama("POST", "/api/embed", "Vectors of texts", api.EmbedRequest, api.EmbedResponse, (404, 503)),
     ollama(
-        "POST",
-        "/api/embeddings",
-        "The vector of a text (old)",
-        api.EmbeddingsRequest,
-        api.EmbeddingsResponse,
-        (404, 503),
+        "POST", "/api/embeddings", "The vector of a text", api.EmbeddingsRequest, api.EmbeddingsResponse, (404, 503)
     ),
     ollama("GET", "/api/tags", "Models that are stored", reply=api.ListResponse),
     ollama("GET", "/api/ps", "Models that are loaded", reply=api.ProcessResponse),
@@ -93,7 +89,7 @@ HOB = (
     hob("POST", "/api/shutdown", "End the daemon", reply=api.HealthResponse, errors=(409,)),
     hob("POST", "/api/tokenize", "Text to token ids", api.TokenizeRequest, api.TokenizeResponse, (404,)),
     hob("POST", "/api/detokenize", "Token ids to text", api.DetokenizeRequest, api.DetokenizeResponse, (404,)),
-    hob("POST", "/api/rerank", "Documents by relevance", api.RerankRequest, api.RerankResponse, (404, 503)),
+    hob("POST", "/api/rerank", "Order documents by a query", api.RerankRequest, api.RerankResponse, (404, 503)),
     hob("POST", "/api/search", "Look through the catalog", api.SearchRequest, api.SearchResponse),
     hob("POST", "/api/remote-tags", "Variants to pull", api.PullRequest, api.RemoteTagsResponse, (404, 502)),
     hob(
@@ -103,81 +99,40 @@ HOB = (
     hob("POST", "/api/import", "Take one over", api.ImportRequest, api.ProgressResponse, (404, 409, 507), NDJSON),
 )
 
-NOTHING_KEPT = "Refused: no response is kept"
-
 OPENAI = (
     openai(
-        "POST",
-        "/v1/chat/completions",
-        "The next message of a talk",
-        openai_api.ChatRequest,
-        openai_api.ChatCompletion,
-        (404, 503),
-        EVENTS,
-        chunk=openai_api.ChatCompletionChunk,
+        "POST", "/v1/chat/completions", "The next message of a talk", openai_api.ChatRequest, openai_api.ChatCompletion,
+        (404, 503), EVENTS, chunk=openai_api.ChatCompletionChunk,
     ),
     openai(
-        "POST",
-        "/v1/completions",
-        "Continue texts",
-        openai_api.CompletionRequest,
-        openai_api.Completion,
-        (404, 503),
-        EVENTS,
+        "POST", "/v1/completions", "Continue texts", openai_api.CompletionRequest, openai_api.Completion,
+        (404, 503), EVENTS,
     ),
     openai(
-        "POST",
-        "/v1/responses",
-        "The next message of a talk",
-        responses_api.ResponsesRequest,
-        responses_api.Response,
-        (404, 503),
-        EVENTS,
-        chunk=responses_api.StreamEvent,
+        "POST", "/v1/responses", "Respond to items", ResponsesRequest, Response, (404, 503), EVENTS, chunk=StreamEvent
     ),
-    openai(
-        "POST",
-        "/v1/responses/input_tokens",
-        "How long the prompt will be",
-        responses_api.ResponsesRequest,
-        responses_api.InputTokens,
-        (404,),
-    ),
+    openai("POST", "/v1/responses/input_tokens", "Count a prompt's tokens", ResponsesRequest, InputTokens, (404,)),
     openai("GET", "/v1/responses/{response_id}", NOTHING_KEPT, errors=(404,), successes=()),
     openai("POST", "/v1/responses/{response_id}", NOTHING_KEPT, errors=(404,), successes=()),
     openai("DELETE", "/v1/responses/{response_id}", NOTHING_KEPT, errors=(404,), successes=()),
     openai("GET", "/v1/models", "Models that are stored", reply=openai_api.ModelList),
-    openai("GET", "/v1/models/{model}", "One of them", reply=openai_api.Model, errors=(404,)),
+    openai("GET", "/v1/models/{model}", "A model that is stored", reply=openai_api.Model, errors=(400, 404)),
     openai(
-        "POST",
-        "/v1/embeddings",
-        "Vectors of texts",
-        api.OpenAIEmbeddingsRequest,
-        api.OpenAIEmbeddingsResponse,
+        "POST", "/v1/embeddings", "Vectors of texts", api.OpenAIEmbeddingsRequest, api.OpenAIEmbeddingsResponse,
         (404, 503),
     ),
-    openai("POST", "/v1/rerank", "Documents by relevance", api.RerankRequest, api.RerankResponse, (404, 503)),
-)
+    openai("POST", "/v1/rerank", "Order documents by a query", api.RerankRequest, api.RerankResponse, (404, 503)),
+)  # fmt: skip
 
 ANTHROPIC = (
     anthropic(
-        "POST",
-        "/v1/messages",
-        "The next message of a talk",
-        messages.MessagesRequest,
-        messages.MessageReply,
-        (404, 503),
-        EVENTS,
-        chunk=messages.StreamEvent,
+        "POST", "/v1/messages", "The next message of a talk", anthropic_types.MessagesRequest,
+        anthropic_types.MessageReply, (404, 503), EVENTS, chunk=anthropic_types.StreamEvent,
     ),
     anthropic(
-        "POST",
-        "/v1/messages/count_tokens",
-        "How long the prompt will be",
-        messages.Conversation,
-        messages.TokensCount,
-        (404,),
+        "POST", "/v1/messages/count_tokens", "Count a prompt's tokens", anthropic_types.Conversation,
+        anthropic_types.TokensCount, (404,),
     ),
-)
+)  # fmt: skip
 
 OPERATIONS = (*OLLAMA, *HOB, *OPENAI, *ANTHROPIC)

@@ -15,7 +15,6 @@ import jsonschema_rs
 import msgspec
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
 from daemon.operations import OPERATIONS, Operation
@@ -57,6 +56,8 @@ class Described:
             operation = found.ok()
             row = ROWS[operation.method.upper(), operation.path]
             for mode, generation_mode in MODES.items():
+                if mode == "invalid" and row.body in (None, bytes):
+                    continue  # nothing can be wrong with it; schemathesis looks for it in vain
                 strategy = operation.as_strategy(generation_mode=generation_mode)
                 for number, made in enumerate(_examples(strategy, count, derandomize=derandomize)):
                     body = _body(made)
@@ -81,16 +82,16 @@ class Described:
             return "" if not described or case.row.method == "HEAD" else "no content where some is described"
         if media_type not in described:
             return f"the content type {media_type}, which is not described"
-        if case.mode == "valid" and b"invalid request: " in content:
-            return f"refused although it is as described: {content[:200]!r}"
-        lines = content.splitlines() if media_type == "application/x-ndjson" else [content]
         if media_type == "text/plain":
             return ""
-        return next(filter(None, (self._mismatch(described[media_type]["schema"], line) for line in lines)), "")
+        if case.mode == "valid" and b"invalid request: " in content:
+            return f"refused although it is as described: {content[:200]!r}"
+        pieces = _pieces(media_type, content)
+        return next(filter(None, (self._mismatch(described[media_type]["schema"], piece) for piece in pieces)), "")
 
     def _mismatch(self, schema: dict[str, Any], text: bytes) -> str:
         value = json.loads(text)
-        if isinstance(value, dict) and set(value) == {"error"}:  # the last line of a stream may be one
+        if isinstance(value, dict) and value.get("error"):  # the last piece of a stream may be one
             return ""
         key = json.dumps(schema)
         if key not in self._validators:
@@ -98,6 +99,14 @@ class Described:
             self._validators[key] = jsonschema_rs.validator_for(whole)
         error = next(self._validators[key].iter_errors(value), None)
         return f"a reply that is not as described: {error.message[:200]}" if error else ""
+
+
+def _pieces(media_type: str, content: bytes) -> list[bytes]:
+    """The JSON values of a reply."""
+    if media_type == "text/event-stream":
+        lines = (line.removeprefix(b"data: ") for line in content.splitlines() if line.startswith(b"data: "))
+        return [line for line in lines if line != b"[DONE]"]
+    return content.splitlines() if media_type == "application/x-ndjson" else [content]
 
 
 def summary(statuses: Counter[tuple[str, int]]) -> str:
@@ -123,10 +132,7 @@ def _examples(strategy: Any, count: int, *, derandomize: bool) -> list[Any]:
     def collect(case: Any) -> None:
         made.append(case)
 
-    try:
-        collect()
-    except Unsatisfiable:  # nothing can be wrong with a request that takes nothing
-        return []
+    collect()
     return made
 
 

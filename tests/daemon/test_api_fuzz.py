@@ -15,7 +15,7 @@ from tests.daemon.conftest import World
 
 pytestmark = pytest.mark.anyio
 
-EXAMPLES = 6
+EXAMPLES = 5
 """Of each operation and mode."""
 
 

@@ -179,7 +179,7 @@ async def test_names_are_echoed_as_written_and_listed_in_full(world: World) -> N
 async def test_a_call_that_is_none_ends_as_text_and_wedges_nothing(world: World) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
     world.answers = [Answer('Well <tool_call>{"name": </tool_call> so', tokens_per_step=3), Answer("<tool_call>{")]
-    for expected in ('Well<tool_call>{"name": </tool_call> so', "<tool_call>{"):
+    for expected in ('Well <tool_call>{"name": </tool_call> so', "<tool_call>{"):
         *chunks, last = await world.lines("/api/chat", model="tiny", messages=USER, tools=[tool])
         assert "".join(line["message"]["content"] for line in chunks) == expected
         assert (last["done"], last["done_reason"]) == (True, "stop")
