@@ -360,11 +360,6 @@ def test_only_an_option_that_is_close_is_suggested(hob: Hob, option: str, said: 
     assert outcome.err.endswith(said)
 
 
-def test_help_says_what_is_not_available(hob: Hob) -> None:
-    words = " ".join(hob("run", "--help").out.split())
-    assert words.lower().count("not available in this version.") == 3  # --format, --truncate, --dimensions
-
-
 def test_fsck(daemon: FakeDaemon, hob: Hob) -> None:
     reading = {"status": "reading the store", "digest": "store", "total": 100, "completed": 100}
     daemon.routes["POST", "/api/fsck"] = [reading, {"status": "success"}]
