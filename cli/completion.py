@@ -42,9 +42,10 @@ ZSH = """\
 #compdef hob
 _hob() {
     local -a found
-    local line
+    local line help
     for line in "${(@f)$(${words[1]} complete -- "${(j: :)words[1,CURRENT]}" 2>/dev/null)}"; do
-        [[ -n $line ]] && found+=("${${line%%$'\\t'*}//:/\\\\:}:${line#*$'\\t'}")
+        help="${line#*$'\\t'}"
+        [[ -n $line ]] && found+=("${${line%%$'\\t'*}//:/\\\\:}${help:+:$help}")
     done
     if (( $#found )); then _describe hob found; else _files; fi
 }
@@ -53,9 +54,9 @@ if [[ $funcstack[1] == _hob ]]; then _hob "$@"; else compdef _hob hob; fi
 
 FISH = """\
 function __hob_found
-    hob complete -- (commandline -cp | string collect --no-trim-newlines) 2>/dev/null
+    hob complete -- (commandline -cp | string collect) 2>/dev/null
 end
-complete -c hob -n 'count (__hob_found)' -f -a '(__hob_found)'
+complete -c hob -n 'count (__hob_found) >/dev/null' -f -a '(__hob_found)'
 """
 
 WHERE = """\b
@@ -115,7 +116,7 @@ def candidates(root: Any, words: Sequence[str], begun: str) -> Iterable[tuple[st
 def commands(root: Any) -> Iterator[tuple[str, str]]:
     for name, command in root.commands.items():
         if not command.hidden:
-            yield name, command.get_short_help_str()
+            yield name, command.get_short_help_str(limit=100)
 
 
 def options(command: Any) -> Iterator[tuple[str, str]]:

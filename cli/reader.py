@@ -19,6 +19,7 @@ from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding.bindings.named_commands import get_by_name
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from cli.completion import model_names
@@ -28,7 +29,7 @@ from cli.terminal import keys_waiting
 from modelfiles.settings import Settings
 
 PROMPT, CONTINUATION = ">>> ", "... "
-PLACEHOLDER = FormattedText([("ansibrightblack", "Send a message (/? for help)")])
+PLACEHOLDER, SHORT_PLACEHOLDER = "Send a message (/? for help)", "Send a message"
 QUOTES = '"""'
 OPENING = re.compile(r'(/set\s+system\s+)?"""')
 
@@ -62,13 +63,19 @@ class Reader:
             EOFError: Ctrl-D on an empty line.
         """
         self._history.enabled = remember
-        text = self._session.prompt(PROMPT, placeholder=PLACEHOLDER, default="" if self._typed_ahead() else default)
+        text = self._session.prompt(PROMPT, placeholder=placeholder, default="" if self._typed_ahead() else default)
         return message(text)
 
     def _typed_ahead(self) -> bool:
         keys = get_typeahead(self._session.input)
         store_typeahead(self._session.input, keys)
         return bool(keys) or keys_waiting(sys.stdin)
+
+
+def placeholder() -> FormattedText:
+    """What stands on an empty line, as far as the terminal is wide enough."""
+    fits = get_app().output.get_size().columns > len(PROMPT + PLACEHOLDER)
+    return FormattedText([("ansibrightblack", PLACEHOLDER if fits else SHORT_PLACEHOLDER)])
 
 
 def is_open(text: str) -> bool:
@@ -104,8 +111,11 @@ def key_bindings() -> KeyBindings:
 
     @keys.add("c-c", filter=~is_searching)
     def _interrupt(event: KeyPressEvent) -> None:
-        if event.current_buffer.text:
-            event.current_buffer.reset()
+        buffer = event.current_buffer
+        if buffer.text:
+            # Not reset(), after which Ctrl-R finds nothing until the history is loaded anew.
+            get_by_name("end-of-history").call(event)
+            buffer.text = ""
         else:
             event.app.exit(exception=KeyboardInterrupt)
 
