@@ -60,10 +60,10 @@ complete -c hob -n 'count (__hob_found) >/dev/null' -f -a '(__hob_found)'
 """
 
 WHERE = """\b
-Where the script goes, and from when on it is used:
-  bash  hob completion bash > ~/.local/share/bash-completion/completions/hob    (in the next shell)
-  zsh   hob completion zsh > ~/.zfunc/_hob    (with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc)
-  fish  hob completion fish > ~/.config/fish/completions/hob.fish    (at once)
+Where the script goes; the next shell uses it:
+  bash  hob completion bash > ~/.local/share/bash-completion/completions/hob
+  zsh   hob completion zsh > ~/.zfunc/_hob   (~/.zshrc: `fpath+=~/.zfunc` before `compinit`)
+  fish  hob completion fish > ~/.config/fish/completions/hob.fish
 """
 
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
@@ -72,7 +72,7 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 def completion(
     shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
 ) -> None:
-    """Print the script by which a shell completes commands, options and names of models with Tab."""
+    """Print the completion script of a shell. With it, Tab completes commands, options and names of models."""
     if shell not in SCRIPTS:
         raise UsageError(f'there is no completion for "{shell}"; there is one for {", ".join(SCRIPTS)}')
     sys.stdout.write(SCRIPTS[shell])

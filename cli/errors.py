@@ -56,6 +56,10 @@ def sentence_of(error: Exception) -> str:
     Raises:
         Exception: the error itself, where it is a defect of ours and HOB_DEBUG asks for tracebacks.
     """
+    if isinstance(error, NotFound) and str(error).endswith(
+        " not found"
+    ):  # the daemon's words are those of Ollama's API
+        return f"{error}; `hob list` shows the models that are here"
     if isinstance(error, CliError):
         return str(error)
     if isinstance(error, OSError):

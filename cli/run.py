@@ -36,7 +36,7 @@ def run(
         list[str] | None, typer.Argument(metavar="PROMPT", help="The prompt. Text on stdin comes before it.")
     ] = None,
     keepalive: Annotated[
-        str, typer.Option(metavar="DURATION", help='How long the model stays loaded afterwards, e.g. "5m".')
+        str, typer.Option(metavar="DURATION", help='How long the model stays loaded, e.g. "5m"; "-1s" for ever.')
     ] = "",
     verbose: Annotated[bool, typer.Option("--verbose", help="Print timings after the answer.")] = False,
     insecure: Annotated[bool, typer.Option("--insecure", help=INSECURE)] = False,
@@ -59,7 +59,7 @@ def run(
         int | None, typer.Option(metavar="N", help="Embedding models: length of the vector.", min=1)
     ] = None,
 ) -> None:
-    """Run a model: answer one prompt, or talk with it."""
+    """Run a model: answer one prompt, or talk with it. Without a prompt, /? shows what one can do."""
     options = api.ChatRequest(
         model=model,
         keep_alive=keep_alive(keepalive),
