@@ -95,6 +95,15 @@ async def test_what_is_too_long_is_cut_unless_it_must_not_be(world: World) -> No
         assert refused.json()["error"].startswith("input after truncation exceeds maximum context length")
 
 
+async def test_of_a_book_no_more_is_encoded_than_is_needed(world: World) -> None:
+    book = "the cat " * 1_000_000  # encoding it whole takes seconds
+    reply = await embed(world, input=[book, " " * 100_000 + book])
+    assert world.engine.prompts == [[CLS, *[THE, CAT] * 29, SEP]] * 2
+    assert reply["truncated"] is True
+    refused = await world.post("/api/embed", model="bert", input=book, truncate=False)
+    assert "input 0 has more than 1" in refused.json()["error"]
+
+
 async def test_a_decoder_has_no_affixes_and_may_be_asked_for_nothing(world: World) -> None:
     assert (await embed(world, "tiny", input="ab"))["embeddings"] == [[2.0, 97.0, 1.0]]
     refused = await world.post("/api/embed", model="tiny", input=["a", ""])
