@@ -218,6 +218,52 @@ class ChatResponse(Reply):
     debug_info: DebugInfo | None = msgspec.field(default=None, name="_debug_info")
 
 
+# ---- tokens
+
+
+class TokenizeRequest(Request):
+    """POST /api/tokenize, with the fields of llama.cpp's server."""
+
+    model: str | None = None
+    content: str | None = None
+    text: str | None = None
+    """Another name of `content`."""
+    add_special: bool | None = None
+    """Put the tokens around the text that the model expects around a prompt. False where not given."""
+    parse_special: bool | None = None
+    """Read "<|im_start|>" and the like as the tokens of that name. True where not given."""
+    with_pieces: bool | None = None
+    """Name each token's text, too."""
+
+
+class TokenPiece(Reply, kw_only=True):
+    """A token, and the text that it is or, where that is a part of a character, its bytes."""
+
+    id: int
+    piece: str | list[int]
+
+
+class TokenizeResponse(Reply, kw_only=True):
+    """POST /api/tokenize."""
+
+    model: str
+    tokens: list[int] | list[TokenPiece]
+
+
+class DetokenizeRequest(Request):
+    """POST /api/detokenize."""
+
+    model: str | None = None
+    tokens: list[int] | None = None
+
+
+class DetokenizeResponse(Reply, kw_only=True):
+    """POST /api/detokenize. Bytes that are no character come as U+FFFD."""
+
+    model: str
+    content: str
+
+
 # ---- models
 
 
@@ -323,6 +369,7 @@ class CreateRequest(Request):
     files: dict[str, str] | None = None
     """Relative file name -> digest of a blob that was sent before."""
     adapters: dict[str, str] | None = None
+    draft_files: dict[str, str] | None = None
     template: str | None = None
     license: str | list[str] | None = None
     system: str | None = None
@@ -509,45 +556,11 @@ class EmbeddingsResponse(Reply):
     embedding: list[float]
 
 
-class OpenAIEmbeddingsRequest(Request):
-    """POST /v1/embeddings."""
-
-    model: str | None = None
-    input: Any = None
-    """A text, a list of texts, token ids, or a list of lists of token ids."""
-    encoding_format: str | None = None
-    """"float", or "base64" of little-endian float32."""
-    dimensions: int | None = None
-    """As in EmbedRequest."""
-    user: str | None = None
-    truncate: bool | None = None
-    """As in EmbedRequest; Hob's own, as the two below."""
-    options: dict[str, Any] | None = None
-    keep_alive: KeepAlive | None = None
-
-
-class OpenAIEmbedding(Reply, kw_only=True):
-    """The vector of one input."""
-
-    object: str
-    embedding: list[float] | str
-    index: int
-
-
 class TokenUsage(Reply, kw_only=True):
     """What a request cost; nothing is generated."""
 
     prompt_tokens: int
     total_tokens: int
-
-
-class OpenAIEmbeddingsResponse(Reply, kw_only=True):
-    """POST /v1/embeddings."""
-
-    object: str
-    data: list[OpenAIEmbedding]
-    model: str
-    usage: TokenUsage
 
 
 class Document(Request):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from daemon import api
 from daemon.errors import BadRequest
 from daemon.library import parse_name
+from daemon.parsers.families import family_by_parser, parser_names
 from daemon.transfers import Transfers
 from engine.any_config import AnyConfig, read_config
 from engine.architectures import ARCHITECTURES, BY_GGUF_NAME, BY_HF_CLASS
@@ -20,6 +21,8 @@ from engine.models.encoder_plan import check_encoder_tensors
 from engine.models.tensor_plan import check_tensors
 from engine.text.tokenizer import Tokenizer
 from modelfiles.source import ModelSource
+from modelfiles.template_choice import RENDERERS, is_renderer
+from modelfiles.versions import parse_version
 from registry.create import CreateRequest, QuantizeModel, create_model
 from registry.errors import ModelNotFound
 from registry.name import ModelName
@@ -40,6 +43,7 @@ def create_events(
         from_name=parse_name(body.from_, f'invalid model name in from: "{body.from_}"') if body.from_ else None,
         files=body.files or {},
         adapters=body.adapters or {},
+        drafts=body.draft_files or {},
         template=body.template,
         system=body.system,
         parameters=body.parameters,
@@ -50,6 +54,7 @@ def create_events(
         requires=body.requires,
         quantize=_file_type(body.quantize or body.quantization or ""),
     )
+    _check_names(request)
     if request.from_name and not _is_stored(store, request.from_name):
         yield from _pull_parent(transfers, request.from_name)
     for event in create_model(store, request, check_source, quantize):
@@ -74,6 +79,31 @@ def _is_stored(store: Store, name: ModelName) -> bool:
     except ModelNotFound:
         return False
     return True
+
+
+def _check_names(request: CreateRequest) -> None:
+    """Refuse what would be passed over in silence: readers and renderers that nobody knows, and a version to come."""
+    if request.parser and family_by_parser(request.parser) is None:
+        raise BadRequest(
+            f'PARSER "{request.parser[:80]}" is not one that Hob has; it has {", ".join(parser_names())}; '
+            "without PARSER, answers are read in the form that the model's template writes"
+        )
+    if request.renderer and not is_renderer(request.renderer):
+        raise BadRequest(
+            f'RENDERER "{request.renderer[:80]}" is not known; known are {", ".join(RENDERERS)}; without RENDERER, '
+            "prompts are rendered by TEMPLATE or by the chat template of the weights"
+        )
+    if not request.requires:
+        return
+    try:
+        required = parse_version(request.requires)
+    except ValueError as error:
+        raise BadRequest(f"REQUIRES: {error}") from error
+    if required > parse_version(api.API_VERSION):
+        raise BadRequest(
+            f"the model requires version {request.requires}, and this Hob does what version {api.API_VERSION} does; "
+            "update Hob, or lower REQUIRES"
+        )
 
 
 def _file_type(text: str) -> str:

@@ -17,7 +17,7 @@ from operator import mul
 from typing import Any, TypeVar
 
 from daemon.clock import Clock
-from daemon.errors import BadRequest
+from daemon.errors import BadRequest, PromptTooLong
 from daemon.model_manager import ModelManager
 from daemon.workers import LoadedModel
 from engine.encoder_config import EncoderConfig
@@ -251,7 +251,7 @@ def encode_inputs(inputs: Sequence[TextInput], model: LoadedModel, limit: int, *
             ids, is_truncated = ids[:room], True
         prompt = [*around[0], *ids, *around[1]]
         if not prompt:
-            raise BadRequest(f"input {index} has no tokens; there is nothing in it to embed")
+            raise BadRequest(f"input {index} has no tokens; there is nothing in it to embed", "input")
         if not is_text:
             _check_ids(prompt, index, model.config.vocab_size)
         prompts.append(prompt)
@@ -305,14 +305,16 @@ def _start_of(text: str, tokenizer: Tokenizer, room: int) -> tuple[list[int], bo
 def _check_room(room: int, index: int, num_tokens: int, *, is_whole: bool, truncate: bool) -> None:
     if not truncate:
         has = f"{num_tokens} tokens" if is_whole else f"more than {num_tokens} tokens"
-        raise BadRequest(
+        raise PromptTooLong(
             f"the input length exceeds the context length: input {index} has {has}, and there is room for "
-            f"{max(room, 0)}; shorten it, raise num_ctx where the model allows it, or allow truncation"
+            f"{max(room, 0)}; shorten it, raise num_ctx where the model allows it, or allow truncation",
+            "input",
         )
     if room < 1:
-        raise BadRequest(
+        raise PromptTooLong(
             f"input after truncation exceeds maximum context length: of input {index} there is room for no token; "
-            "raise num_ctx"
+            "raise num_ctx",
+            "input",
         )
 
 
@@ -321,5 +323,6 @@ def _check_ids(prompt: Sequence[int], index: int, vocab_size: int) -> None:
         wrong = next(token_id for token_id in prompt if not 0 <= token_id < vocab_size)
         raise BadRequest(
             f"input {index} holds token id {wrong}, but the model's ids are 0 to {vocab_size - 1}; send texts, unless "
-            "the ids are made by the model's own tokenizer"
+            "the ids are made by the model's own tokenizer",
+            "input",
         )

@@ -129,7 +129,7 @@ def read_keep_alive(keep_alive: KeepAlive | None) -> float | None:
         return parse_keep_alive(keep_alive)
     except DurationError as error:
         remedy = 'give a number of seconds, or a duration such as "5m"'
-        raise BadRequest(f"keep_alive cannot be read: {error}; {remedy}") from error
+        raise BadRequest(f"keep_alive cannot be read: {error}; {remedy}", "keep_alive") from error
 
 
 def _integer(value: float, low: int) -> int:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from daemon import api
 from daemon.errors import BadRequest
 from daemon.prompts import MessagesPrompt, PromptSource, TextPrompt
 from daemon.workers import LoadedModel
-from modelfiles.prompt import Message, PromptTemplate, ToolCall, go_prompt_template
+from modelfiles.prompt import Message, PromptTemplate, TemplateError, ToolCall, go_prompt_template
 from registry.stored_model import StoredModel
 
 ROLES = ("system", "user", "assistant", "tool")
+
+
+class HasTemplate(Protocol):
+    """A model as far as messages need it: with or without its weights."""
+
+    @property
+    def template(self) -> PromptTemplate: ...
 
 
 def generate_source(
@@ -38,7 +46,7 @@ def chat_source(
     tools: Sequence[Mapping[str, Any]],
     think: api.Think | None,
     now: datetime,
-    model: LoadedModel,
+    model: HasTemplate,
 ) -> PromptSource:
     return _messages_prompt(messages, model.template, tools, think, now)
 
@@ -50,7 +58,28 @@ def _messages_prompt(
     think: api.Think | None,
     now: datetime,
 ) -> MessagesPrompt:
-    return MessagesPrompt(messages, lambda kept: template.render(kept, tools=tools, think=think, now=now))
+    def render(kept: Sequence[Message]) -> str:
+        try:
+            return template.render(kept, tools=tools, think=think, now=now)
+        except TemplateError:
+            if (folded := _without_system(kept)) is None:
+                raise
+            try:
+                return template.render(folded, tools=tools, think=think, now=now)
+            except TemplateError:
+                pass
+            raise
+
+    return MessagesPrompt(messages, render)
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message] | None:
+    """The conversation with its system message in front of the first question: templates of models that know no such
+    message refuse it. None where that cannot be done."""
+    if len(messages) < 2 or messages[0].role != "system" or messages[1].role != "user":
+        return None
+    question = replace(messages[1], content=f"{messages[0].content}\n\n{messages[1].content}")
+    return [question, *messages[2:]]
 
 
 def with_model_messages(stored: StoredModel, messages: Sequence[Message]) -> list[Message]:

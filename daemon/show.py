@@ -37,7 +37,7 @@ def show(
     overlay = {name: value for name, value in options.items() if value is not None}
     system_text = system or stored.system
     source = stored.source
-    template = stored.template or description.chat_template
+    template = description.template
     return ShowResponse(
         license="\n".join(stored.licenses),
         modelfile=modelfile_text(stored, system=system_text, params=overlay),

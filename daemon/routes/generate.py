@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -57,7 +56,7 @@ async def _generate(services: Services, request: Request) -> JSONReply | NDJSONR
     templated = not body.raw and not body.suffix
     job = Job(
         stored=stored,
-        source=partial(generate_source, body, think, _local_now(services)),
+        source=partial(generate_source, body, think, services.local_now()),
         context_ids=tuple(body.context or ()),
         options=body.options or {},
         keep_alive_s=keep_alive_s,
@@ -95,12 +94,13 @@ async def _chat(services: Services, request: Request) -> JSONReply | NDJSONReply
     messages = with_model_messages(stored, messages)
     job = Job(
         stored=stored,
-        source=partial(chat_source, messages, body.tools or (), think, _local_now(services)),
+        source=partial(chat_source, messages, body.tools or (), think, services.local_now()),
         options=body.options or {},
         keep_alive_s=keep_alive_s,
         parses_thinking="thinking" in (await services.library.describe(stored)).capabilities,
         shows_thinking=think is not False,
         parses_tools=bool(body.tools),
+        tools=body.tools or (),
         truncate=body.truncate is not False,
         shift=body.shift is not False,
         logprobs=logprobs,
@@ -165,8 +165,3 @@ def _check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
 def _shown(value: object) -> str:
     text = repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__
     return text if len(text) <= 80 else text[:80] + "..."
-
-
-def _local_now(services: Services) -> datetime:
-    """What templates call now: the date where the daemon runs."""
-    return datetime.fromtimestamp(services.clock.time_ns() / 1e9, UTC).astimezone()

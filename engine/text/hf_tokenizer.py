@@ -45,7 +45,7 @@ def tokenizer_parts_from_files(source: ModelSource) -> TokenizerParts:
         suffix_ids=suffix,
         between_ids=between,
         special_tokens=special_tokens,
-        chat_template=_chat_template(source, config),
+        chat_template=chat_template(source),
     )
 
 
@@ -103,11 +103,17 @@ def _config_ends(source: ModelSource, num_tokens: int) -> set[int]:
     return ends
 
 
-def _chat_template(source: ModelSource, config: dict[str, Any]) -> str | None:
-    """The file of its own first, as transformers does; a list of named templates gives its "default"."""
+def chat_template(source: ModelSource) -> str | None:
+    """The file of its own first, as transformers does; a list of named templates gives its "default".
+
+    Raises:
+        SourceError: a file is not UTF-8.
+        TokenizerError: a file is not JSON.
+    """
     text = source.read_text("chat_template.jinja")
     if text:
         return text
+    config = _read_json(source, "tokenizer_config.json")
     value = config.get("chat_template") or _read_json(source, "chat_template.json").get("chat_template")
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}

@@ -252,8 +252,8 @@ BAD_INPUT = [
     ("/v1/embeddings", {"model": "bert", "input": ""}, 400, "invalid input"),
     ("/v1/embeddings", {"model": "bert", "input": []}, 400, "invalid input"),
     ("/v1/embeddings", {"model": "bert"}, 400, "invalid input"),
-    ("/v1/embeddings", {"model": "bert", "input": [1, "a"]}, 400, "invalid input"),
-    ("/v1/embeddings", {"model": "bert", "input": [True]}, 400, "invalid input"),
+    ("/v1/embeddings", {"model": "bert", "input": [1, "a"]}, 400, "input mixes texts"),
+    ("/v1/embeddings", {"model": "bert", "input": [True]}, 400, "field input[0]"),
     ("/v1/embeddings", {"model": "bert", "input": [[]]}, 400, "input 0 has no tokens"),
     ("/v1/embeddings", {"model": "bert", "input": [1, 97]}, 400, "token id 97, but the model's ids are 0 to 96"),
     ("/v1/embeddings", {"model": "bert", "input": [-1]}, 400, "token id -1"),
@@ -276,6 +276,15 @@ async def test_bad_input_is_told(world: World, path: str, body: dict[str, Any], 
     response = await world.post(path, **body)
     assert response.status_code == status, response.text
     assert error in response.text.replace('\\"', '"')
+
+
+async def test_openai_s_errors_name_the_field(world: World) -> None:
+    body = {"model": "bert", "input": "cat " * 100, "options": {"truncate": False, "keep_alive": "1m"}}
+    error = (await world.post("/v1/embeddings", **body)).json()["error"]
+    assert error["message"].startswith("the input length exceeds the context length: input 0 has 100 tokens")
+    assert (error["type"], error["param"], error["code"]) == (
+        "invalid_request_error", "input", "context_length_exceeded",
+    )  # fmt: skip
 
 
 # ---- rerank

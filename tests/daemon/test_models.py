@@ -160,6 +160,18 @@ async def test_create_from_uploaded_files(world: World, model_folders: dict[str,
         ({"model": "x", "from": "tiny", "parameters": {"top_p": 7}}, 400, 'option "top_p" is 7'),
         ({"model": "x", "from": "tiny", "template": "{{ if }}"}, 400, "template error"),
         ({"model": "x", "from": "tiny", "quantize": "Q9_X"}, 400, "unsupported quantization type Q9_X - supported"),
+        (
+            {"model": "x", "from": "tiny", "parser": "olmo3"},
+            400,
+            'PARSER "olmo3" is not one that Hob has; it has harmony',
+        ),
+        ({"model": "x", "from": "tiny", "renderer": "gwen"}, 400, 'RENDERER "gwen" is not known; known are cogito'),
+        ({"model": "x", "from": "tiny", "requires": "new"}, 400, "REQUIRES: 'new' is no version; write it as 0.32.0"),
+        (
+            {"model": "x", "from": "tiny", "requires": "v1"},
+            400,
+            "the model requires version v1, and this Hob does what",
+        ),
         ({"model": "x", "from": "tiny", "messages": [{"role": "boss", "content": ""}]}, 400, "message role"),
     ],
 )
