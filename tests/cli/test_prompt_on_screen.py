@@ -161,8 +161,8 @@ def test_markdown_while_it_streams(prompt: Open, daemon: FakeDaemon) -> None:
     daemon.routes["POST", "/api/chat"] = answer(*STORY, thinking="Hm.")
     screen = prompt(columns=30)
     screen.type("Hi" + ENTER)
-    screen.wait_for("return 1\n```\n\n\n>>> Send a message")
-    assert screen.text().split("\n")[1:-3] == [
+    screen.wait_for("return 1\n```\n\n>>> Send a message")
+    assert screen.text().split("\n")[1:-2] == [
         "Thinking...", "Hm.", "...done thinking.", "", "A fox", "", "It is clever, see fox(), 狐狸",
         "在森林里跑。", "", "• one long item of a list", "  1. nested", "", "Name   Count", "────────────",
         "fox       12", "", "```python", "def fox(): return 1", "```",
