@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from cli.connection import connected, load_settings
-from cli.errors import CliError, NotFound, UsageError
+from cli.errors import CliError, Incomplete, NotFound, UsageError
 from cli.models import INSECURE, pull_model
 from cli.render import Answer, Display, timings, waiting
 from daemon import api
@@ -104,7 +104,7 @@ def answer(client: Client, options: api.ChatRequest, prompt: str, display: Displ
             out.content(chunk.response)
             last, chunk = chunk, next(chunks, None)
         if last is None or not last.done:
-            raise CliError("the daemon ended its answer before it was complete; its log may say why")
+            raise Incomplete
     except (KeyboardInterrupt, CliError):
         out.break_off()
         raise
