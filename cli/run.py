@@ -69,8 +69,13 @@ def run(
     piped = "" if sys.stdin.isatty() else read_stdin()
     text = utf8(" ".join(part for part in (piped, *(prompt or ())) if part))
     interactive = not text and sys.stdin.isatty() and sys.stdout.isatty()
-    display = Display(wordwrap=not nowordwrap, markdown=not nomarkdown, hide_thinking=hidethinking, verbose=verbose)
     settings = load_settings()
+    display = Display(
+        wordwrap=not nowordwrap,
+        markdown=settings.markdown and not nomarkdown,
+        hide_thinking=hidethinking,
+        verbose=verbose,
+    )
     with connected(settings) as client:
         shown = show_or_pull(client, model, insecure=insecure)
         if "embedding" in shown.capabilities and "completion" not in shown.capabilities:

@@ -47,9 +47,9 @@ def prompt(daemon: FakeDaemon, shown: dict[str, Any], tmp_path: Path, root: Path
     }  # fmt: skip
     with ExitStack() as screens:
 
-        def start(*flags: str, columns: int = 80) -> Screen:
+        def start(*flags: str, columns: int = 80, **variables: str) -> Screen:
             command = [sys.executable, "-c", "from cli.main import main; main()", "run", "tale", *flags]
-            screen = screens.enter_context(Screen(tmp_path, command, environ, columns=columns))
+            screen = screens.enter_context(Screen(tmp_path, command, environ | variables, columns=columns))
             screen.wait_for("", ">>> Send a message")
             return screen
 
@@ -173,9 +173,12 @@ def test_markdown_while_it_streams(prompt: Open, daemon: FakeDaemon) -> None:
     assert "\x1b[36mfox()\x1b[39m" in styles
 
 
-def test_markdown_as_it_was_written(prompt: Open, daemon: FakeDaemon) -> None:
+@pytest.mark.parametrize(("flags", "variables"), [(["--nomarkdown"], {}), ([], {"HOB_MARKDOWN": "0"})])
+def test_markdown_as_it_was_written(
+    prompt: Open, daemon: FakeDaemon, flags: list[str], variables: dict[str, str]
+) -> None:
     daemon.routes["POST", "/api/chat"] = answer("Is it **clever**?")
-    screen = prompt("--nomarkdown")
+    screen = prompt(*flags, **variables)
     screen.type("Hi" + ENTER)
     screen.wait_for("Is it **clever**?\n\n" + HINT)
     screen.type("/set markdown" + ENTER)
