@@ -205,8 +205,10 @@ def _function(tool: types.Tool) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name}
     if tool.description:
         function["description"] = tool.description
-    parameters: Mapping[str, Any] = tool.input_schema or {}
-    return {"type": "function", "function": {**function, "parameters": parameters}}
+    function["parameters"] = tool.input_schema or {}
+    if tool.strict:
+        function["strict"] = True
+    return {"type": "function", "function": function}
 
 
 def _joined(texts: Iterable[str]) -> str:
