@@ -185,7 +185,9 @@ class EncoderConfig:
         num_heads = f.integer("attention.head_count", MAX_HEADS)
         context = f.integer("context_length", MAX_POSITIONS)
         table = tensors.get("position_embd.weight")
-        is_ranker = f.optional_integer("pooling_type", 255, minimum=0) == RANK
+        pooling_type = f.optional_integer("pooling_type", 255, minimum=0)
+        # Files of cross-encoders often leave the type to the command line; the head is only in theirs.
+        is_ranker = pooling_type == RANK or (not pooling_type and "cls.output.weight" in tensors)
         theta = f.number("rope.freq_base", above=1.0, maximum=1e15, default=ROPE_THETA)
         return cls(
             architecture=row.name,
