@@ -362,7 +362,7 @@ def test_only_an_option_that_is_close_is_suggested(hob: Hob, option: str, said: 
 
 def test_help_says_what_is_not_available(hob: Hob) -> None:
     words = " ".join(hob("run", "--help").out.split())
-    assert words.lower().count("not available in this version.") == 3  # --format, --truncate, --dimensions
+    assert words.lower().count("not available in this version.") == 1  # --format
 
 
 def test_fsck(daemon: FakeDaemon, hob: Hob) -> None:

@@ -17,7 +17,6 @@ import ollama
 import openai
 import pytest
 import torch
-from langchain_ollama import OllamaEmbeddings
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 from cli.source_files import local_files
@@ -172,14 +171,6 @@ def test_openai_s_client_reads_both_encodings(daemon: Daemon, bert: tuple[str, l
         for entry, wanted in zip(reply.data, expected, strict=True):
             assert entry.embedding == pytest.approx(wanted, abs=1e-5)
     assert len(cut.data[0].embedding) == 8
-
-
-def test_langchain_s_embeddings(daemon: Daemon, bert: tuple[str, list[list[float]], Any]) -> None:
-    name, expected, _ = bert
-    embeddings = OllamaEmbeddings(model=name, base_url=daemon.base_url)
-    for vector, wanted in zip(embeddings.embed_documents(TEXTS[:3]), expected, strict=False):
-        assert vector == pytest.approx(wanted, abs=1e-5)
-    assert embeddings.embed_query(TEXTS[3]) == pytest.approx(expected[3], abs=1e-5)
 
 
 def test_hob_run_prints_a_vector(daemon: Daemon, bert: tuple[str, list[list[float]], Any]) -> None:
