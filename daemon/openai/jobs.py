@@ -73,6 +73,7 @@ def talk_job(services: Services, stored: StoredModel, talk: Talk) -> Job:
         parses_thinking=talk.think is not None,
         shows_thinking=talk.think is not False,
         parses_tools=bool(talk.tools),
+        tools=talk.tools,
         logprobs=talk.num_top,
         max_tool_calls=None if talk.parallel_tool_calls else 1,
         **_common(stored, talk.settings),

@@ -69,6 +69,7 @@ async def _job(services: Services, stored: StoredModel, body: types.MessagesRequ
         parses_thinking=can_think,
         shows_thinking=bool(think) and is_shown,
         parses_tools=bool(tools),
+        tools=tools,
         max_tool_calls=1 if body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use else None,
         # Clients of this API shorten a conversation themselves, and do so when they are told that it is too long.
         truncate=own.truncate is True,
