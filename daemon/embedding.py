@@ -28,8 +28,8 @@ from registry.stored_model import StoredModel
 
 MAX_INPUTS = 8192
 """Texts of a request: with 4096 elements each, a reply of that many has some 700 MB as JSON."""
-SLICE_INPUTS = 256
-"""Texts of one message to the worker."""
+SLICE_INPUTS, SLICE_TOKENS = 256, 1 << 20
+"""Texts of one message to the worker, and their tokens."""
 SLICES_AT_ONCE = 2
 MIN_START_CHARS, CHARS_A_TOKEN, MARGIN_TOKENS = 4096, 16, 256
 """How much of a long text is encoded first, and how many tokens more than needed must come of it."""
@@ -207,17 +207,29 @@ async def _in_slices(encoded: _Encoded, send: Callable[[int, int], Awaitable[lis
     error ends the others."""
     places = asyncio.Semaphore(SLICES_AT_ONCE)
 
-    async def send_one(start: int) -> list[bytes]:
+    async def send_one(start: int, stop: int) -> list[bytes]:
         async with places:
-            return await send(start, start + SLICE_INPUTS)
+            return await send(start, stop)
 
-    tasks = [asyncio.create_task(send_one(start)) for start in range(0, len(encoded.prompts), SLICE_INPUTS)]
+    tasks = [asyncio.create_task(send_one(*ends)) for ends in slice_ends([len(ids) for ids in encoded.prompts])]
     try:
         return [vector for vectors in await asyncio.gather(*tasks) for vector in vectors]
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def slice_ends(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """[start, stop) of consecutive inputs that go in one message; an input of more than SLICE_TOKENS goes alone."""
+    ends: list[tuple[int, int]] = []
+    start, num_tokens = 0, 0
+    for index, length in enumerate(lengths):
+        num_tokens += length
+        if index > start and (index - start == SLICE_INPUTS or num_tokens > SLICE_TOKENS):
+            ends.append((start, index))
+            start, num_tokens = index, length
+    return [*ends, (start, len(lengths))] if lengths else []
 
 
 def floats(vector: bytes) -> list[float]:

@@ -38,6 +38,13 @@ def test_vectors_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(vectors_of(runner, texts), alone, atol=1e-5, rtol=1e-5)
 
 
+def test_distances_of_all_lengths_are_told_as_transformers_tells_them(tmp_path: Path) -> None:
+    model = make_encoder(ENCODERS["mpnet"], tmp_path)
+    runner, texts = load_encoder(tmp_path), random_texts(298, 150)
+    expected = torch.stack([hidden_states(model, text).mean(0) for text in texts])
+    torch.testing.assert_close(vectors_of(runner, texts), expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", RANKERS)
 def test_scores_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     model = make_encoder(RANKERS[name], tmp_path, num_labels=1)
