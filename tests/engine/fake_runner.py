@@ -130,7 +130,7 @@ class FakeRunner:
         self.slots = [{} for _ in self.windows]
         self.has_kv_cache = True
 
-    def launch(self, batch: ScheduledBatch) -> FakeHandle:
+    def launch(self, batch: ScheduledBatch, masks: TokenMasks | None = None) -> FakeHandle:
         assert self.has_kv_cache, "a step while the KV cache is released"
         assert batch.step > self.last_step, "steps are numbered upwards"
         self.last_step = batch.step
