@@ -59,7 +59,7 @@ class GrammarService:
     """
 
     def __init__(self, files: Mapping[str, str], vocab_size: int) -> None:
-        self._source = ModelSource({name: Path(path) for name, path in files.items()})
+        self._files = dict(files)
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
         self._vocabulary: GrammarVocabulary | None = None
@@ -132,7 +132,8 @@ class GrammarService:
 
         with self._lock:
             if self._vocabulary is None:
-                self._vocabulary = GrammarVocabulary.from_source(self._source, self._vocab_size)
+                source = ModelSource({name: Path(path) for name, path in self._files.items()})
+                self._vocabulary = GrammarVocabulary.from_source(source, self._vocab_size)
             return self._vocabulary
 
     # ---- the filler's thread

@@ -15,7 +15,7 @@ import threading
 from typing import Any
 
 from engine.messages import Load, Quantize, Quantized
-from engine.scheduling.batch import ScheduledBatch
+from engine.scheduling.batch import ScheduledBatch, TokenMasks
 from engine.worker_loop import Fault, OnProgress, serve
 from tests.engine.fake_runner import FakeHandle, FakeRunner
 
@@ -39,10 +39,10 @@ def main() -> int:
             os._exit(7)
 
     class Runner(FakeRunner):
-        def launch(self, batch: ScheduledBatch) -> FakeHandle:
+        def launch(self, batch: ScheduledBatch, masks: TokenMasks | None = None) -> FakeHandle:
             if batch.step == hang_at_launch:
                 threading.Event().wait()
-            return super().launch(batch)
+            return super().launch(batch, masks)
 
     def load_runner(load: Load, on_progress: OnProgress) -> FakeRunner:
         on_progress(1, 2)
