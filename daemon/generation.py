@@ -12,19 +12,22 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import structs
+
 from daemon.clock import Clock
-from daemon.errors import BadRequest
 from daemon.model_manager import ModelManager
 from daemon.options import Options
 from daemon.output import Chunk, OutputReader
 from daemon.parsers.json_calls import JSONCallParser
-from daemon.parsers.thinking import OPEN_TAG, ThinkingParser
+from daemon.parsers.thinking import CLOSE_TAG, OPEN_TAG, ThinkingParser
 from daemon.parsers.tool_calls import OPEN_TAG as TOOL_TAG
 from daemon.parsers.tool_calls import CallParser, ToolCallParser
 from daemon.prompts import Fitting, Prompt, PromptSource, compose
+from daemon.tool_grammar import BARE_JSON, HERMES, MISTRAL, CallForm, ToolChoice, tool_constraint
 from daemon.workers import LoadedModel
 from engine.constraint import Constraint
 from engine.errors import EngineDied
+from engine.grammar.checker import ConstraintChecker
 from registry.stored_model import StoredModel
 
 
@@ -48,6 +51,8 @@ class Job:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     constraint: Constraint | None = None
     """What the answer must look like; a thought before it is free."""
+    tool_choice: ToolChoice | None = None
+    """Which tools the answer must call; what this demands goes before `constraint`."""
 
 
 @dataclass(frozen=True)
@@ -110,25 +115,37 @@ class Generator:
     Args:
         draw_seed: a random seed for requests that do not name one.
         new_call_id: an id for a tool call.
+        checker: tells whether a constraint can be enforced; None makes one.
     """
 
     def __init__(
-        self, models: ModelManager, clock: Clock, draw_seed: Callable[[], int], new_call_id: Callable[[], str]
+        self,
+        models: ModelManager,
+        clock: Clock,
+        draw_seed: Callable[[], int],
+        new_call_id: Callable[[], str],
+        checker: ConstraintChecker | None = None,
     ) -> None:
         self._models = models
         self._clock = clock
         self._draw_seed = draw_seed
         self._new_call_id = new_call_id
+        self._checker = checker or ConstraintChecker()
+
+    def close(self) -> None:
+        """Ends the process that checks constraints."""
+        self._checker.close()
 
     async def generate(self, job: Job) -> AsyncGenerator[Chunk | Summary]:
         """Chunks, then one Summary.
 
         Raises:
             DaemonError: the request cannot be served as it stands, or not now.
+            ConstraintError: the constraint cannot be enforced.
             EngineError: the model could not be loaded, or its worker died.
         """
-        if job.constraint is not None:
-            raise BadRequest("constrained output is not available in this version of Hob")
+        if job.constraint is not None:  # before a model is loaded for it
+            await asyncio.to_thread(self._checker.check, job.constraint)
         watch, has_sent = Stopwatch(self._clock), False
         try:
             async with aclosing(self._attempt(job, watch)) as pieces:
@@ -159,9 +176,10 @@ class Generator:
                     stop_token_ids=tuple(sorted({*model.tokenizer.eos_ids, *model.config.eos_token_ids})),
                     random_seed=self._draw_seed(),
                 )
+                constraint = await self._constraint(job, model, prompt)
                 num_cached_tokens, was_cut = 0, False
                 watch.submitted()
-                async with aclosing(model.engine.submit(prompt.token_ids, params)) as stream:
+                async with aclosing(model.engine.submit(prompt.token_ids, params, constraint=constraint)) as stream:
                     async for output in stream:
                         if not reader.token_ids:
                             place.served()
@@ -195,6 +213,21 @@ class Generator:
         prompt = await asyncio.to_thread(compose, job.source(model), model.tokenizer, job.context_ids, fitting)
         return prompt, options, fitting
 
+    async def _constraint(self, job: Job, model: LoadedModel, prompt: Prompt) -> Constraint | None:
+        """What the engine is told of the answer: the constraint, and where the thought before it ends."""
+        constraint = job.constraint
+        if job.tool_choice is not None:
+            calls = tool_constraint(job.tool_choice, _call_form(model.template.text))
+            if calls is not None:
+                await asyncio.to_thread(self._checker.check, calls)
+                constraint = calls
+        if constraint is None or not job.parses_thinking:
+            return constraint
+        if prompt.text.rstrip().endswith(OPEN_TAG):
+            return structs.replace(constraint, close_tag=CLOSE_TAG)
+        # Who does not want to see thoughts gets none where the model could only begin one by itself.
+        return structs.replace(constraint, open_tag=OPEN_TAG, close_tag=CLOSE_TAG) if job.shows_thinking else constraint
+
     def _reader(self, job: Job, model: LoadedModel, prompt: Prompt, options: Options) -> OutputReader:
         inside = prompt.text.rstrip().endswith(OPEN_TAG)  # some templates open the thought themselves
         return OutputReader(
@@ -207,6 +240,13 @@ class Generator:
             new_call_id=self._new_call_id,
             logprobs=job.logprobs is not None,
         )
+
+
+def _call_form(template: str) -> CallForm:
+    """How the model writes calls, as its template tells."""
+    if TOOL_TAG in template:
+        return HERMES
+    return MISTRAL if "[TOOL_CALLS]" in template else BARE_JSON
 
 
 def _call_parser(template: str) -> CallParser:

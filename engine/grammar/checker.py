@@ -20,8 +20,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from engine.errors import EngineError
 from engine.constraint import MAX_CONSTRAINT_CHARS, Constraint, ConstraintError
+from engine.errors import EngineError
 
 COMMAND = (sys.executable, "-P", "-m", "engine.grammar.check_process")
 CHECK_S = 4.0
@@ -30,8 +30,7 @@ START_S = 30.0
 """A busy machine may take so long to start it."""
 NUM_REMEMBERED = 256
 TOO_MUCH = (
-    "the {} takes too much time or memory to compile; make it smaller: fewer properties, choices, repetitions or "
-    "levels"
+    "the {} takes too much time or memory to compile; make it smaller: fewer properties, choices, repetitions or levels"
 )
 
 

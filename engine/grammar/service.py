@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -74,7 +74,8 @@ class GrammarService:
 
     def fill(self, rows: Seq[tuple[int, TokenConstraint]]) -> TokenMasks:
         """Starts to fill the masks of (row, state)."""
-        return TokenMasks([row for row, _ in rows], self._filler.submit(self._fill, [state for _, state in rows]))
+        states = [cast("ConstraintState", state) for _, state in rows]  # whoever asks has them from here
+        return TokenMasks([row for row, _ in rows], self._filler.submit(self._fill, states))
 
     def close(self) -> None:
         """Ends the threads."""

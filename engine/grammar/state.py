@@ -66,11 +66,7 @@ class ConstraintState:
             self._think(data)
         elif self._skips_white_space and data.isspace():
             self._num_white_bytes += len(data)
-        elif (
-            self._phase is _Phase.GAP
-            or data.isspace()
-            or not continues_opening(self._open_tag, self._held, data)
-        ):
+        elif self._phase is _Phase.GAP or data.isspace() or not continues_opening(self._open_tag, self._held, data):
             self._phase = _Phase.ANSWER
             self._answer(token_id)
         else:

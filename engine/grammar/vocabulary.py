@@ -98,11 +98,7 @@ class GrammarVocabulary:
             candidates = self._by_first_byte[tag[len(held)]] if held else range(len(tokens))
             return self.words(token_id for token_id in candidates if continues_opening(tag, held, tokens[token_id]))
         last = tag[-1:]
-        bad = (
-            token_id
-            for token_id, data in enumerate(tokens)
-            if last in data[:-1] and closes_badly(tag, held, data)
-        )
+        bad = (token_id for token_id, data in enumerate(tokens) if last in data[:-1] and closes_badly(tag, held, data))
         return self._no_end & ~self.words(bad)
 
 

@@ -68,9 +68,7 @@ class SamplingState:
         self.masks = torch.zeros(max_rows, num_mask_words(vocab_size), dtype=torch.int32, device=device)
 
     @classmethod
-    def over(
-        cls, floats: Tensor, ints: Tensor, bias_ids: Tensor, bias_values: Tensor, masks: Tensor
-    ) -> SamplingState:
+    def over(cls, floats: Tensor, ints: Tensor, bias_ids: Tensor, bias_values: Tensor, masks: Tensor) -> SamplingState:
         """The state that lies in tensors of another owner.
 
         Args:
@@ -105,9 +103,7 @@ class SamplingState:
         return state
 
     @staticmethod
-    def encode(
-        params: SamplingParams, origin: int, *, has_mask: bool = False
-    ) -> tuple[list[float], list[int]]:
+    def encode(params: SamplingParams, origin: int, *, has_mask: bool = False) -> tuple[list[float], list[int]]:
         """A row of `floats` and a row of `ints`; biases lie beside them.
 
         Args:

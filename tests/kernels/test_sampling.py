@@ -323,7 +323,9 @@ def test_bias_forces_bans_and_ignores_unknown_ids(device: torch.device) -> None:
     assert check_one(logits, device, seed=2, logit_bias={11: 1e29, 96: 3.0, 97: 5.0, 2**31 - 1: 9.0}) == 11
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"repeat_penalty": 1.3}, {"top_p": 0.9}, FILTERS[-1]], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"repeat_penalty": 1.3}, {"top_p": 0.9}, FILTERS[-1]], ids=str
+)
 def test_a_mask_rules_out_all_others(options: dict[str, Any], device: torch.device) -> None:
     torch.manual_seed(0)
     allowed: list[Any] = [[96], None, list(range(1, 97, 3)), [0, 31, 32, 63, 64, 95]]
