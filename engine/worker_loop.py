@@ -1,9 +1,10 @@
 """The loop of an engine worker: messages in, steps, messages out. Run by engine.worker, and by tests with a fake model.
 
 Two threads. The reader decodes frames into a queue, so that a long prompt is decoded while the device computes; the
-main thread drains the queue between two steps and blocks on it when there is nothing to compute. No asyncio, no
-polling. Constraints are compiled in threads of engine.grammar.service, and come back through the queue. A step answers with one StepOutput for all sequences, sent before the next one is scheduled: the device has
-work meanwhile, because it is a step ahead.
+main thread drains the queue between two steps and blocks on it when there is nothing to compute. Constraints are
+compiled in threads of engine.grammar.service and come back through the queue. No asyncio, no polling. A step answers
+with one StepOutput for all sequences, sent before the next one is scheduled: the device has work meanwhile, because it
+is a step ahead.
 
 Python's cycle collector would stop the steps for tens of milliseconds whenever it looks at all the blocks and nodes of
 the prefix cache. So it is switched off while a model is loaded, and called where nobody waits: when there is nothing to

@@ -1,7 +1,7 @@
 """Sampler: logits of a step's sampling rows -> one token each, with log-probabilities where asked.
 
-Order of application: logit bias, penalties, mask, temperature, top-k, typical-p, top-p, min-p, noise. Log-probabilities are
-of the raw logits. What a request gets depends on its own logits, parameters, history and generation number alone:
+Order of application: logit bias, penalties, mask, temperature, top-k, typical-p, top-p, min-p, noise. Log-probabilities
+are of the raw logits. What a request gets depends on its own logits, parameters, history and generation number alone:
 rows are handled row-wise or in groups of the same top-k, and the noise is a hash (`kernels.reference_sampling`). A
 batch of greedy requests costs one argmax, one without filters one more pass for the noise; only what needs sorting is
 sorted.

@@ -1,4 +1,4 @@
-"""GrammarService: compiles constraints and fills masks beside the steps. One a loaded model, called by the worker's loop.
+"""GrammarService: compiles constraints and fills masks, beside the steps. The worker's loop has one for its model.
 
     compile(constraint, on_done)    in a thread; what was compiled is kept, because programs repeat their schemas
     fill(rows) -> TokenMasks        in another, while the device runs the step whose tokens the masks choose from

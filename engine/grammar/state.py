@@ -60,8 +60,7 @@ class ConstraintState:
         if self._phase is _Phase.ANSWER:
             self._answer(token_id)
             return
-        tokens = self._vocabulary.token_bytes
-        data = tokens[token_id] if token_id < len(tokens) else b""
+        data = self._vocabulary.token_bytes[token_id]
         if self._phase is _Phase.THINKING:
             self._think(data)
         elif self._skips_white_space and data.isspace():
@@ -78,6 +77,7 @@ class ConstraintState:
             rest, self._held = self._held[len(self._open_tag) :], b""
             self._phase = _Phase.THINKING
             self._matcher.reset()
+            self._fits_grammar = True
             self._think(rest)
         elif self._fits_grammar:
             self._fits_grammar = self._matcher.try_consume_tokens([token_id]) == 1

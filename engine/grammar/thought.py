@@ -1,4 +1,4 @@
-"""Where a thought begins and ends in what a model writes, byte by byte. Pure; the rules are those of the daemon's parser.
+"""Where a thought begins and ends in what a model writes, byte by byte, by the rules of the daemon's parser. Pure.
 
 Only a tag at the very beginning (white space aside) opens a thought; the first closing tag ends it; white space around
 tags belongs to neither side.

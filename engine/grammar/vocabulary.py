@@ -35,16 +35,16 @@ class GrammarVocabulary:
         """
         num_tokens = min(tokenizer.vocab_size, vocab_size)
         self.token_bytes = [tokenizer.token_bytes(token_id) for token_id in range(num_tokens)]
+        self.token_bytes += [b""] * (vocab_size - num_tokens)
         self.num_words = -(-vocab_size // 32)
         special_ids = {token_id for token_id in (*tokenizer.special_ids, *end_ids) if token_id < num_tokens}
         # Without any, some token must stand for the end of a text whose grammar is complete.
         self.end_ids = sorted({token_id for token_id in end_ids if token_id < num_tokens}) or [
             min(special_ids, default=num_tokens - 1)
         ]
-        special_ids.update(self.end_ids)
+        special_ids.update(self.end_ids, range(num_tokens, vocab_size))
         self.rust = LLTokenizer(
             TokenizerWrapper(_Tokens(tokenizer, self.token_bytes, self.end_ids[0], sorted(special_ids))),
-            n_vocab=vocab_size,
             eos_token=self.end_ids,
         )
         self._no_end = self.words(set(range(num_tokens)) - set(self.end_ids))

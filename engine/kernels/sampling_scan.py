@@ -1,13 +1,14 @@
 """First passes of sampling over the logits: bias, penalties and masks where asked, then maxima that passes after need.
 
-Rows with biases, penalties or a mask get their adjusted logits written to `work`; the logits themselves stay as they are,
-because log-probabilities are of the raw ones. Occurrences in the history are counted by a histogram over a chunk's own
+Rows with biases, penalties or a mask get their adjusted logits written to `work`; the logits themselves stay as they
+are, because log-probabilities are of the raw ones. Occurrences in the history are counted by a histogram over a chunk's own
 tokens, so no table of counts needs to be kept or cleared. That takes many registers, so it is a kernel of its own,
 with few programs: for other rows they return at once. A greedy row then costs one pass over its logits, and leaves
 three numbers a chunk.
 
 Order and rounding are those of the twin: bias; then a positive logit divided by the repeat penalty, another multiplied;
-then occurrences times the frequency penalty, then the presence penalty; then the mask. Compiled without fused multiply-add.
+then occurrences times the frequency penalty, then the presence penalty; then the mask. Compiled without fused
+multiply-add.
 """
 
 from __future__ import annotations
