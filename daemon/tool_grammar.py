@@ -19,7 +19,7 @@ from daemon.errors import BadRequest
 from daemon.parsers.tool_calls import CLOSE_TAG, OPEN_TAG
 from engine.constraint import Constraint
 
-WHITE_SPACE = r"[ ]{1,2}|\n[ \t]{0,60}"
+WHITE_SPACE = r"[ ]{1,2}|\n[ ]{0,40}|\n\t{1,10}"
 """Between JSON's tokens."""
 
 

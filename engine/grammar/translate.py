@@ -17,7 +17,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from engine.constraint import MAX_CONSTRAINT_CHARS, Constraint, ConstraintError
 from engine.grammar.limits import MAX_CHOICES, parser_limits
 
-JSON_OPTIONS = {"whitespace_pattern": r"[ ]{1,2}|\n[ \t]{0,60}"}
+JSON_OPTIONS = {"whitespace_pattern": r"[ ]{1,2}|\n[ ]{0,40}|\n\t{1,10}"}
 """White space between JSON's tokens: enough for every usual way to print it, and no room for models that would write
 blank lines until their context is full."""
 UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*\])")
