@@ -18,6 +18,7 @@ from typing import Any, Literal
 from daemon.errors import BadRequest
 from daemon.parsers.tool_calls import CLOSE_TAG, OPEN_TAG
 from engine.constraint import Constraint
+from engine.grammar.closed_objects import close_objects
 
 WHITE_SPACE = r"[ ]{1,2}|\n[ ]{0,40}|\n\t{1,10}"
 """Between JSON's tokens."""
@@ -107,7 +108,7 @@ def _tool(number: int, function: Mapping[str, Any], arguments: str) -> str:
     schema.setdefault("type", "object")
     schema["x-guidance"] = {"whitespace_pattern": WHITE_SPACE, "lenient": not function.get("strict")}
     head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{arguments}": '
-    return f"tool_{number}: {_literal(head)} %json {json.dumps(schema)} {_literal('}')}"
+    return f"tool_{number}: {_literal(head)} %json {close_objects(json.dumps(schema))} {_literal('}')}"
 
 
 def _literal(text: str) -> str:

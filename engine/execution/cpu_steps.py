@@ -75,8 +75,8 @@ class CpuSteps:
             return StepHandle(sampling, None)
         words = None
         if masks is not None:
-            rows = [step.row for step in sampling]
-            words = MaskedRows([rows.index(row) for row in masks.rows], torch.from_numpy(masks.words()))
+            number_of = {step.row: number for number, step in enumerate(sampling)}
+            words = MaskedRows([number_of[row] for row in masks.rows], torch.from_numpy(masks.words()))
         sampled = sample(logits, [self._sampling_row(step) for step in sampling], words)
         self.rows.write(
             torch.tensor([step.row for step in sampling], device=self._device),

@@ -15,6 +15,7 @@ from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from engine.constraint import MAX_CONSTRAINT_CHARS, Constraint, ConstraintError
+from engine.grammar.closed_objects import close_objects
 from engine.grammar.limits import MAX_CHOICES, parser_limits
 
 JSON_OPTIONS = {"whitespace_pattern": r"[ ]{1,2}|\n[ ]{0,40}|\n\t{1,10}"}
@@ -68,7 +69,7 @@ def _json(value: str) -> str:
 
 def _json_schema(value: str) -> str:
     try:
-        return LLMatcher.grammar_from_json_schema(value, defaults=JSON_OPTIONS)  # type: ignore[arg-type]
+        return LLMatcher.grammar_from_json_schema(close_objects(value), defaults=JSON_OPTIONS)  # type: ignore[arg-type]
     except ValueError as error:
         raise ConstraintError(f"the JSON schema cannot be read: {' '.join(str(error).split())[:200]}") from error
 

@@ -158,8 +158,10 @@ def mask(logits: Tensor, rows: Sequence[int], words: Tensor) -> None:
         rows: which they are, ascending.
         words: int32 [len(rows), ceil(vocab_size / 32)]: bit t % 32 of word t // 32 is set where token t stays.
     """
-    shifts = torch.arange(32, dtype=torch.int32, device=words.device)
-    forbidden = (words[:, :, None] >> shifts).bitwise_and_(1).flatten(1)[:, : logits.shape[1]] == 0
+    shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
+    # Byte by byte (of little-endian words): a quarter of the memory, which is what unpacking takes its time for.
+    bits = (words.view(torch.uint8)[:, :, None] >> shifts).bitwise_and_(1)  # [len(rows), num_bytes, 8]
+    forbidden = bits.flatten(1)[:, : logits.shape[1]] == 0
     if len(rows) == len(logits):
         logits.masked_fill_(forbidden, -torch.inf)
     else:
