@@ -3,8 +3,8 @@
     python benchmarks/constrained.py [--out FILE]
 
 Rounds of free and constrained streams take turns in one process, and each constrained round is compared with the free
-ones before and behind it, so that what else the machine does meanwhile falls on both; `cpu_share` compares the processor
-time of all threads, on which other programs have less of a say. Sampling is Ollama's default.
+ones before and behind it, so that what else the machine does meanwhile falls on both; `cpu_share` compares the
+processor time of all threads, on which other programs have less of a say. Sampling is Ollama's default.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All schemas of the test data under random walks: `make constraints`. Ten minutes; appends its counts as a JSON line."""
+"""All schemas of the test data under random walks: `make constraints`. Appends its counts as JSON lines."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from pathlib import Path
 
 import llguidance
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("HOB_TEST_DATA", ROOT.parent / "shared" / "data"))
-sys.path.insert(0, str(ROOT))
-
 from engine.grammar.vocabulary import GrammarVocabulary
 from engine.text.tokenizer import Tokenizer
 from modelfiles.source import ModelSource
 from tests.daemon.tiny_model import write_tiny_model
 from tests.engine.grammar.schemas import examine, real_schemas, suite_schemas
 from tests.engine.grammar.walks import service_for
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("HOB_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 
 def main() -> int:

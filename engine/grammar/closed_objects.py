@@ -15,7 +15,14 @@ from typing import Any
 OF_ONE = ("items", "additionalProperties", "additionalItems")
 OF_SEVERAL = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
-OPENING = ("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties", "$ref", *OF_SEVERAL[:3])
+OPENING = (
+    "additionalProperties",
+    "patternProperties",
+    "unevaluatedProperties",
+    "minProperties",
+    "$ref",
+    *OF_SEVERAL[:3],
+)
 """An object with one of these says by itself what else it has, or its other parts do."""
 
 

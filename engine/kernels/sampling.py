@@ -130,8 +130,8 @@ def sample_tokens(
     parts = num_rows, num_parts(num_rows, w.num_chunks)
     sampling_adjust_kernel[parts](
         logits, w.work, rows, positions, tokens, state.floats, state.ints, state.bias_ids, state.bias_values,
-        state.masks, logits.stride(0), w.work.stride(0), tokens.stride(0), state.masks.stride(0), state.max_bias, vocab_size,
-        w.num_chunks,
+        state.masks, logits.stride(0), w.work.stride(0), tokens.stride(0), state.masks.stride(0),
+        state.max_bias, vocab_size, w.num_chunks,
         CHUNK=chunk, HISTORY=tile.history, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     sampling_scan_kernel[(num_rows, w.num_chunks)](

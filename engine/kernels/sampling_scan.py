@@ -1,8 +1,8 @@
 """First passes of sampling over the logits: bias, penalties and masks where asked, then maxima that passes after need.
 
 Rows with biases, penalties or a mask get their adjusted logits written to `work`; the logits themselves stay as they
-are, because log-probabilities are of the raw ones. Occurrences in the history are counted by a histogram over a chunk's own
-tokens, so no table of counts needs to be kept or cleared. That takes many registers, so it is a kernel of its own,
+are, because log-probabilities are of the raw ones. Occurrences in the history are counted by a histogram over a chunk's
+own tokens, so no table of counts needs to be kept or cleared. That takes many registers, so it is a kernel of its own,
 with few programs: for other rows they return at once. A greedy row then costs one pass over its logits, and leaves
 three numbers a chunk.
 

@@ -1,4 +1,4 @@
-"""tool_choice as a grammar: which answers it lets through, judged byte by byte by the real grammar, and by our parsers."""
+"""tool_choice as a grammar: which answers it lets through, judged by the real grammar and by our parsers."""
 
 from __future__ import annotations
 

@@ -62,7 +62,9 @@ def suite_schemas(folder: Path) -> Iterator[Case]:
                     yield Case(f"{draft}/{path.stem}: {group['description']}", schema, validator, wrong)
 
 
-def examine(case: Case, walks: GrammarService, of_bytes: GrammarService, num_walks: int, found: Counter[str]) -> list[str]:
+def examine(
+    case: Case, walks: GrammarService, of_bytes: GrammarService, num_walks: int, found: Counter[str]
+) -> list[str]:
     """What is wrong with a schema; counts into `found`.
 
     Args:

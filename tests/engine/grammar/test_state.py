@@ -156,9 +156,7 @@ def test_longest_match(text: str) -> None:
     data, tag = text.encode(), CLOSE.encode()
     expected = max((tag[:n] for n in range(len(tag)) if data.endswith(tag[:n])), key=len)
     assert longest_match(tag, data) == expected
-    assert continues_opening(tag, b"", data) == (
-        data.lstrip()[: len(tag)] == tag[: len(data.lstrip())]
-    )
+    assert continues_opening(tag, b"", data) == (data.lstrip()[: len(tag)] == tag[: len(data.lstrip())])
 
 
 @settings(deadline=None, max_examples=30)
