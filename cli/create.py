@@ -36,13 +36,21 @@ def create(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the new model.")],
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="FILE", help="The Modelfile. Default: Modelfile, else `FROM .`."),
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="The Modelfile. Default: Modelfile in this folder, else the weights there.",
+        ),
     ] = None,
     quantize: Annotated[
-        str, typer.Option("--quantize", "-q", metavar="TYPE", help="Quantize to this type, e.g. q4_K_M, q8_0 or fp8.")
+        str,
+        typer.Option(
+            "--quantize", "-q", metavar="TYPE", help="Quantize the weights to this type, e.g. q4_K_M, q8_0 or fp8."
+        ),
     ] = "",
 ) -> None:
-    """Make a model from a Modelfile."""
+    """Make a model from a Modelfile. Without one, from the weights in this folder."""
     modelfile, folder = read_modelfile(file)
     request, files = build_request(model, modelfile, folder, quantize)
     settings = load_settings()
@@ -73,6 +81,7 @@ def read_modelfile(file: Path | None) -> tuple[Modelfile, Path]:
     try:
         modelfile = parse(text)
         modelfile.parameters()  # a wrong value has a place in the file, like all that `parse` refuses
+        modelfile.requires()
     except ModelfileError as error:
         raise CliError(f"{path}: {error}") from error
     return modelfile, path.parent
@@ -88,20 +97,14 @@ def build_request(
         ModelfileError: a parameter cannot be used; `read_modelfile` has said so before, with the file's path.
     """
     parameters, warnings = modelfile.parameters()
+    messages = modelfile.messages
     for warning in warnings:
         sys.stderr.write(f"warning: {warning}\n")
-    if modelfile.values("draft"):
-        raise CliError("DRAFT is not supported in this version of hob; remove it from the Modelfile")
     sources = [(value, local_files(value, folder)) for value in modelfile.values("from")]
     names = [value for value, found in sources if found is None]
     if len(names) > 1 or (names and len(sources) > 1):
         raise CliError(f'FROM "{names[-1]}" is no file here, and only one FROM can name a model')
-    adapters = []
-    for value in modelfile.values("adapter"):
-        found = local_files(value, folder)
-        if found is None:
-            raise CliError(f'ADAPTER "{value}" is not there; it must be a file or a folder')
-        adapters.append(found)
+    adapters, drafts = _local(modelfile, "adapter", folder), _local(modelfile, "draft", folder)
     request = api.CreateRequest(
         model=model,
         from_=names[0] if names else None,
@@ -109,14 +112,24 @@ def build_request(
         system=modelfile.last("system"),
         license=list(modelfile.values("license")) or None,
         parameters=parameters or None,
-        messages=[api.RequestMessage(role=role, content=text) for role, text in modelfile.messages] or None,
+        messages=None if messages is None else [api.RequestMessage(role=role, content=text) for role, text in messages],
         renderer=modelfile.last("renderer"),
         parser=modelfile.last("parser"),
         requires=modelfile.last("requires"),
         quantize=quantize or None,
     )
     weights = [found for _, found in sources if found is not None]
-    return request, {"files": SourceFiles.merge(weights), "adapters": SourceFiles.merge(adapters)}
+    files = {"files": weights, "adapters": adapters, "draft_files": drafts}
+    return request, {field: SourceFiles.merge(found) for field, found in files.items()}
+
+
+def _local(modelfile: Modelfile, command: str, folder: Path) -> list[SourceFiles]:
+    """The files of all instructions of a kind that names files only."""
+    found = [(value, local_files(value, folder)) for value in modelfile.values(command)]
+    for value, files in found:
+        if files is None:
+            raise CliError(f'{command.upper()} "{value}" is not there; it must be a file or a folder')
+    return [files for _, files in found if files is not None]
 
 
 def send(client: Client, request: api.CreateRequest, files: dict[str, SourceFiles], inbox: Path, show: Show) -> None:

@@ -10,6 +10,7 @@ Source: the API that Ollama documents (docs/api.md), whose clients must not noti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -218,6 +219,52 @@ class ChatResponse(Reply):
     debug_info: DebugInfo | None = msgspec.field(default=None, name="_debug_info")
 
 
+# ---- tokens
+
+
+class TokenizeRequest(Request):
+    """POST /api/tokenize, with the fields of llama.cpp's server."""
+
+    model: str | None = None
+    content: str | None = None
+    text: str | None = None
+    """Another name of `content`."""
+    add_special: bool | None = None
+    """Put the tokens around the text that the model expects around a prompt. False where not given."""
+    parse_special: bool | None = None
+    """Read "<|im_start|>" and the like as the tokens of that name. True where not given."""
+    with_pieces: bool | None = None
+    """Name each token's text, too."""
+
+
+class TokenPiece(Reply, kw_only=True):
+    """A token, and the text that it is or, where that is a part of a character, its bytes."""
+
+    id: int
+    piece: str | list[int]
+
+
+class TokenizeResponse(Reply, kw_only=True):
+    """POST /api/tokenize."""
+
+    model: str
+    tokens: Sequence[int | TokenPiece]
+
+
+class DetokenizeRequest(Request):
+    """POST /api/detokenize."""
+
+    model: str | None = None
+    tokens: list[int] | None = None
+
+
+class DetokenizeResponse(Reply, kw_only=True):
+    """POST /api/detokenize. Bytes that are no character come as U+FFFD."""
+
+    model: str
+    content: str
+
+
 # ---- models
 
 
@@ -234,11 +281,14 @@ class ModelDetails(Reply):
     embedding_length: int = 0
 
 
-class ListedModel(Reply):
+class ListedModel(Reply, kw_only=True):
     """One row of /api/tags."""
 
     name: str
     model: str
+    remote_model: str = ""
+    """Of a stub that another Ollama serves, which Hob lists and does not run; with `remote_host`."""
+    remote_host: str = ""
     modified_at: str
     size: int
     """Bytes of all layers and the configuration."""
@@ -304,13 +354,20 @@ class ShowResponse(Reply, kw_only=True):
     """One a line: the key padded to 30 columns, and its value."""
     template: str = ""
     system: str = ""
+    renderer: str = ""
+    parser: str = ""
     details: ModelDetails
     messages: list[Message] = []
+    remote_model: str = ""
+    remote_host: str = ""
     model_info: dict[str, Any]
     """GGUF keys, such as "general.architecture" and "llama.context_length"."""
+    projector_info: dict[str, Any] = {}
+    """As `model_info`, of the file that makes images into embeddings."""
     tensors: list[Tensor] = []
     capabilities: list[str]
     modified_at: str
+    requires: str = ""
 
 
 class CreateRequest(Request):
@@ -323,6 +380,7 @@ class CreateRequest(Request):
     files: dict[str, str] | None = None
     """Relative file name -> digest of a blob that was sent before."""
     adapters: dict[str, str] | None = None
+    draft_files: dict[str, str] | None = None
     template: str | None = None
     license: str | list[str] | None = None
     system: str | None = None
@@ -334,6 +392,10 @@ class CreateRequest(Request):
     renderer: str | None = None
     parser: str | None = None
     requires: str | None = None
+    info: dict[str, Any] | None = None
+    """What weights and template do not show of the model, such as "capabilities"."""
+    remote_host: str | None = None
+    """Refused: Hob serves no other machine's models."""
     stream: bool | None = None
 
 
@@ -459,19 +521,39 @@ class VersionResponse(Reply):
     hob_version: str = ""
 
 
+class CloudStatus(Reply):
+    """Whether models run elsewhere."""
+
+    disabled: bool
+    source: str
+    """Who decided so: "none", "env", "config" or "both"."""
+
+
+class StatusResponse(Reply):
+    """GET /api/status."""
+
+    cloud: CloudStatus
+
+
 class HealthResponse(Reply):
     """GET /healthz."""
 
     status: str
 
 
+# ---- vectors and scores
+
+
 class EmbedRequest(Request):
-    """POST /api/embed."""
+    """POST /api/embed. No input loads the model."""
 
     model: str | None = None
     input: Any = None
+    """A text or a list of texts."""
     truncate: bool | None = None
+    """Cut texts that are too long. True where not given."""
     dimensions: int | None = None
+    """Elements to keep of each vector, which then gets the length 1 anew; 0, or more than there are, is all."""
     options: dict[str, Any] | None = None
     keep_alive: KeepAlive | None = None
 
@@ -484,3 +566,75 @@ class EmbedResponse(Reply):
     total_duration: int = 0
     load_duration: int = 0
     prompt_eval_count: int = 0
+    truncated: bool = False
+    """Whether any text was cut."""
+
+
+class EmbeddingsRequest(Request):
+    """POST /api/embeddings, which /api/embed has replaced."""
+
+    model: str | None = None
+    prompt: str | None = None
+    options: dict[str, Any] | None = None
+    keep_alive: KeepAlive | None = None
+
+
+class EmbeddingsResponse(Reply):
+    """POST /api/embeddings: one vector, of the length that the model gives it."""
+
+    embedding: list[float]
+
+
+class TokenUsage(Reply, kw_only=True):
+    """What a request cost; nothing is generated."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Document(Request):
+    """A document as some clients send it."""
+
+    text: str
+
+
+class RerankRequest(Request):
+    """POST /api/rerank and /v1/rerank, with the fields of Jina's and Cohere's APIs."""
+
+    model: str | None = None
+    query: str | None = None
+    documents: list[str | Document] | None = None
+    top_n: int | None = None
+    """How many results, the best first; all where not given."""
+    return_documents: bool | None = None
+    """Whether results carry their documents. False where not given."""
+    truncate: bool | None = None
+    """Cut what is too long. True where not given."""
+    options: dict[str, Any] | None = None
+    keep_alive: KeepAlive | None = None
+
+
+class RankedDocument(Reply, kw_only=True):
+    """A document's text."""
+
+    text: str
+
+
+class RerankResult(Reply, kw_only=True):
+    """One document's score."""
+
+    index: int
+    """Its place in the request."""
+    relevance_score: float
+    document: RankedDocument | None = None
+
+
+class RerankResponse(Reply, kw_only=True):
+    """POST /api/rerank and /v1/rerank: the best document first."""
+
+    model: str
+    results: list[RerankResult]
+    usage: TokenUsage
+    total_duration: int = 0
+    load_duration: int = 0
+    truncated: bool = False

@@ -16,6 +16,8 @@ from starlette.requests import ClientDisconnect, Request
 from daemon.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_VALUES = 500_000
+"""Values in one body. The decoder holds up everybody while it works, half a second for so many; text is quick."""
 STALL_TIMEOUT_S = 60.0
 """A client that sends nothing of its body for so long is given up."""
 
@@ -42,13 +44,16 @@ async def read(request: Request, type_: type[T], *, limit: int = MAX_BODY_BYTES)
     Raises:
         BadRequest: it is empty, not JSON, or not of this shape.
         BodyTooLarge: more than `limit` bytes were announced or came.
-        UnsupportedMediaType: it is a form.
+        UnsupportedMediaType: it is a form, or compressed.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith("multipart/"):
         raise UnsupportedMediaType("the request body is a multipart form; send JSON")
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise UnsupportedMediaType(f"the request body is compressed ({coding[:20]}); send it as it is")
     body = await _read_bytes(request, limit)
-    if media_type == "application/x-www-form-urlencoded" and not body.lstrip().startswith((b"{", b"[")):
+    if media_type == "application/x-www-form-urlencoded" and body.strip() and body.lstrip()[:1] not in (b"{", b"["):
         raise UnsupportedMediaType("the request body is a form; send JSON")
     return decode(body, type_)
 
@@ -61,32 +66,50 @@ def decode(body: bytes, type_: type[T]) -> T:
     """
     if not body.strip():
         raise BadRequest("missing request body")
+    _check_num_values(body)
     try:
         # The decoder skips unknown fields without a look at their bytes, so UTF-8 is checked on the whole.
         return msgspec.json.decode(body.decode("utf-8"), type=type_)
     except UnicodeDecodeError as error:
         raise BadRequest(f"the request body is not UTF-8 (byte {error.start})") from error
     except msgspec.ValidationError as error:
-        raise BadRequest(f"invalid request: {_plain(error, body)}") from error
+        sentence, field = _plain(error, body)
+        raise BadRequest(f"invalid request: {sentence}", field or None) from error
     except msgspec.DecodeError as error:
         raise BadRequest(f"the request body is not valid JSON: {_lone_surrogate(error, body) or error}") from error
     except RecursionError as error:
         raise BadRequest("the request body is nested too deeply") from error
 
 
+def _check_num_values(body: bytes) -> None:
+    """Count the commas, first all of them, then those that stand in no text.
+
+    Raises:
+        BadRequest: there are too many.
+    """
+    if body.count(b",") <= MAX_VALUES:
+        return
+    plain = body.replace(rb"\\", b"").replace(rb"\"", b"")  # no quote that is left is part of a text
+    num_values = plain.count(b'"') // 2
+    if num_values <= MAX_VALUES:
+        num_values = b"".join(plain.split(b'"')[::2]).count(b",")
+    if num_values > MAX_VALUES:
+        raise BadRequest(f"the request body has more than {MAX_VALUES} values, the limit")
+
+
 class _RawOptions(msgspec.Struct):
     options: dict[str, msgspec.Raw] | None = None
 
 
-def _plain(error: msgspec.ValidationError, body: bytes) -> str:
-    """ "Expected `str | null`, got `int` - at `$.model`" as "field model: expected str, got int"."""
+def _plain(error: msgspec.ValidationError, body: bytes) -> tuple[str, str]:
+    """ "Expected `str | null`, got `int` - at `$.model`" as "field model: expected str, got int", and "model"."""
     text, _, path = str(error).partition(" - at ")
     text = text.replace(" | null", "").replace("`", "")
     text = text[:1].lower() + text[1:]
     field = path.strip("`").removeprefix("$").removeprefix(".")
     if field.startswith(ANY_OPTION):
         field = _wrong_option(body) or field
-    return f"field {field}: {text}" if field else text
+    return f"field {field}: {text}" if field else text, field
 
 
 def _wrong_option(body: bytes) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 from engine.constraint import Constraint
@@ -48,6 +48,10 @@ class Engine(Protocol):
     def submit(
         self, prompt_ids: list[int], params: SamplingParams, *, constraint: Constraint | None = None
     ) -> TokenStream: ...
+    async def embed(
+        self, prompts: Sequence[Sequence[int]], *, normalize: bool = True, dimensions: int = 0
+    ) -> list[bytes]: ...
+    async def score(self, pairs: Sequence[Sequence[int]], second_starts: Sequence[int]) -> list[bytes]: ...
     async def quantize(self, quantize: Quantize, on_progress: OnProgress) -> Quantized: ...
     async def close(self, grace: float = ...) -> None: ...
 

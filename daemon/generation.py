@@ -7,10 +7,10 @@ cancelled while it waits, aborts the sequence and gives the model back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import structs
 
@@ -18,17 +18,18 @@ from daemon.clock import Clock
 from daemon.model_manager import ModelManager
 from daemon.options import Options
 from daemon.output import Chunk, OutputReader
-from daemon.parsers.json_calls import JSONCallParser
-from daemon.parsers.thinking import CLOSE_TAG, OPEN_TAG, ThinkingParser
-from daemon.parsers.tool_calls import OPEN_TAG as TOOL_TAG
-from daemon.parsers.tool_calls import CallParser, ToolCallParser
+from daemon.parsers.families import CallForm, Family, family_of
+from daemon.parsers.selection import output_parser, shown_tags
 from daemon.prompts import Fitting, Prompt, PromptSource, compose
-from daemon.tool_grammar import BARE_JSON, HERMES, MISTRAL, CallForm, ToolChoice, tool_constraint
+from daemon.tool_grammar import ToolChoice, call_syntax, tool_constraint
 from daemon.workers import LoadedModel
 from engine.constraint import Constraint
 from engine.errors import EngineDied
 from engine.grammar.checker import ConstraintChecker
 from registry.stored_model import StoredModel
+
+FINAL_MESSAGE = "<|channel|>final<|message|>"
+"""What begins the answer in harmony."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class Job:
     parses_thinking: bool = False
     shows_thinking: bool = True
     parses_tools: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()
+    """Those of the request, where it has any: what may be called, and of what types arguments are."""
     truncate: bool = True
     shift: bool = True
     logprobs: int | None = None
@@ -51,8 +54,14 @@ class Job:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     constraint: Constraint | None = None
     """What the answer must look like; a thought before it is free."""
-    tool_choice: ToolChoice | None = None
-    """Which tools the answer must call; what this demands goes before `constraint`."""
+    tool_choice: Literal["auto", "required"] = "auto"
+    """Whether the answer must call one of `tools`, where the model writes calls in a form that can be enforced."""
+    tool_name: str | None = None
+    """The tool that it must call."""
+    on_start: Callable[[int, int], None] | None = None
+    """Hears, before the first chunk, how many tokens the prompt has and how many of them the prefix cache held."""
+    max_tool_calls: int | None = None
+    """The answer ends with that many."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,8 @@ class Summary:
 
     done_reason: str
     """"stop" or "length"."""
+    stop_string: str | None
+    """The string that ended the text, where one did."""
     context_ids: list[int]
     """Prompt and answer."""
     is_truncated: bool
@@ -73,6 +84,8 @@ class Summary:
     """Until the first token."""
     num_tokens: int
     """Generated, the one that ended the text included."""
+    num_thinking_tokens: int
+    """Of those, up to the step in which the thought ended."""
     generation_ns: int
 
 
@@ -97,6 +110,7 @@ class Stopwatch:
         num_tokens = len(reader.token_ids)
         return Summary(
             done_reason="length" if reader.finish_reason == "length" else "stop",
+            stop_string=reader.stop_string,
             context_ids=[*prompt.token_ids, *reader.token_ids],
             is_truncated=prompt.is_truncated or was_cut,
             total_ns=max(1, now - self._start),
@@ -105,6 +119,7 @@ class Stopwatch:
             num_cached_tokens=num_cached_tokens,
             prompt_ns=max(1, self._first - self._submitted),
             num_tokens=num_tokens,
+            num_thinking_tokens=reader.num_thinking_tokens,
             generation_ns=max(1, now - self._first) if num_tokens else 0,
         )
 
@@ -184,6 +199,8 @@ class Generator:
                         if not reader.token_ids:
                             place.served()
                             watch.first_token()
+                            if job.on_start is not None:
+                                job.on_start(len(prompt.token_ids), output.num_cached_tokens)
                         num_cached_tokens = max(num_cached_tokens, output.num_cached_tokens)
                         was_cut = was_cut or output.truncated
                         if chunk := reader.push(output):
@@ -210,45 +227,47 @@ class Generator:
         num_keep = options.num_keep(adds_bos=model.tokenizer.add_bos)
         fitting = Fitting(num_ctx, num_keep, truncate=job.truncate, shift=job.shift)
         # Templates come from strangers and texts may be long: neither must hold up the loop.
-        prompt = await asyncio.to_thread(compose, job.source(model), model.tokenizer, job.context_ids, fitting)
+        prompt = await asyncio.to_thread(lambda: compose(job.source(model), model.tokenizer, job.context_ids, fitting))
         return prompt, options, fitting
 
     async def _constraint(self, job: Job, model: LoadedModel, prompt: Prompt) -> Constraint | None:
         """What the engine is told of the answer: the constraint, and where the thought before it ends."""
+        family = family_of(model.template.text, model.stored.parser)
         constraint = job.constraint
-        if job.tool_choice is not None:
-            calls = tool_constraint(job.tool_choice, _call_form(model.template.text))
+        syntax = call_syntax(family)
+        if job.parses_tools and job.tools and syntax is not None:
+            choice = ToolChoice(job.tools, job.tool_choice, job.tool_name, parallel=job.max_tool_calls != 1)
+            calls = tool_constraint(choice, syntax, job.constraint)
             if calls is not None:
                 await asyncio.to_thread(self._checker.check, calls)
                 constraint = calls
         if constraint is None or not job.parses_thinking:
             return constraint
-        if prompt.text.rstrip().endswith(OPEN_TAG):
-            return structs.replace(constraint, close_tag=CLOSE_TAG)
-        # Who does not want to see thoughts gets none where the model could only begin one by itself.
-        return structs.replace(constraint, open_tag=OPEN_TAG, close_tag=CLOSE_TAG) if job.shows_thinking else constraint
+        return _behind_thought(constraint, family, prompt.text.rstrip())
 
     def _reader(self, job: Job, model: LoadedModel, prompt: Prompt, options: Options) -> OutputReader:
-        inside = prompt.text.rstrip().endswith(OPEN_TAG)  # some templates open the thought themselves
+        family = family_of(model.template.text, model.stored.parser)
+        what = {"parses_thinking": job.parses_thinking, "parses_tools": job.parses_tools}
         return OutputReader(
             model.tokenizer,
             prompt.token_ids,
             stop=options.stop,
-            thinking=ThinkingParser(inside=inside) if job.parses_thinking else None,
+            parser=output_parser(family, prompt.text, job.tools, **what),
+            shown_tags=shown_tags(family, **what),
             show_thinking=job.shows_thinking,
-            tools=_call_parser(model.template.text) if job.parses_tools else None,
             new_call_id=self._new_call_id,
+            max_calls=job.max_tool_calls,
             logprobs=job.logprobs is not None,
         )
 
 
-def _call_form(template: str) -> CallForm:
-    """How the model writes calls, as its template tells."""
-    if TOOL_TAG in template:
-        return HERMES
-    return MISTRAL if "[TOOL_CALLS]" in template else BARE_JSON
-
-
-def _call_parser(template: str) -> CallParser:
-    """A model writes its calls as its template writes those of earlier turns: between tags, or as bare JSON."""
-    return ToolCallParser() if TOOL_TAG in template else JSONCallParser()
+def _behind_thought(constraint: Constraint, family: Family, prompt: str) -> Constraint:
+    """The constraint, with the tags of a thought that may come before the answer."""
+    tags = family.thinking
+    if family.form is CallForm.CHANNELS:  # harmony: whatever comes before the answer's own message is free
+        return constraint if prompt.endswith(FINAL_MESSAGE) else structs.replace(constraint, close_tag=FINAL_MESSAGE)
+    if prompt.endswith(tags.open):
+        return structs.replace(constraint, close_tag=tags.close)
+    if prompt.endswith(tags.close):  # an empty thought: templates write it to switch thinking off
+        return constraint
+    return structs.replace(constraint, open_tag=tags.open, close_tag=tags.close)

@@ -7,24 +7,25 @@ a thread, and kept by digest.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 from daemon.api import ModelDetails
 from daemon.errors import BadRequest, UnknownModel
-from engine.config import ModelConfig
+from engine.any_config import AnyConfig, capabilities_of, read_config
+from engine.text.hf_tokenizer import chat_template
 from modelfiles.gguf import open_shards
-from modelfiles.prompt import go_prompt_template, jinja_prompt_template
+from modelfiles.prompt import TemplateError
 from modelfiles.source import ModelSource, SourceError
+from modelfiles.template_choice import choose_template
 from registry.errors import InvalidName, ModelNotFound
 from registry.model_facts import human_number
 from registry.name import ModelName
 from registry.store import Store
 from registry.stored_model import StoredModel
 
-CAPABILITIES = ("completion", "embedding", "tools", "insert", "vision", "audio", "thinking")
+CAPABILITIES = ("completion", "embedding", "rerank", "tools", "insert", "vision", "audio", "thinking")
 """In the order in which clients see them."""
 
 MAX_SHOWN_NAME = 100
@@ -38,8 +39,8 @@ class Description:
 
     capabilities: tuple[str, ...]
     details: ModelDetails
-    chat_template: str
-    """The one that its weights brought, "" where there is none."""
+    template: str
+    """The text of the template that renders its prompts, "" where it has none of its own."""
 
 
 class Library:
@@ -49,7 +50,7 @@ class Library:
         self._store = store
         self._descriptions: dict[str, Description] = {}
         # Compiling a template takes 40 ms, nearly all of a description, and most models share theirs with others.
-        self._template_capabilities = lru_cache(MAX_TEMPLATES)(_template_capabilities)
+        self._choose_template = lru_cache(MAX_TEMPLATES)(_choose_template)
 
     async def find(self, name: str | None) -> StoredModel:
         """A model by the name that a client wrote.
@@ -72,15 +73,18 @@ class Library:
             BadRequest: there is no name, or it breaks the grammar of names.
         """
         if not name:
-            raise BadRequest("model is required")
+            raise BadRequest("model is required", "model")
         try:
             ModelName.parse(name)
         except InvalidName as error:
-            raise BadRequest(f"'{shorten(name)}' is no model name: {error.reason}") from error
+            raise BadRequest(f"'{shorten(name)}' is no model name: {error.reason}", "model") from error
         return await self.find(name)
 
-    async def delete(self, name: ModelName) -> None:
+    async def delete(self, name: ModelName, given: str) -> None:
         """Remove a model and what only it needed.
+
+        Args:
+            given: the name as the client wrote it.
 
         Raises:
             UnknownModel: there is none of this name.
@@ -88,23 +92,28 @@ class Library:
         try:
             await asyncio.to_thread(self._store.delete, name)
         except ModelNotFound as error:
-            raise UnknownModel(name.short) from error
+            raise UnknownModel(given) from error
 
     async def describe(self, stored: StoredModel) -> Description:
         """What the model is. A model whose files cannot be read has what its manifest says, and no capabilities."""
         digest = stored.digest.hex
         if digest not in self._descriptions:
-            self._descriptions[digest] = await asyncio.to_thread(_describe, stored, self._template_capabilities)
+            self._descriptions[digest] = await asyncio.to_thread(_describe, stored, self._choose_template)
         return self._descriptions[digest]
 
-    async def require(self, stored: StoredModel, capability: str, what: str, name: str) -> None:
+    async def require(
+        self, stored: StoredModel, capability: str, what: str, name: str, param: str | None = None
+    ) -> None:
         """Check that a model can do something.
+
+        Args:
+            param: the field that asks for it.
 
         Raises:
             BadRequest: `"name" does not support what`.
         """
         if capability not in (await self.describe(stored)).capabilities:
-            raise BadRequest(f"{name} does not support {what}")
+            raise BadRequest(f"{name} does not support {what}", param)
 
 
 def shorten(name: str) -> str:
@@ -124,32 +133,27 @@ def parse_name(name: str | None, complaint: str) -> ModelName:
         raise BadRequest(complaint) from error
 
 
-def _config_and_template(source: ModelSource) -> tuple[ModelConfig, str]:
+def _config_and_template(source: ModelSource) -> tuple[AnyConfig, str]:
     """The configuration, and the Jinja template that comes with the weights or "", without building the tokenizer."""
+    config = read_config(source)
     if source.format == "gguf":
         with open_shards(source.gguf_files) as model:
-            config = ModelConfig.from_gguf(model.metadata, model.tensors, model.data)
             template = model.metadata.get("tokenizer.chat_template", "")
             return config, template if isinstance(template, str) else ""
-    return ModelConfig.from_source(source), _hub_template(source)
+    return config, chat_template(source) or ""
 
 
-def _hub_template(source: ModelSource) -> str:
-    if text := source.read_text("chat_template.jinja"):
-        return text
-    try:
-        template = json.loads(source.read_text("tokenizer_config.json") or "{}").get("chat_template", "")
-    except (ValueError, AttributeError, RecursionError):
-        return ""
-    return template if isinstance(template, str) else ""
+ChooseTemplate = Callable[[str, str, bool, str], tuple[frozenset[str], str]]
 
 
-def _describe(stored: StoredModel, template_capabilities: Callable[[str, str], frozenset[str]]) -> Description:
+def _describe(stored: StoredModel, choose: ChooseTemplate) -> Description:
     keys = stored.config
     try:
         source = stored.source
         config, template = _config_and_template(source)
-        capabilities = template_capabilities(stored.template, template)
+        chosen, template = choose(stored.template, template, stored.has_own_template, stored.renderer)
+        known = capabilities_of(config)
+        capabilities = chosen if known is None else known
         family, size, quantization = config.family, human_number(config.num_parameters), config.quantization
         details = ModelDetails(
             parent_model=str(keys.get("parent_model", "")),
@@ -164,7 +168,7 @@ def _describe(stored: StoredModel, template_capabilities: Callable[[str, str], f
     except (ValueError, SourceError, OSError):
         # A stub of a remote model, an architecture that Hob does not run, a damaged file: it is listed all the same,
         # and loading it says what is wrong.
-        template, capabilities = "", frozenset()
+        template, capabilities = stored.template, frozenset()
         details = ModelDetails(
             parent_model="",
             format=keys.get("model_format", ""),
@@ -177,7 +181,10 @@ def _describe(stored: StoredModel, template_capabilities: Callable[[str, str], f
     return Description(tuple(name for name in CAPABILITIES if name in known), details, template)
 
 
-def _template_capabilities(go_text: str, jinja_text: str) -> frozenset[str]:
-    if go_text or not jinja_text:
-        return go_prompt_template(go_text or "{{ .Prompt }}").capabilities
-    return jinja_prompt_template(jinja_text, {}).capabilities
+def _choose_template(go_text: str, jinja_text: str, is_explicit: bool, renderer: str) -> tuple[frozenset[str], str]:
+    """What the template that applies can do, and its text."""
+    try:
+        template = choose_template(go_text, jinja_text, {}, is_explicit=is_explicit, renderer=renderer)
+    except TemplateError:  # the load says what is wrong
+        return frozenset({"completion"}), go_text or jinja_text
+    return template.capabilities, template.text if go_text or jinja_text else ""

@@ -27,12 +27,13 @@ from daemon.clock import Clock
 from daemon.engines import Engine, EngineFactory
 from daemon.errors import ServerBusy, ShuttingDown
 from daemon.workers import LoadedModel, RunningSession, Session, Weights, Worker, WorkerKey
-from engine.config import ModelConfig
+from engine.any_config import read_config
 from engine.errors import EngineError, LoadFailed
 from engine.messages import Load, Ready
 from engine.text.tokenizer import Tokenizer
-from modelfiles.prompt import PromptTemplate, go_prompt_template, jinja_prompt_template
+from modelfiles.prompt import PromptTemplate
 from modelfiles.source import ModelSource
+from modelfiles.template_choice import choose_template
 from registry.name import ModelName
 from registry.stored_model import StoredModel
 
@@ -40,7 +41,6 @@ logger = logging.getLogger("hob.models")
 
 FOREVER_S = 100 * 365 * 24 * 3600.0
 """A keep-alive of this many seconds or more has no timer."""
-DEFAULT_TEMPLATE = "{{ .Prompt }}"
 AUTO_CONTEXT = 32768
 """Tokens of context of a request where nobody chose: KV memory is paged, so this costs nothing until it is used."""
 
@@ -161,6 +161,11 @@ class ModelManager:
                 rows.append(RunningSession(session.stored, size, vram, self._remaining_s(session), context))
         return sorted(rows, key=lambda row: -row.remaining_s)
 
+    def loaded_tokenizer(self, stored: StoredModel) -> Tokenizer | None:
+        """The tokenizer of a model, or None where its weights are not loaded."""
+        worker = self._workers.get(_key(stored))
+        return worker.weights.tokenizer if worker is not None and worker.weights is not None else None
+
     def start_spare(self) -> None:
         """Start an empty worker in the background, where the settings want one and none waits."""
         if self._config.spare_worker and self._spare is None and not self._closed:
@@ -209,7 +214,7 @@ class ModelManager:
         limit_s = self._config.load_timeout_s
         try:
             source = stored.source
-            config = await asyncio.to_thread(ModelConfig.from_source, source)
+            config = await asyncio.to_thread(read_config, source)
         except ValueError as error:
             raise LoadFailed(str(error), "invalid") from error
         await self._all_closed()  # memory that is about to come back
@@ -351,7 +356,7 @@ class ModelManager:
     async def _as_loaded(self, stored: StoredModel, session: Session, weights: Weights) -> LoadedModel:
         digest = stored.digest.hex
         if digest not in session.templates:
-            session.templates = {digest: await asyncio.to_thread(_template, stored, weights.tokenizer)}
+            session.templates = {digest: await asyncio.to_thread(prompt_template, stored, weights.tokenizer)}
         return LoadedModel(
             stored=stored,
             config=weights.config,
@@ -380,11 +385,15 @@ def _key(stored: StoredModel) -> WorkerKey:
     return frozenset((name, str(path)) for name, path in files.items())
 
 
-def _template(stored: StoredModel, tokenizer: Tokenizer) -> PromptTemplate:
-    """The Modelfile's TEMPLATE, else the weights' own chat template, else none."""
-    if not stored.template and tokenizer.chat_template:
-        return jinja_prompt_template(tokenizer.chat_template, tokenizer.special_tokens)
-    return go_prompt_template(stored.template or DEFAULT_TEMPLATE)
+def prompt_template(stored: StoredModel, tokenizer: Tokenizer) -> PromptTemplate:
+    """The template that renders the model's prompts. Raises TemplateError where it does not parse."""
+    return choose_template(
+        stored.template,
+        tokenizer.chat_template or "",
+        tokenizer.special_tokens,
+        is_explicit=stored.has_own_template,
+        renderer=stored.renderer,
+    )
 
 
 async def _both(load: Awaitable[Ready], tokenizer: Awaitable[Tokenizer]) -> tuple[Ready, Tokenizer]:

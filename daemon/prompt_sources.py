@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from daemon import api
 from daemon.errors import BadRequest
+from daemon.parsers.thinking import CLOSE_TAG, OPEN_TAG
 from daemon.prompts import MessagesPrompt, PromptSource, TextPrompt
 from daemon.workers import LoadedModel
-from modelfiles.prompt import Message, PromptTemplate, ToolCall, go_prompt_template
+from modelfiles.prompt import Message, PromptTemplate, TemplateError, ToolCall, go_prompt_template
 from registry.stored_model import StoredModel
 
+MAX_MESSAGES = 50_000
 ROLES = ("system", "user", "assistant", "tool")
+
+
+class HasTemplate(Protocol):
+    """A model as far as messages need it: with or without its weights."""
+
+    @property
+    def template(self) -> PromptTemplate: ...
 
 
 def generate_source(
@@ -38,9 +48,31 @@ def chat_source(
     tools: Sequence[Mapping[str, Any]],
     think: api.Think | None,
     now: datetime,
-    model: LoadedModel,
+    model: HasTemplate,
 ) -> PromptSource:
+    if "thinking" in model.template.capabilities:
+        messages = without_old_thoughts(messages)
     return _messages_prompt(messages, model.template, tools, think, now)
+
+
+def without_old_thoughts(messages: Sequence[Message]) -> list[Message]:
+    """The messages with the thoughts left out that clients sent back inside earlier answers.
+
+    A client that knows nothing of thinking returns what it was sent by a server that did not split it: tags in the
+    content. Models are trained to see only their answers of turns before the last question.
+    """
+    last_user = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
+    return [
+        replace(message, content=_after_thought(message.content))
+        if message.role == "assistant" and index < last_user
+        else message
+        for index, message in enumerate(messages)
+    ]
+
+
+def _after_thought(content: str) -> str:
+    _, tag, answer = content.partition(CLOSE_TAG)
+    return answer.lstrip() if tag and content.lstrip().startswith(OPEN_TAG) else content
 
 
 def _messages_prompt(
@@ -50,7 +82,28 @@ def _messages_prompt(
     think: api.Think | None,
     now: datetime,
 ) -> MessagesPrompt:
-    return MessagesPrompt(messages, lambda kept: template.render(kept, tools=tools, think=think, now=now))
+    def render(kept: Sequence[Message]) -> str:
+        try:
+            return template.render(kept, tools=tools, think=think, now=now)
+        except TemplateError:
+            if (folded := _without_system(kept)) is None:
+                raise
+            try:
+                return template.render(folded, tools=tools, think=think, now=now)
+            except TemplateError:
+                pass
+            raise
+
+    return MessagesPrompt(messages, render)
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message] | None:
+    """The conversation with its system message in front of the first question: templates of models that know no such
+    message refuse it. None where that cannot be done."""
+    if len(messages) < 2 or messages[0].role != "system" or messages[1].role != "user":
+        return None
+    question = replace(messages[1], content=f"{messages[0].content}\n\n{messages[1].content}")
+    return [question, *messages[2:]]
 
 
 def with_model_messages(stored: StoredModel, messages: Sequence[Message]) -> list[Message]:
@@ -63,6 +116,17 @@ def with_model_messages(stored: StoredModel, messages: Sequence[Message]) -> lis
 
 def _stored_messages(stored: StoredModel) -> list[Message]:
     return [Message(message["role"], message["content"]) for message in stored.messages]
+
+
+def read_messages(messages: Sequence[api.RequestMessage]) -> list[Message]:
+    """The messages of a request.
+
+    Raises:
+        BadRequest: there are too many, or one has a role that there is not.
+    """
+    if len(messages) > MAX_MESSAGES:
+        raise BadRequest(f"messages has {len(messages)} messages; {MAX_MESSAGES} are allowed")
+    return [read_message(message) for message in messages]
 
 
 def read_message(message: api.RequestMessage) -> Message:

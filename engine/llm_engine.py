@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from engine.embedding_engine import Embedder
 from engine.errors import EngineError
-from engine.messages import Load, Ready, Stats, TokenRow
+from engine.messages import Load, Stats, TokenRow
 from engine.scheduling.batch import Handle, Runner, ScheduledBatch, TokenMasks
 from engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from engine.scheduling.sequence import Sequence, TokenConstraint
@@ -23,18 +24,9 @@ FillMasks = Callable[[list[tuple[int, TokenConstraint]]], TokenMasks]
 """Starts to compute the masks of rows with a constraint."""
 
 
-class LoadedRunner(Runner, Protocol):
-    """A model on a device, as the worker needs it (ModelRunner, or a fake in tests)."""
-
-    @property
-    def ready(self) -> Ready:
-        """What Load is answered with."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Token ids are below this."""
-        ...
+@runtime_checkable
+class LoadedRunner(Runner, Embedder, Protocol):
+    """A model on a device that generates, as the worker needs it (ModelRunner, or a fake in tests)."""
 
     @property
     def windows(self) -> tuple[int | None, ...]:

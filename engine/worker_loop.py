@@ -23,11 +23,12 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engine.channel import InvalidMessage, decode_for_worker, encode_frame, read_payload
 from engine.constraint import ConstraintError
+from engine.embedding_engine import Embedder, EmbeddingEngine
 from engine.errors import ChannelError, EngineError, SchedulerError
 from engine.grammar.service import GrammarService
 from engine.llm_engine import LLMEngine, LoadedRunner
@@ -52,12 +53,14 @@ from engine.messages import (
     ToWorker,
     Wake,
 )
-from engine.scheduling.sequence import Sequence, TokenConstraint
+from engine.scheduling import sequence
+from engine.scheduling.sequence import TokenConstraint
 
 OnProgress = Callable[[int, int], None]
 """Called with the bytes done so far and in all."""
 
-LoadRunner = Callable[[Load, OnProgress], LoadedRunner]
+LoadRunner = Callable[[Load, OnProgress], Embedder]
+"""What it gives also generates where it is a LoadedRunner."""
 
 QuantizeModel = Callable[[Quantize, OnProgress], Quantized]
 
@@ -134,8 +137,12 @@ class WorkerLoop:
         self._classify = classify
         self._quantize_model = quantize_model
         self._inbox: queue.SimpleQueue[ToWorker | InvalidMessage | Compiled] = queue.SimpleQueue()
+        self._model: Embedder | None = None
         self._runner: LoadedRunner | None = None
+        """The same, where it generates."""
         self._engine: LLMEngine | None = None
+        """None also where the model reads and does not write."""
+        self._embeddings: EmbeddingEngine | None = None
         self._grammars: GrammarService | None = None
         self._compiling: dict[int, Submit] = {}  # by seq_id
         self._is_sleeping = False
@@ -146,7 +153,7 @@ class WorkerLoop:
     def run(self) -> int:
         threading.Thread(target=self._read_forever, name="channel-reader", daemon=True).start()
         while self._exit_status is None:
-            if not self._can_step:
+            if not self._can_step and not self._can_embed:
                 self._collect_garbage(IDLE_COLLECTION_STEPS)
                 self._handle(self._next_message())
             # Only what is there now: messages that keep coming must not keep the device waiting.
@@ -156,11 +163,17 @@ class WorkerLoop:
                 self._step(self._engine.step)
                 self._num_uncollected_steps += 1
                 self._collect_garbage(BUSY_COLLECTION_STEPS)
+            if self._exit_status is None and self._embeddings is not None and self._can_embed:
+                self._embed_piece(self._embeddings)
         return self._exit_status
 
     @property
     def _can_step(self) -> bool:
         return self._engine is not None and self._engine.has_work and not self._is_sleeping
+
+    @property
+    def _can_embed(self) -> bool:
+        return self._embeddings is not None and self._embeddings.has_work
 
     def _next_message(self) -> ToWorker | InvalidMessage | Compiled:
         """Waits for a message. Where none comes for a while, works ahead first, then waits without using the CPU."""
@@ -223,8 +236,7 @@ class WorkerLoop:
         elif isinstance(message, Shutdown):
             self._exit_status = 0
         elif isinstance(message, Embed):
-            error = "this worker cannot embed; load an embedding model for that"
-            self._send(Failed(error=error, kind="unsupported", request_id=message.request_id))
+            self._embed(message)
         else:
             self._control(message)
 
@@ -250,9 +262,11 @@ class WorkerLoop:
             return self._quantize_model(message, self._send_progress)
         if isinstance(message, GetStats):
             return self._stats()
-        if self._engine is None or self._runner is None:
+        if self._model is None:
             error = f"{type(message).__name__} needs a loaded model, and this worker has none; send Load first"
             return Failed(error=error, kind="invalid")
+        if self._engine is None or self._runner is None:  # an encoder has no KV cache to give back or to resize
+            return self._stats() if isinstance(message, Sleep) else self._model.ready
         if isinstance(message, Resize):
             return self._resize(message, self._engine, self._runner)
         if isinstance(message, Sleep):
@@ -260,18 +274,20 @@ class WorkerLoop:
         return self._wake(self._engine, self._runner)
 
     def _load(self, load: Load) -> Ready | Failed:
-        if self._runner is not None:
+        if self._model is not None:
             return Failed(error="this worker has loaded a model already; start another worker", kind="invalid")
-        runner = self._load_runner(load, self._send_progress)
-        self._grammars = GrammarService(load.files, runner.vocab_size)
-        self._engine = LLMEngine.for_runner(runner, load, self._grammars.fill)
-        self._runner = runner
+        model = self._model = self._load_runner(load, self._send_progress)
+        self._embeddings = EmbeddingEngine(model)
+        if isinstance(model, LoadedRunner):
+            self._grammars = GrammarService(load.files, model.vocab_size)
+            self._engine = LLMEngine.for_runner(model, load, self._grammars.fill)
+            self._runner = model
         self._kv_size = (load.num_blocks, load.budget_bytes)
         # The model lives as long as the process: the collector need not look at it when it is called.
         gc.collect()
         gc.freeze()
         gc.disable()
-        return runner.ready
+        return model.ready
 
     def _collect_garbage(self, num_steps: int) -> None:
         if self._num_uncollected_steps >= num_steps:
@@ -316,6 +332,8 @@ class WorkerLoop:
     def _submit(self, submit: Submit) -> None:
         if self._engine is None or self._runner is None or self._grammars is None:
             error = "this worker has no model; send Load first"
+            if self._model is not None:
+                error = "this model reads texts and generates none"
             self._send(Failed(error=error, kind="invalid", seq_id=submit.seq_id))
             return
         if submit.constraint is None:
@@ -340,7 +358,7 @@ class WorkerLoop:
         try:
             _check_token_ids(submit, runner.vocab_size)
             engine.add(
-                Sequence(
+                sequence.Sequence(
                     submit.seq_id,
                     submit.prompt_ids,
                     submit.params,
@@ -353,7 +371,35 @@ class WorkerLoop:
         except SchedulerError as error:
             self._send(Failed(error=str(error), kind="invalid", seq_id=submit.seq_id))
 
+    def _embed(self, embed: Embed) -> None:
+        if self._embeddings is None:
+            error = "this worker has no model; send Load first"
+            self._send(Failed(error=error, kind="invalid", request_id=embed.request_id))
+            return
+        try:
+            self._send_all(self._embeddings.add(embed))
+        except EngineError as error:
+            self._send(Failed(error=str(error), kind="invalid", request_id=embed.request_id))
+
+    def _embed_piece(self, embeddings: EmbeddingEngine) -> None:
+        """Computes a piece of the texts that wait."""
+        try:
+            answers = embeddings.advance(is_shared=self._can_step)
+        except Exception as error:
+            # As a step that failed: it ends the requests whose texts were computed, not the worker.
+            traceback.print_exc()
+            fault = self._classify(error)
+            self._send_all(embeddings.fail(f"the model failed while it computed: {_sentence(error)}", fault.kind))
+            self._num_uncollected_steps = BUSY_COLLECTION_STEPS
+            if fault.fatal:
+                self._send(Failed(error=_sentence(error), kind=fault.kind, fatal=True))
+                self._exit_status = 1
+            return
+        self._send_all(answers)
+
     def _abort(self, abort: Abort) -> None:
+        if self._embeddings is not None:
+            self._embeddings.abort(abort.request_ids)
         if self._engine is not None:
             rows = [self._engine.abort(seq_id) for seq_id in abort.seq_ids if seq_id not in self._compiling]
             unborn = [seq_id for seq_id in abort.seq_ids if self._compiling.pop(seq_id, None) is not None]
@@ -376,6 +422,10 @@ class WorkerLoop:
                 self._exit_status = 1
             return
         self._send_rows(rows)
+
+    def _send_all(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self._send(message)
 
     def _send_rows(self, rows: list[TokenRow]) -> None:
         if rows:

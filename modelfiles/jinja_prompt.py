@@ -8,6 +8,7 @@ Source: transformers utils/chat_template_utils.py (render_jinja_template).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 
+from modelfiles.call_ids import with_fitting_ids
 from modelfiles.jinja_sandbox import AddSteps, BoundedEnvironment, Budget
 from modelfiles.prompt_types import Message, PromptTemplate, TemplateError, Tool
 
@@ -28,7 +30,9 @@ END_MARK = "\ue000hob-continue-here\ue001"
 """Stands after the text that the model shall continue; from Unicode's private use area."""
 
 THINKING_VARIABLES = {"enable_thinking", "thinking", "reasoning_effort"}
-THINKING_TEXT = re.compile(r"reasoning_content|</?think>")
+THINKING_TEXT = re.compile(r"reasoning_content|</?think>|\[THINK\]|<thinking>|<\|START_THINKING\|>")
+MESSAGE_TOOLS = re.compile(r"message(?:\.tools\b|\[['\"]tools['\"]\])")
+"""How Phi-4-mini's template reads tools: as a text that the system message carries."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class JinjaPromptTemplate(PromptTemplate):
 
     special_tokens: Mapping[str, str]
     code: CodeType = field(repr=False)
+    has_message_tools: bool
+    """Whether the system message carries the tools."""
 
     @classmethod
     def compile(cls, text: str, special_tokens: Mapping[str, str]) -> JinjaPromptTemplate:
@@ -51,11 +57,12 @@ class JinjaPromptTemplate(PromptTemplate):
         except Exception as error:  # also Python's compiler: SyntaxError, RecursionError, MemoryError
             raise _template_error(error) from error
         capabilities = {"completion"}
-        if "tools" in variables:
+        has_message_tools = "tools" not in variables and MESSAGE_TOOLS.search(text) is not None
+        if "tools" in variables or has_message_tools:
             capabilities.add("tools")
         if variables & THINKING_VARIABLES or THINKING_TEXT.search(text):
             capabilities.add("thinking")
-        return cls(text, special_tokens, code, capabilities=frozenset(capabilities))
+        return cls(text, special_tokens, code, has_message_tools, capabilities=frozenset(capabilities))
 
     def render(
         self,
@@ -66,7 +73,12 @@ class JinjaPromptTemplate(PromptTemplate):
         now: datetime,
         add_generation_prompt: bool = True,
     ) -> str:
+        messages = with_fitting_ids(messages, self.text)
         turns = [_message(message) for message in messages]
+        if tools and self.has_message_tools:
+            if not turns or turns[0]["role"] != "system":
+                turns.insert(0, {"role": "system", "content": ""})
+            turns[0]["tools"] = json.dumps([tool.get("function", tool) for tool in tools], ensure_ascii=False)
         variables = {"tools": [dict(tool) for tool in tools] or None, **_thinking(think)}
         if add_generation_prompt and turns and _is_open(messages[-1]):
             turns[-1]["content"] += END_MARK

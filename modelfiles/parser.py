@@ -13,9 +13,9 @@ outside of triple quotes (such as the joiner inside an emoji) are kept, and a va
 with three quotes at the end of a line, say) is written between two lines of eight or more quotes, which Ollama would
 read as a value of nothing but quotes.
 
-Two sentences about errors are literal copies of Ollama's, because clients look for them; all others begin with line and
-column. Whether values make sense (a FROM that exists, a TEMPLATE that parses) is for those who use them to say;
-`Modelfile.parameters` types the PARAMETER lines.
+Every error begins with line and column; behind them stand Ollama's words where clients look for them. Whether values
+make sense (a FROM that exists, a TEMPLATE that parses) is for those who use them to say; `Modelfile.parameters` types
+the PARAMETER lines, `Modelfile.requires` reads REQUIRES.
 Source: ollama/ollama parser/parser.go, docs/modelfile.md.
 """
 
@@ -26,6 +26,7 @@ import re
 from dataclasses import dataclass, field
 
 from modelfiles.parameters import ParameterError, Value, collect_parameters
+from modelfiles.versions import parse_version
 
 COMMANDS = (
     "from",
@@ -45,6 +46,7 @@ UNKNOWN_COMMAND = (
     'command must be one of "from", "license", "template", "system", "adapter", "draft", "renderer", "parser", '
     '"parameter", "message", or "requires"'
 )
+NO_MESSAGES = ("system", "")
 UNKNOWN_ROLE = 'message role must be one of "system", "user", or "assistant"'
 NO_FROM = "no FROM line"
 EMPTY_FROM = "FROM names nothing; it takes a model, a file or a folder"
@@ -62,10 +64,10 @@ FENCE = re.compile(rf'("{{{FENCE_QUOTES},}})(\r\n|\r|\n)')
 
 
 class ModelfileError(ValueError):
-    """Text that is no Modelfile; `line` and `column` count from 1 and are 0 where the whole file is meant."""
+    """Text that is no Modelfile; `line` and `column` count from 1, and are 0 for what was not read from a file."""
 
     def __init__(self, message: str, line: int = 0, column: int = 0) -> None:
-        super().__init__(message)
+        super().__init__(f"(line {line}, column {column}): {message}" if line else message)
         self.line = line
         self.column = column
 
@@ -118,9 +120,26 @@ class Modelfile:
         return values[-1] if values else None
 
     @property
-    def messages(self) -> tuple[tuple[str, str], ...]:
-        """Role and text of each MESSAGE."""
-        return tuple((item.args[0], item.args[1]) for item in self.instructions if item.command == "message")
+    def messages(self) -> tuple[tuple[str, str], ...] | None:
+        """Role and text of each MESSAGE, or None without one. An empty one of the role system takes away all that stand
+        before it, those of the model that FROM names included."""
+        found = [item.args for item in self.instructions if item.command == "message"]
+        first = max((index + 1 for index, args in enumerate(found) if args == NO_MESSAGES), default=0)
+        return tuple((role, text) for role, text in found[first:]) if found else None
+
+    def requires(self) -> str | None:
+        """The version that REQUIRES names.
+
+        Raises:
+            ModelfileError: it is none, with its place.
+        """
+        for item in self.instructions:
+            if item.command == "requires" and item.value:
+                try:
+                    parse_version(item.value)
+                except ValueError as error:
+                    raise ModelfileError(str(error), item.line, item.column) from error
+        return self.last("requires")
 
     def parameters(self) -> tuple[dict[str, Value], list[str]]:
         """The typed PARAMETERs, and warnings about deprecated ones.
@@ -133,8 +152,7 @@ class Modelfile:
             try:
                 collect_parameters([(item.args[0], item.args[1])])
             except ParameterError as error:
-                place = f"(line {item.line}, column {item.column}): " if item.line else ""
-                raise ModelfileError(f"{place}{error}", item.line, item.column) from error
+                raise ModelfileError(str(error), item.line, item.column) from error
         return collect_parameters([(item.args[0], item.args[1]) for item in lines])
 
 
@@ -146,10 +164,11 @@ def parse(source: str | bytes) -> Modelfile:
     """
     text = _decode(source) if isinstance(source, bytes) else source
     if len(text) > MAX_CHARACTERS:
-        raise ModelfileError(f"the Modelfile has {len(text)} characters; {MAX_CHARACTERS} are allowed")
-    instructions = _Parser(text.removeprefix("\ufeff")).instructions()
+        raise ModelfileError(f"the Modelfile has {len(text)} characters; {MAX_CHARACTERS} are allowed", 1, 1)
+    parser = _Parser(text.removeprefix("\ufeff"))
+    instructions = parser.instructions()
     if not any(instruction.command == "from" for instruction in instructions):
-        raise ModelfileError(NO_FROM)
+        raise parser.error(NO_FROM)
     return Modelfile(tuple(instructions))
 
 
@@ -162,7 +181,7 @@ def _decode(source: bytes) -> str:
         *before, last = LINE_END.split(source[len(mark) :][: error.start].decode(encoding))
         line, column = len(before) + 1, len(last) + 1
         what = f"the Modelfile is not {encoding.upper()} text: {error.reason} at byte {error.start + len(mark)}"
-        raise ModelfileError(f"(line {line}, column {column}): {what}", line, column) from error
+        raise ModelfileError(what, line, column) from error
 
 
 class _Parser:
@@ -187,14 +206,15 @@ class _Parser:
             found.append(self.instruction())
 
     def instruction(self) -> Instruction:
-        start, line, _ = self.place()
+        start = self.position
+        line, _ = self.place()
         command = self.skip(WORD).lower()
         if self.position == len(self.text):
             raise self.unexpected_eof(f'"{command.upper()[:32]}" has no value')
         if command not in COMMANDS or not self.at_blank():
-            raise ModelfileError(f"(line {line}, column {start + 1}): {UNKNOWN_COMMAND}", line, start + 1)
+            raise self.error(UNKNOWN_COMMAND, start)
         self.skip(BLANKS)
-        column = self.place()[0] + 1
+        _, column = self.place()
         if command == "parameter":
             name = self.word_before_value(NAME, "a parameter's name is made of letters, digits and _, then its value")
             return Instruction(command, name, self.value(), line=line, column=column)
@@ -203,19 +223,18 @@ class _Parser:
             return Instruction(command, role, self.value(), line=line, column=column)
         value = self.value()
         if command == "from" and not value.strip():  # as a path it would mean the folder of the Modelfile
-            raise ModelfileError(f"(line {line}, column {column}): {EMPTY_FROM}", line, column)
+            raise ModelfileError(EMPTY_FROM, line, column)
         return Instruction(command, value, line=line, column=column)
 
     def word_before_value(self, pattern: re.Pattern[str], rule: str, among: tuple[str, ...] = ()) -> str:
-        column, line, _ = self.place()
+        start = self.position
         word = self.skip(pattern)
         if self.position == len(self.text):
             raise self.unexpected_eof(rule)
         if among and word not in among and self.at_blank():
-            raise ModelfileError(f"(line {line}, column {column + 1}): {UNKNOWN_ROLE}", line, column + 1)
+            raise self.error(UNKNOWN_ROLE, start)
         if not word or not self.at_blank():
-            column, line, _ = self.place()
-            raise ModelfileError(f"(line {line}, column {column + 1}): {rule}", line, column + 1)
+            raise self.error(rule)
         self.skip(BLANKS)
         return word
 
@@ -272,17 +291,21 @@ class _Parser:
         found = LINE_END.search(self.text, self.position if position is None else position)
         return len(self.text) if found is None else found.start()
 
-    def place(self) -> tuple[int, int, int]:
-        """Column from 0, line from 1, and position of the cursor."""
-        for found in LINE_END.finditer(self.text, self.line_start, self.position):
+    def place(self, position: int | None = None) -> tuple[int, int]:
+        """Line and column, from 1, of a position that is not before the last one asked for; else of the cursor."""
+        position = self.position if position is None else position
+        for found in LINE_END.finditer(self.text, self.line_start, position):
             self.line += 1
             self.line_start = found.end()
-        return self.position - self.line_start, self.line, self.position
+        return self.line, position - self.line_start + 1
+
+    def error(self, message: str, position: int | None = None) -> ModelfileError:
+        """An error at a position, else at the cursor."""
+        return ModelfileError(message, *self.place(position))
 
     def unexpected_eof(self, why: str) -> ModelfileError:
         """The end of the file came too early; `why` explains it at the place where the cursor stands."""
-        column, line, _ = self.place()
-        return ModelfileError(f"{UNEXPECTED_EOF} (line {line}, column {column + 1}: {why})", line, column + 1)
+        return self.error(f"{UNEXPECTED_EOF}: {why}")
 
 
 def _quoted(value: str) -> str:

@@ -29,6 +29,7 @@ from registry.errors import BlobNotFound, CreateError, InvalidDigest
 from registry.manifest import (
     ADAPTER,
     CONFIG_MEDIA_TYPE,
+    DRAFT,
     FILE,
     LICENSE,
     MESSAGES,
@@ -45,7 +46,7 @@ from registry.manifest import (
 from registry.model_facts import ModelFacts, model_facts
 from registry.name import ModelName
 from registry.store import Store
-from registry.stored_model import StoredModel
+from registry.stored_model import OWN_TEMPLATE, StoredModel
 
 ROLES = ("system", "user", "assistant")
 
@@ -79,6 +80,8 @@ class CreateRequest:
     files: Mapping[str, str] = field(default_factory=dict)
     """Relative file name -> digest of an uploaded blob."""
     adapters: Mapping[str, str] = field(default_factory=dict)
+    drafts: Mapping[str, str] = field(default_factory=dict)
+    """A smaller model, which another server may guess with; this one keeps it for that server."""
     template: str | None = None
     system: str | None = None
     parameters: Mapping[str, Any] | None = None
@@ -138,7 +141,7 @@ def create_model(
     """
     if not request.from_name and not request.files:
         raise CreateError("neither 'from' or 'files' was specified")
-    uploads = {**_parse_digests(request.files), **_parse_digests(request.adapters)}
+    uploads = {**_parse_digests(request.files), **_parse_digests(request.adapters), **_parse_digests(request.drafts)}
     parent = store.get(request.from_name) if request.from_name else None
     inherited = parent.manifest.digests() if parent else frozenset()
     with store.lease(inherited | set(uploads.values())):
@@ -149,6 +152,7 @@ def create_model(
         try:
             yield from draft.add_files(check_source)
             yield from draft.add_adapters()
+            yield from draft.add_drafts()
             if request.quantize:
                 yield from draft.quantize(quantize)
             yield from draft.publish()
@@ -274,6 +278,24 @@ class _Draft:
         self.inherited = [layer for layer in self.inherited if layer.media_type != ADAPTER]
         self._add(ADAPTER, self.request.adapters, names, is_named=not is_gguf)
 
+    def add_drafts(self) -> Iterator[CreateStatus]:
+        if not self.request.drafts:
+            return
+        names = model_files.select(self.request.drafts)
+        files = self._paths(self.request.drafts, names)
+        is_gguf = names[0].lower().endswith(".gguf")
+        if is_gguf:
+            names = model_files.sort_gguf(files).weights
+        else:
+            model_files.check_safetensors(files)
+        if not names or set(files.values()) & set(self._weights().values()):
+            raise CreateError("the draft model must be a model, and another one than the model itself")
+        facts = _facts(ModelSource({name: files[name] for name in names}))
+        self.config["draft"] = {"model_format": "gguf" if is_gguf else "safetensors", "architecture": facts.family}
+        self.inherited = [layer for layer in self.inherited if layer.media_type != DRAFT]
+        self._add(DRAFT, self.request.drafts, names, is_named=not is_gguf)
+        yield CreateStatus("keeping the draft model, which is not used: answers are the same without it")
+
     # ---- words
 
     def publish(self) -> Iterator[CreateStatus]:
@@ -314,6 +336,9 @@ class _Draft:
             except TemplateError as error:
                 raise CreateError(f"template error: {error}") from error
             self._replace((TEMPLATE, PROMPT), request.template.encode(), blobs)
+            self.config.pop(OWN_TEMPLATE, None)
+            if request.template:
+                self.config[OWN_TEMPLATE] = True
         if request.system is not None:
             self._replace((SYSTEM,), request.system.encode(), blobs)
         if request.parameters is not None:
@@ -429,5 +454,5 @@ def _info_value(key: str, value: Any, kind: type) -> Any:
 
 def _order(media_type: str) -> int:
     """Weights before what goes with them, words after; equal ones keep their order."""
-    order = (MODEL, FILE, PROJECTOR, ADAPTER)
+    order = (MODEL, FILE, PROJECTOR, ADAPTER, DRAFT)
     return order.index(media_type) if media_type in order else len(order)

@@ -25,6 +25,7 @@ CONFIG_MEDIA_TYPE = "application/vnd.docker.container.image.v1+json"
 MODEL = "application/vnd.ollama.image.model"
 PROJECTOR = "application/vnd.ollama.image.projector"
 ADAPTER = "application/vnd.ollama.image.adapter"
+DRAFT = "application/vnd.ollama.image.draft"
 TEMPLATE = "application/vnd.ollama.image.template"
 PROMPT = "application/vnd.ollama.image.prompt"  # what TEMPLATE was called before 2024
 SYSTEM = "application/vnd.ollama.image.system"

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modelfiles.parser import Instruction, Modelfile
+from modelfiles.parser import NO_MESSAGES, Instruction, Modelfile
 from registry.stored_model import StoredModel
 
 KEY_WIDTH = 30
@@ -56,6 +56,8 @@ def _instructions(model: StoredModel, system: str, params: Mapping[str, Any]) ->
         yield Instruction("from", base)
     for _, path in sorted(model.adapter_files.items()):
         yield Instruction("adapter", str(path))
+    for _, path in sorted(model.draft_files.items()):
+        yield Instruction("draft", str(path))
     for projector in model.projectors:
         yield Instruction("from", str(projector))
     for command, value in (
@@ -73,6 +75,8 @@ def _instructions(model: StoredModel, system: str, params: Mapping[str, Any]) ->
     for text in model.licenses:
         yield Instruction("license", text)
     for message in model.messages:
+        if (message["role"], message["content"]) == NO_MESSAGES:  # it would take away those before it
+            continue
         yield Instruction("message", message["role"], message["content"])
 
 

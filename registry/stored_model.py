@@ -23,6 +23,7 @@ from registry.disk import read_regular
 from registry.errors import NO_RESOURCES, BrokenModel, ManifestError, unreadable
 from registry.manifest import (
     ADAPTER,
+    DRAFT,
     FILE,
     LICENSE,
     MESSAGES,
@@ -38,6 +39,8 @@ from registry.manifest import (
 )
 from registry.name import ModelName
 
+OWN_TEMPLATE = "hob_own_template"
+"""Key of a config blob, which Ollama passes over."""
 MAX_TEXT_BYTES = 16 * 1024 * 1024
 """Longest template, licence, config or list of messages that is read into memory."""
 
@@ -87,6 +90,8 @@ class StoredModel:
     """The model's own files by name; empty for a stub of a remote model."""
     adapter_files: Mapping[str, Path]
     projectors: tuple[Path, ...]
+    draft_files: Mapping[str, Path]
+    """Of its draft model, which is kept and not used."""
 
     @property
     def size(self) -> int:
@@ -106,6 +111,21 @@ class StoredModel:
     def adapter(self) -> ModelSource | None:
         """The LoRA adapter's files, where it has one."""
         return ModelSource(self.adapter_files) if self.adapter_files else None
+
+    @property
+    def renderer(self) -> str:
+        """The RENDERER that its maker named, or ""."""
+        return str(self.config.get("renderer", ""))
+
+    @property
+    def parser(self) -> str:
+        """The PARSER that its maker named, or ""."""
+        return str(self.config.get("parser", ""))
+
+    @property
+    def has_own_template(self) -> bool:
+        """Whether its TEMPLATE was written here, into its Modelfile or that of a model that it is made from."""
+        return self.config.get(OWN_TEMPLATE) is True
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -148,6 +168,7 @@ def load_model(name: ModelName, data: bytes, modified_at: datetime, blobs: Path)
         licenses=tuple(reader.text([layer]) for layer in by_type.get(LICENSE, [])),
         files=reader.paths(by_type.get(MODEL, []), "model.gguf") | reader.paths(by_type.get(FILE, []), ""),
         adapter_files=reader.paths(by_type.get(ADAPTER, []), "adapter.gguf"),
+        draft_files=reader.paths(by_type.get(DRAFT, []), "draft.gguf"),
         projectors=tuple(blobs / layer.digest.file_name for layer in by_type.get(PROJECTOR, [])),
     )
 

@@ -1,24 +1,11 @@
-"""ToolCallParser: takes the calls of tools out of a model's text, in the form of Hermes and Qwen. Pure.
-
-    <tool_call>
-    {"name": "get_weather", "arguments": {"city": "Paris"}}
-    </tool_call>
-
-A call is handed out as soon as its closing tag is there; a text that ends inside a call still yields it if the JSON is
-whole. What stands between the tags and is no call comes out as the text that it is: nothing that the model said gets
-lost. White space around a call is dropped. However the text is cut into pieces, the result is the same.
-"""
+"""What the parsers of calls have in common: what a call is, what they give back, and when JSON is a call. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
-from daemon.parsers.partial import held_back
-
-OPEN_TAG = "<tool_call>"
-CLOSE_TAG = "</tool_call>"
+from daemon.parsers.values import read_value
 
 
 class ParsedCall(NamedTuple):
@@ -36,7 +23,8 @@ class Output(NamedTuple):
 
 
 class CallParser(Protocol):
-    """What the parsers of all forms do."""
+    """What the parsers of all forms do. However a text is cut into pieces, the concatenation of what comes out is the
+    same, and of what is no call nothing gets lost."""
 
     def push(self, text: str) -> Output:
         """Take a piece of text; returns what is certain by now."""
@@ -47,80 +35,43 @@ class CallParser(Protocol):
         ...
 
 
-class ToolCallParser:
-    """Feed text with `push`, end with `flush`."""
-
-    def __init__(self, *, open_tag: str = OPEN_TAG, close_tag: str = CLOSE_TAG) -> None:
-        self._open_tag = open_tag
-        self._close_tag = close_tag
-        self._held = ""
-        self._inside = False
-        self._after_call = False
-
-    def push(self, text: str) -> Output:
-        """Take a piece of text; returns what is certain by now."""
-        self._held += text
-        said: list[str] = []
-        calls: list[ParsedCall] = []
-        while True:
-            if not self._inside:
-                said.append(self._take_text())
-            if not self._inside or self._close_tag not in self._held:
-                return Output("".join(said), tuple(calls))
-            body, _, self._held = self._held.partition(self._close_tag)
-            self._inside = False
-            call = parse_call(body)
-            if call is None:
-                said.append(f"{self._open_tag}{body}{self._close_tag}")
-            else:
-                calls.append(call)
-            self._after_call = call is not None
-
-    def flush(self) -> Output:
-        """The text has ended: an open call is one if its JSON is whole, else it is text."""
-        held, self._held = self._held, ""
-        if not self._inside:
-            return Output(held.lstrip() if self._after_call else held, ())
-        self._inside = False
-        call = parse_call(held)
-        return Output("", (call,)) if call is not None else Output(self._open_tag + held, ())
-
-    def _take_text(self) -> str:
-        """The text up to an opening tag, or up to what may become one together with the white space before it."""
-        if self._after_call:
-            self._held = self._held.lstrip()
-            self._after_call = not self._held
-        text, tag, rest = self._held.partition(self._open_tag)
-        if tag:
-            self._held = rest
-            self._inside = True
-            return text.rstrip()
-        certain = self._held[: len(self._held) - held_back(self._held, self._open_tag)].rstrip()
-        self._held = self._held[len(certain) :]
-        return certain
-
-
 def parse_call(body: str) -> ParsedCall | None:
-    """The call that JSON of the form {"name": ..., "arguments": {...}} asks for, or None where it is something else.
-
-    Models also write "parameters" for "arguments", leave them out where there are none, and encode them twice.
-    """
+    """The call that JSON of the form {"name": ..., "arguments": {...}} asks for, or None where it is something else."""
     try:
-        return as_call(msgspec.json.decode(body))
-    except (ValueError, RecursionError):
+        return as_call(read_value(body))
+    except ValueError:
         return None
 
 
 def as_call(value: Any) -> ParsedCall | None:
-    """The call that a decoded JSON value asks for, or None where it is something else."""
+    """The call that a decoded value asks for, or None where it is something else.
+
+    Models also write "parameters" for "arguments", leave them out where there are none, encode them twice, and wrap all
+    in the {"type": "function", "function": ...} in which they read of tools.
+    """
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
     if not isinstance(value, dict):
         return None
     name, arguments = value.get("name"), value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):
         try:
-            arguments = msgspec.json.decode(arguments)
-        except (ValueError, RecursionError):
+            arguments = read_value(arguments)
+        except ValueError:
             return None
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
     return ParsedCall(name, arguments)
+
+
+def as_calls(value: Any) -> list[ParsedCall] | None:
+    """The same of one value or a list of them; all of them must be calls, and there must be one."""
+    found = [as_call(item) for item in (value if isinstance(value, list) else [value])]
+    calls = [call for call in found if call is not None]
+    return calls if calls and len(calls) == len(found) else None
+
+
+def joined(outputs: Iterable[Output]) -> Output:
+    """Several outputs as one."""
+    texts, calls = zip(*outputs, strict=True)
+    return Output("".join(texts), tuple(call for group in calls for call in group))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -15,12 +14,11 @@ from daemon.bodies import read
 from daemon.constraints import read_constraint
 from daemon.errors import BadRequest
 from daemon.generation import Job
-from daemon.options import Options, check_top_logprobs
-from daemon.prompt_sources import chat_source, generate_source, read_message, with_model_messages
+from daemon.options import Options, check_top_logprobs, read_keep_alive
+from daemon.prompt_sources import chat_source, generate_source, read_messages, with_model_messages
 from daemon.replies import ChatReplies, GenerateReplies, Replies, Reply, stream, whole
 from daemon.services import Services
 from daemon.streaming import JSONReply, JSONResponse, NDJSONReply
-from modelfiles.durations import DurationError, parse_keep_alive
 from registry.stored_model import StoredModel
 
 THINK_LEVELS = ("low", "medium", "high", "max")
@@ -42,7 +40,7 @@ async def _generate(services: Services, request: Request) -> JSONReply | NDJSONR
     logprobs = check_top_logprobs(body.logprobs, body.top_logprobs)
     stored = await services.library.find(body.model)
     replies = GenerateReplies(body.model or "", services.now)
-    keep_alive_s = _keep_alive_s(body.keep_alive)
+    keep_alive_s = read_keep_alive(body.keep_alive)
     if not body.prompt and not body.suffix and keep_alive_s == 0:
         await services.models.unload(stored.name)
         return JSONResponse(replies.done("unload"))
@@ -60,7 +58,7 @@ async def _generate(services: Services, request: Request) -> JSONReply | NDJSONR
     templated = not body.raw and not body.suffix
     job = Job(
         stored=stored,
-        source=partial(generate_source, body, think, _local_now(services)),
+        source=partial(generate_source, body, think, services.local_now()),
         context_ids=tuple(body.context or ()),
         options=body.options or {},
         keep_alive_s=keep_alive_s,
@@ -81,7 +79,7 @@ async def _chat(services: Services, request: Request) -> JSONReply | NDJSONReply
     logprobs = check_top_logprobs(body.logprobs, body.top_logprobs)
     stored = await services.library.find_valid(body.model)
     replies = ChatReplies(body.model or "", services.now)
-    keep_alive_s = _keep_alive_s(body.keep_alive)
+    keep_alive_s = read_keep_alive(body.keep_alive)
     if not body.messages and keep_alive_s == 0:
         await services.models.unload(stored.name)
         return JSONResponse(replies.done("unload"))
@@ -90,7 +88,7 @@ async def _chat(services: Services, request: Request) -> JSONReply | NDJSONReply
     if body.tools:
         await services.library.require(stored, "tools", "tools", stored.name.full)
         _check_tools(body.tools)
-    messages = [read_message(message) for message in body.messages or ()]
+    messages = read_messages(body.messages or ())
     images = [image for message in body.messages or () for image in message.images or ()]
     _refuse_images(images, body.model or "")
     constraint = read_constraint(body.format, body.options)
@@ -100,12 +98,13 @@ async def _chat(services: Services, request: Request) -> JSONReply | NDJSONReply
     messages = with_model_messages(stored, messages)
     job = Job(
         stored=stored,
-        source=partial(chat_source, messages, body.tools or (), think, _local_now(services)),
+        source=partial(chat_source, messages, body.tools or (), think, services.local_now()),
         options=body.options or {},
         keep_alive_s=keep_alive_s,
         parses_thinking="thinking" in (await services.library.describe(stored)).capabilities,
         shows_thinking=think is not False,
         parses_tools=bool(body.tools),
+        tools=body.tools or (),
         truncate=body.truncate is not False,
         shift=body.shift is not False,
         logprobs=logprobs,
@@ -135,16 +134,6 @@ async def _load(services: Services, stored: StoredModel, keep_alive_s: float | N
 # ---- checks that both share
 
 
-def _keep_alive_s(keep_alive: api.KeepAlive | None) -> float | None:
-    if keep_alive is None:
-        return None
-    try:
-        return parse_keep_alive(keep_alive)
-    except DurationError as error:
-        remedy = 'give a number of seconds, or a duration such as "5m"'
-        raise BadRequest(f"keep_alive cannot be read: {error}; {remedy}") from error
-
-
 async def _think(services: Services, stored: StoredModel, think: api.Think | None, name: str) -> api.Think | None:
     """Whether to think: what the request says, and where it says nothing, what the model can.
 
@@ -172,8 +161,3 @@ def _check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
             raise BadRequest(
                 f'tools[{index}] has no function with a name; write {{"type": "function", "function": ...}}'
             )
-
-
-def _local_now(services: Services) -> datetime:
-    """What templates call now: the date where the daemon runs."""
-    return datetime.fromtimestamp(services.clock.time_ns() / 1e9, UTC).astimezone()

@@ -68,6 +68,7 @@ def _json(value: str) -> str:
 
 
 def _json_schema(value: str) -> str:
+    value = "{}" if value.strip() == "true" else value
     try:
         return LLMatcher.grammar_from_json_schema(close_objects(value), defaults=JSON_OPTIONS)  # type: ignore[arg-type]
     except ValueError as error:

@@ -10,7 +10,7 @@ A pure state machine: the daemon pushes the ids of each step and sends on what c
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from engine.text.stop_strings import StopMatcher
 from engine.text.tokenizer import Tokenizer
@@ -19,17 +19,25 @@ from engine.text.tokenizer import Tokenizer
 class Detokenizer:
     """Ids of one answer -> its text."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), prompt_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        prompt_ids: Sequence[int] = (),
+        shown_ids: Collection[int] = (),
+    ) -> None:
         """
         Args:
             stop: strings that end the answer; empty ones count for nothing.
             prompt_ids: what the answer continues. A SentencePiece vocabulary drops the space of a text's first word;
                 after a prompt that has text, an answer's first word is not the text's first.
+            shown_ids: special tokens that are printed by their names, for a parser that reads them.
         """
         self.stopped: str | None = None
         """The stop string that ended the answer; what is pushed afterwards is dropped."""
         self._tokenizer = tokenizer
         self._matcher = StopMatcher(stop)
+        self._shown_ids = shown_ids
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         continues_text = any(token_id not in tokenizer.special_ids for token_id in prompt_ids)
         self._drops_space = tokenizer.strips_leading_space and not continues_text
@@ -67,7 +75,7 @@ class Detokenizer:
         """A special token is no text, but its name may be a stop string: "<|user|>" in a Modelfile means the token."""
         name = self._tokenizer.token_text(token_id)
         if name not in self._matcher.strings:
-            return ""
+            return self._feed(self._decoder.decode(name.encode())) if token_id in self._shown_ids else ""
         text = self.flush()
         self.stopped = self.stopped or name
         return text

@@ -49,6 +49,19 @@ def test_every_instruction_reaches_its_field(here: Path) -> None:
     assert not any(found.paths for found in files.values())
 
 
+def test_what_a_child_takes_away_is_sent_empty(here: Path) -> None:
+    request, _ = build_request("mine", parse('FROM tale\nSYSTEM ""\nTEMPLATE ""\nMESSAGE system ""\n'), here)
+    assert (request.system, request.template, request.messages) == ("", "", [])
+    request, _ = build_request("mine", parse("FROM tale"), here)
+    assert (request.system, request.template, request.messages) == (None, None, None)
+
+
+def test_a_draft_model_is_sent_beside_the_model(here: Path) -> None:
+    (here / "small.gguf").write_bytes(b"GGUF")
+    _, files = build_request("mine", parse("FROM tale\nDRAFT small.gguf"), here)
+    assert files["draft_files"].paths == {"small.gguf": here / "small.gguf"}
+
+
 def test_files_are_hashed_and_only_missing_ones_are_sent(daemon: FakeDaemon, hob: Hob, here: Path) -> None:
     (here / "Modelfile").write_text("FROM ./weights.gguf\nADAPTER lora.gguf\n")
     (here / "weights.gguf").write_bytes(b"weights")
@@ -187,9 +200,13 @@ def test_a_folder_gives_one_kind_of_weights_and_what_describes_them(here: Path) 
     ):
         (here / name).write_bytes(b"x")
     (here / "folder.json").mkdir()
+    for name in ("1_Pooling", "2_Dense"):
+        (here / name).mkdir()
+        (here / name / "config.json").write_bytes(b"x")
     found = local_files(".", here)
     assert found is not None
-    assert sorted(found.paths) == ["config.json", "model-1.safetensors", "model-2.safetensors", "tokenizer.json"]
+    assert found.paths["1_Pooling/config.json"] == here / "1_Pooling" / "config.json"
+    assert sorted(found.paths)[1:] == ["config.json", "model-1.safetensors", "model-2.safetensors", "tokenizer.json"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +218,7 @@ def test_a_folder_gives_one_kind_of_weights_and_what_describes_them(here: Path) 
         ("FROM pointer", "a pointer of git-lfs"),
         ("FROM a\nFROM b", "only one FROM can name a model"),
         ("FROM a\nADAPTER none", 'ADAPTER "none" is not there'),
-        ("FROM a\nDRAFT b", "DRAFT is not supported"),
+        ("FROM a\nDRAFT b", 'DRAFT "b" is not there'),
         ("FROM " + "x" * 5000, "neither a path nor a name"),
     ],
 )
@@ -215,6 +232,7 @@ def test_what_cannot_be_used_is_said_before_anything_is_sent(here: Path, text: s
     ("line", "said"),
     [
         ("FRIM x", "(line 2, column 1): command must be one of"),
+        ("REQUIRES new", "(line 2, column 10): 'new' is no version"),
         ("PARAMETER heat 1", "(line 2, column 11): unknown parameter 'heat'"),
         ("PARAMETER temperature hot", '(line 2, column 11): parameter "temperature" is "hot", which is not a number'),
     ],

@@ -111,7 +111,7 @@ async def test_copy(world: World) -> None:
     names = [model["name"] for model in (await world.http.get("/api/tags")).json()["models"]]
     assert "me/other:v1" in names
     for body, status, error in (
-        ({"source": "no", "destination": "x"}, 404, 'model "no:latest" not found'),
+        ({"source": "no", "destination": "x"}, 404, 'model "no" not found'),
         ({"source": "..", "destination": "x"}, 400, 'source ".." is invalid'),
         ({"source": "tiny", "destination": "a/b/c/d"}, 400, 'destination "a/b/c/d" is invalid'),
         ({"source": "tiny"}, 400, 'destination "" is invalid'),
@@ -126,7 +126,7 @@ async def test_delete_unloads_first(world: World) -> None:
     assert (response.status_code, response.content) == (200, b"")
     assert world.engine.closed.is_set()
     response = await world.http.request("DELETE", "/api/delete", json={"model": "tiny"})
-    assert (response.status_code, response.json()) == (404, {"error": "model 'tiny:latest' not found"})
+    assert (response.status_code, response.json()) == (404, {"error": "model 'tiny' not found"})
     response = await world.http.request("DELETE", "/api/delete", json={"name": "a b"})
     assert response.status_code == 400
 
@@ -160,6 +160,18 @@ async def test_create_from_uploaded_files(world: World, model_folders: dict[str,
         ({"model": "x", "from": "tiny", "parameters": {"top_p": 7}}, 400, 'option "top_p" is 7'),
         ({"model": "x", "from": "tiny", "template": "{{ if }}"}, 400, "template error"),
         ({"model": "x", "from": "tiny", "quantize": "Q9_X"}, 400, "unsupported quantization type Q9_X - supported"),
+        (
+            {"model": "x", "from": "tiny", "parser": "olmo3"},
+            400,
+            'PARSER "olmo3" is not one that Hob has; it has harmony',
+        ),
+        ({"model": "x", "from": "tiny", "renderer": "gwen"}, 400, 'RENDERER "gwen" is not known; known are cogito'),
+        ({"model": "x", "from": "tiny", "requires": "new"}, 400, "REQUIRES: 'new' is no version; write it as 0.32.0"),
+        (
+            {"model": "x", "from": "tiny", "requires": "v1"},
+            400,
+            "the model requires version v1, and this Hob does what",
+        ),
         ({"model": "x", "from": "tiny", "messages": [{"role": "boss", "content": ""}]}, 400, "message role"),
     ],
 )

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from daemon.errors import BadRequest
-from daemon.generation import Job, _call_form
-from daemon.parsers.json_calls import JSONCallParser
-from daemon.parsers.tool_calls import ToolCallParser
+from daemon.generation import Job
+from daemon.parsers.families import FAMILIES, PLAIN, Family
+from daemon.parsers.selection import call_parser
 from daemon.prompts import TextPrompt
-from daemon.tool_grammar import BARE_JSON, HERMES, MISTRAL, CallForm, ToolChoice, tool_constraint
-from engine.constraint import ConstraintError
+from daemon.tool_grammar import CallSyntax, ToolChoice, call_syntax, tool_constraint
+from engine.constraint import Constraint, ConstraintError
 from engine.grammar.vocabulary import GrammarVocabulary
 from engine.text.tokenizer import Tokenizer
 from modelfiles.source import ModelSource
@@ -30,9 +30,13 @@ def tool(name: str, parameters: Mapping[str, Any], **more: Any) -> dict[str, Any
 
 CITY = {"type": "object", "properties": {"city": {"enum": ["Rome", "Bonn"]}}, "required": ["city"]}
 NO_MORE = {"additionalProperties": False}
-WEATHER, CLOCK = tool("get_weather", {**CITY, **NO_MORE}), tool('odd "name"', {})
+WEATHER, CLOCK = tool("get_weather", {**CITY, **NO_MORE}), tool("get-time", {})
 STRICT = tool("get_weather", {**CITY, **NO_MORE}, strict=True)
-FORMS = {"hermes": HERMES, "bare": BARE_JSON, "mistral": MISTRAL}
+HERMES = CallSyntax(open="<tool_call>", close="</tool_call>")
+ENFORCED: dict[str, tuple[Family, CallSyntax]] = {
+    family.name: (family, syntax) for family in (*FAMILIES, PLAIN) if (syntax := call_syntax(family)) is not None
+}
+FORMS = {name: syntax for name, (_, syntax) in ENFORCED.items()}
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +46,15 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> GrammarVocabulary:
     return GrammarVocabulary(Tokenizer.from_source(ModelSource.from_path(folder)), 259, [258])
 
 
-def call(form: CallForm, arguments: str = '{"city": "Rome"}', name: str = "get_weather") -> str:
-    return f'{form.open}{{"name": "{name}", "{form.arguments}": {arguments}}}{form.close}'
+def call(form: CallSyntax, arguments: str = '{"city": "Rome"}', name: str = "get_weather") -> str:
+    return f"{form.open}{form.head(name)}{arguments}{'' if form.name_end else '}'}{form.close}"
 
 
-def calls(form: CallForm, *items: str) -> str:
+def calls(form: CallSyntax, *items: str) -> str:
     return form.begin + form.separator.join(items) + form.end
 
 
-def accepts(vocabulary: GrammarVocabulary, choice: ToolChoice, form: CallForm, text: str) -> bool:
+def accepts(vocabulary: GrammarVocabulary, choice: ToolChoice, form: CallSyntax, text: str) -> bool:
     constraint = tool_constraint(choice, form)
     assert constraint is not None
     matcher = service_for(vocabulary).state(constraint).matcher
@@ -60,12 +64,12 @@ def accepts(vocabulary: GrammarVocabulary, choice: ToolChoice, form: CallForm, t
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_a_call_is_required(vocabulary: GrammarVocabulary, form: CallForm) -> None:
+def test_a_call_is_required(vocabulary: GrammarVocabulary, form: CallSyntax) -> None:
     choice = ToolChoice([WEATHER, CLOCK], "required")
     for text, expected in (
         (calls(form, call(form)), True),
         (calls(form, call(form, '{"city":"Bonn"}')), True),
-        (calls(form, call(form), call(form, "{}", 'odd \\"name\\"')), True),
+        (calls(form, call(form), call(form, "{}", "get-time")), True),
         (calls(form, call(form, '{"city": "Paris"}')), False),
         (calls(form, call(form, "{}")), False),
         (calls(form, call(form, "{}", "other")), False),
@@ -77,20 +81,20 @@ def test_a_call_is_required(vocabulary: GrammarVocabulary, form: CallForm) -> No
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_one_tool_once(vocabulary: GrammarVocabulary, form: CallForm) -> None:
+def test_one_tool_once(vocabulary: GrammarVocabulary, form: CallSyntax) -> None:
     choice = ToolChoice([WEATHER, CLOCK], name="get_weather", parallel=False)
     assert accepts(vocabulary, choice, form, calls(form, call(form)))
     assert not accepts(vocabulary, choice, form, calls(form, call(form), call(form)))
-    assert not accepts(vocabulary, choice, form, calls(form, call(form, "{}", 'odd \\"name\\"')))
+    assert not accepts(vocabulary, choice, form, calls(form, call(form, "{}", "get-time")))
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_strict_tools_are_called_by_their_schema_or_not_at_all(vocabulary: GrammarVocabulary, form: CallForm) -> None:
+def test_strict_tools_are_called_by_their_schema_or_not_at_all(vocabulary: GrammarVocabulary, form: CallSyntax) -> None:
     choice = ToolChoice([STRICT, CLOCK], "auto")
     assert accepts(vocabulary, choice, form, "It is sunny.\nIs it not?")
     assert accepts(vocabulary, choice, form, calls(form, call(form)))
     assert not accepts(vocabulary, choice, form, calls(form, call(form, '{"city": "Paris"}')))
-    if form is not BARE_JSON:
+    if form.begin or form.open:
         assert accepts(vocabulary, choice, form, "I will look. " + calls(form, call(form)))
         assert not accepts(vocabulary, choice, form, "I will look. " + calls(form, call(form, '{"town": 1}')))
 
@@ -117,8 +121,10 @@ def test_what_a_schema_cannot_enforce_counts_for_strict_tools_only(vocabulary: G
             service.state(constraint)
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_our_parsers_read_every_text_that_the_grammar_allows(vocabulary: GrammarVocabulary, form: CallForm) -> None:
+@pytest.mark.parametrize(("family", "form"), ENFORCED.values(), ids=ENFORCED)
+def test_our_parsers_read_every_text_that_the_grammar_allows(
+    vocabulary: GrammarVocabulary, family: Family, form: CallSyntax
+) -> None:
     constraint = tool_constraint(ToolChoice([WEATHER, CLOCK], "required"), form)
     assert constraint is not None
     service = service_for(vocabulary)
@@ -127,27 +133,53 @@ def test_our_parsers_read_every_text_that_the_grammar_allows(vocabulary: Grammar
         text = walk(service, constraint, seed, 400)
         if not text.is_complete:
             continue
-        parser = ToolCallParser() if form is HERMES else JSONCallParser()
+        parser = call_parser(family, {"get_weather": {}, "get-time": {}})
         read, rest = parser.push(text.text), parser.flush()
         found = [*read.calls, *rest.calls]
         assert found, text.text
         assert not (read.text + rest.text).strip(" ;[]"), text.text
-        assert {name for name, _ in found} <= {"get_weather", 'odd "name"'}
+        assert {name for name, _ in found} <= {"get_weather", "get-time"}
         num_calls += len(found)
     assert num_calls >= 6
 
 
-def test_the_form_is_the_templates() -> None:
-    assert _call_form("... <tool_call> ...") is HERMES
-    assert _call_form("[TOOL_CALLS] [") is MISTRAL
-    assert _call_form('{"name": ...') is BARE_JSON
+def test_an_answer_in_a_format_beside_calls(vocabulary: GrammarVocabulary) -> None:
+    answer = Constraint(kind="json_schema", value='{"type": "object", "properties": {"a": {"type": "integer"}}}')
+    for name, form in FORMS.items():
+        constraint = tool_constraint(ToolChoice([WEATHER]), form, answer)
+        if name in ("llama", "json"):
+            assert constraint is None
+            continue
+        assert constraint is not None
+        for text, expected in (
+            (calls(form, call(form)), True), ('{"a": 1}', True), ("Sure.", False), ('{"b": 1}', False),
+        ):  # fmt: skip
+            matcher = service_for(vocabulary).state(constraint).matcher
+            assert matcher is not None
+            data = list(text.encode())
+            assert (matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()) == expected, text
+    assert tool_constraint(ToolChoice([WEATHER]), HERMES, Constraint(kind="regex", value="a")) is None
+
+
+def test_families() -> None:
+    assert set(ENFORCED) == {
+        "hermes", "apriel", "nemotron", "mistral", "mistral-list", "granite", "phi-4", "llama", "json",
+    }  # fmt: skip
+    assert FORMS["hermes"] == HERMES
 
 
 async def test_the_engine_is_told_of_the_choice(world: World) -> None:
     stored = await world.services.library.find("tiny")
 
     async def run(choice: ToolChoice) -> None:
-        job = Job(stored=stored, source=lambda model: TextPrompt(lambda: "Hi"), parses_tools=True, tool_choice=choice)
+        job = Job(
+            stored=stored,
+            source=lambda model: TextPrompt(lambda: "Hi"),
+            parses_tools=True,
+            tools=choice.tools,
+            tool_choice="required" if choice.mode == "required" else "auto",
+            tool_name=choice.name,
+        )
         async for _ in world.services.generator.generate(job):
             pass
 

@@ -18,6 +18,7 @@ from modelfiles.parser import (
     ModelfileError,
     parse,
 )
+from modelfiles.versions import parse_version
 
 QUOTED = '''
 # a comment
@@ -68,6 +69,36 @@ def test_parameters_are_typed_and_deprecated_ones_dropped() -> None:
     assert modelfile.parameters() == ({"top_k": 7, "use_mmap": True}, ["parameter mirostat is deprecated"])
 
 
+def test_requires_is_a_version() -> None:
+    assert parse("FROM a").requires() is None
+    assert parse("FROM a\nREQUIRES 0.1\nREQUIRES v0.14.0").requires() == "v0.14.0"
+    assert parse('FROM a\nREQUIRES ""').requires() == ""
+    with pytest.raises(ModelfileError) as caught:
+        parse("FROM a\nREQUIRES  new").requires()
+    assert str(caught.value) == "(line 2, column 11): 'new' is no version; write it as 0.32.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [("0.32.15", (0, 32, 15)), ("v1", (1, 0, 0)), ("1.2", (1, 2, 0)), ("1.2.3-rc.1+b", (1, 2, 3))],
+)
+def test_versions(text: str, version: tuple[int, int, int]) -> None:
+    assert parse_version(text) == version
+
+
+@pytest.mark.parametrize("text", ["", "1.", "01.0", "1.2.3.4", "1.2-rc", "-1", "1.2.3-", "v", "9" * 5000])
+def test_what_is_no_version(text: str) -> None:
+    with pytest.raises(ValueError, match="is no version"):
+        parse_version(text)
+
+
+def test_an_empty_system_message_takes_away_those_before_it() -> None:
+    assert parse("FROM a").messages is None
+    assert parse('FROM a\nMESSAGE system ""').messages == ()
+    text = 'FROM a\nMESSAGE user a\nMESSAGE system ""\nMESSAGE user b\nMESSAGE assistant ""'
+    assert parse(text).messages == (("user", "b"), ("assistant", ""))
+
+
 def test_a_wrong_parameter_names_its_line() -> None:
     with pytest.raises(ModelfileError) as caught:
         parse("FROM a\n\nPARAMETER foo 1\n").parameters()
@@ -105,9 +136,9 @@ def test_big_endian_utf_16() -> None:
 @pytest.mark.parametrize(
     ("source", "sentence", "line", "column"),
     [
-        ("", "no FROM line", 0, 0),
-        ("SYSTEM x", "no FROM line", 0, 0),
-        ("FROM", 'unexpected EOF (line 1, column 5: "FROM" has no value)', 1, 5),
+        ("", "(line 1, column 1): no FROM line", 1, 1),
+        ("SYSTEM x\n\n", "(line 3, column 1): no FROM line", 3, 1),
+        ("FROM", '(line 1, column 5): unexpected EOF: "FROM" has no value', 1, 5),
         ("FROM a\nFOO b", f"(line 2, column 1): {UNKNOWN_COMMAND}", 2, 1),
         ("FROM\na", f"(line 1, column 1): {UNKNOWN_COMMAND}", 1, 1),
         ("FROM a\n  1 b", f"(line 2, column 3): {UNKNOWN_COMMAND}", 2, 3),
@@ -126,7 +157,7 @@ def test_big_endian_utf_16() -> None:
             9,
         ),
         ("FROM a\nMESSAGE user\n", "(line 2, column 13): a MESSAGE has a role and then its text", 2, 13),
-        ("FROM a\nMESSAGE user", "unexpected EOF (line 2, column 13: a MESSAGE has a role and then its text)", 2, 13),
+        ("FROM a\nMESSAGE user", "(line 2, column 13): unexpected EOF: a MESSAGE has a role and then its text", 2, 13),
         (
             "FROM a\nPARAMETER top-k 1",
             "(line 2, column 14): a parameter's name is made of letters, digits and _, then its value",
@@ -135,19 +166,19 @@ def test_big_endian_utf_16() -> None:
         ),
         (
             'FROM a\nSYSTEM """b\n""',
-            'unexpected EOF (line 2, column 8: no line ends with the """ that close this value)',
+            '(line 2, column 8): unexpected EOF: no line ends with the """ that close this value',
             2,
             8,
         ),
         (
             'FROM a\nSYSTEM "b" c\nLICENSE d',
-            'unexpected EOF (line 2, column 8: no line ends with the " that close this value)',
+            '(line 2, column 8): unexpected EOF: no line ends with the " that close this value',
             2,
             8,
         ),
         (
             'FROM a\nSYSTEM """"""""\nb',
-            "unexpected EOF (line 2, column 8: no line of 8 quotes closes this value)",
+            "(line 2, column 8): unexpected EOF: no line of 8 quotes closes this value",
             2,
             8,
         ),
@@ -161,7 +192,12 @@ def test_big_endian_utf_16() -> None:
             9,
         ),
         (b"\xff\xfeF", "(line 1, column 1): the Modelfile is not UTF-16-LE text: truncated data at byte 2", 1, 1),
-        ("#" * (16 * 2**20 + 1), "the Modelfile has 16777217 characters; 16777216 are allowed", 0, 0),
+        (
+            "#" * (16 * 2**20 + 1),
+            "(line 1, column 1): the Modelfile has 16777217 characters; 16777216 are allowed",
+            1,
+            1,
+        ),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )

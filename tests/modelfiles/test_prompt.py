@@ -140,6 +140,20 @@ def test_keys_without_a_value_are_undefined() -> None:
     )
 
 
+def test_tools_that_the_system_message_carries() -> None:
+    text = (
+        "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message %}"
+        "<|system|>{{ message['content'] }}<|tool|>{{ message['tools'] }}<|/tool|>{% else %}"
+        "<|{{ message['role'] }}|>{{ message['content'] }}{% endif %}{% endfor %}"
+    )
+    assert "tools" in jinja_prompt_template(text, {}).capabilities
+    tools = [{"type": "function", "function": {"name": "f", "description": "é"}}]
+    written = '<|tool|>[{"name": "f", "description": "é"}]<|/tool|>'
+    assert render(text, [Message("system", "s"), *USER], tools=tools) == f"<|system|>s{written}<|user|>hi"
+    assert render(text, USER, tools=tools) == f"<|system|>{written}<|user|>hi"
+    assert render(text, USER) == "<|user|>hi"
+
+
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

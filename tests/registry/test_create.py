@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from modelfiles.parser import parse
 from modelfiles.source import ModelSource
 from registry.create import CreateRequest, CreateStatus, QuantizeModel, QuantizeOrder, create_model
 from registry.errors import BlobNotFound, CreateError, ModelNotFound, OutOfSpace
 from registry.manifest import Digest
 from registry.name import ModelName
+from registry.show import modelfile_text
 from registry.store import Store
 from registry.stored_model import StoredModel
 from tests.registry.faulty_disk import FaultyDisk
@@ -132,6 +134,21 @@ def test_adapters(store: Store, parent: StoredModel, tmp_path: Path) -> None:
     model = make(store, from_name=name("m"), adapters=upload(store, files))
     assert model.adapter is not None
     assert sorted(model.adapter.files) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_a_draft_model_is_kept(store: Store, parent: StoredModel, tmp_path: Path) -> None:
+    small = gguf_bytes(tmp_path, {**LLAMA, "general.name": "small"}, name="small")
+    model = make(store, from_name=name("parent"), drafts=upload(store, {"small.gguf": small}))
+    assert model.draft_files["draft.gguf"].read_bytes() == small
+    assert model.config["draft"] == {"model_format": "gguf", "architecture": "llama"}
+    assert model.source.files == parent.source.files
+    assert parse(modelfile_text(model)).values("draft") == (str(model.draft_files["draft.gguf"]),)
+    assert make(store, "child", from_name=name("m")).draft_files == model.draft_files
+
+
+def test_a_draft_model_is_another_one(store: Store, gguf: dict[str, str]) -> None:
+    with pytest.raises(CreateError, match="another one than the model itself"):
+        make(store, files=gguf, drafts=gguf)
 
 
 # ---- inheritance

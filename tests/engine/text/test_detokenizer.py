@@ -163,3 +163,14 @@ def test_empty_stop_strings_count_for_nothing() -> None:
 def test_ids_outside_the_vocabulary_are_refused() -> None:
     with pytest.raises(TokenizerError, match="outside the vocabulary"):
         Detokenizer(BYTE_LEVEL).push([BYTE_LEVEL.vocab_size])
+
+
+def test_special_tokens_are_printed_for_whoever_reads_them() -> None:
+    special = next(iter(BYTE_LEVEL.special_ids))
+    name, ids = BYTE_LEVEL.token_text(special), BYTE_LEVEL.encode("ab")
+    detokenizer = Detokenizer(BYTE_LEVEL, shown_ids={special})
+    assert detokenizer.push([*ids, special, *ids]) == f"ab{name}ab"
+    assert Detokenizer(BYTE_LEVEL).push([*ids, special, *ids]) == "abab"
+    stopping = Detokenizer(BYTE_LEVEL, stop=[name], shown_ids={special})
+    assert stopping.push([*ids, special, *ids]) == "ab"
+    assert stopping.stopped == name
