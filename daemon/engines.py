@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
+from engine.constraint import Constraint
 from engine.messages import Load, Quantize, Quantized, Ready
 from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import TokenLogprobs
@@ -46,7 +47,14 @@ class Engine(Protocol):
     async def load(self, load: Load) -> Ready: ...
     async def add_adapter(self, adapter: int, files: Mapping[str, str]) -> Ready: ...
     async def remove_adapter(self, adapter: int) -> Ready: ...
-    def submit(self, prompt_ids: list[int], params: SamplingParams, *, adapter: int = ...) -> TokenStream: ...
+    def submit(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        adapter: int = ...,
+        constraint: Constraint | None = None,
+    ) -> TokenStream: ...
     async def embed(
         self, prompts: Sequence[Sequence[int]], *, normalize: bool = True, dimensions: int = 0, adapter: int = 0
     ) -> list[bytes]: ...

@@ -18,8 +18,10 @@ from typing import Any
 import msgspec
 
 from engine.config import ModelConfig
+from engine.constraint import Constraint
 from engine.errors import EngineError, RequestFailed
 from engine.execution.model_runner import ModelRunner
+from engine.grammar.service import GrammarService
 from engine.llm_engine import LLMEngine
 from engine.messages import Load, Ready, Stats, TokenRow
 from engine.sampling_params import SamplingParams
@@ -102,7 +104,8 @@ class LLM:
         self.config = ModelConfig.from_source(source)
         runner = self.runner = ModelRunner.load(load)
         self.ready: Ready = runner.ready
-        self.engine = LLMEngine.for_runner(runner, load)
+        self._grammars = GrammarService(load.files, runner.vocab_size)
+        self.engine = LLMEngine.for_runner(runner, load, self._grammars.fill)
         self.stop_token_ids = tuple(sorted(self.tokenizer.eos_ids | set(self.config.eos_token_ids)))
         """What ends an answer unless a request's own `stop_token_ids` say otherwise."""
         self._num_sequences = 0
@@ -135,6 +138,7 @@ class LLM:
         *,
         stop: Sequence[str] = (),
         adapter: int | Sequence[int] = 0,
+        constraint: Constraint | None = None,
     ) -> list[Output]:
         """Continues prompts, all of them at once.
 
@@ -143,11 +147,13 @@ class LLM:
             params: For all, or one for each. Without `stop_token_ids`, the model's own end tokens count.
             stop: Strings that end an output.
             adapter: A number of `add_adapter`, for all prompts or one for each; 0 is the model alone.
+            constraint: What every output must look like.
 
         Returns:
             One output a prompt, in their order.
 
         Raises:
+            ConstraintError: the constraint cannot be enforced.
             SchedulerError: a prompt can never run; nothing has been generated.
             RequestFailed: the model failed at a prompt; the others are lost, too.
         """
@@ -162,7 +168,9 @@ class LLM:
             for ids, one_params, number in zip(prompt_ids, per_prompt, adapters, strict=True):
                 seq_id = self._num_sequences
                 self._num_sequences += 1
-                self.engine.add(sequence.Sequence(seq_id, ids, self._with_stop_tokens(one_params), adapter=number))
+                state = None if constraint is None else self._grammars.state(constraint)
+                with_stops = self._with_stop_tokens(one_params)
+                self.engine.add(sequence.Sequence(seq_id, ids, with_stops, adapter=number, constraint=state))
                 pending[seq_id] = _Pending(ids, self.tokenizer, stop)
                 outputs.append(pending[seq_id].output)
             while pending:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from engine.client import TokenOutput
+from engine.constraint import Constraint
 from engine.conversion.quantize import quantize_model
 from engine.errors import EngineDied
 from engine.messages import Load, Quantize, Quantized, Ready
@@ -110,6 +111,7 @@ class FakeEngine:
         self.num_embed_calls = 0
         self.prompts: list[list[int]] = []
         self.params: list[SamplingParams] = []
+        self.constraints: list[Constraint | None] = []
         self.num_aborted = 0
         self.aborted = asyncio.Event()
         self.paused = asyncio.Event()
@@ -166,12 +168,20 @@ class FakeEngine:
         assert self.ready is not None
         return msgspec.structs.replace(self.ready, weights_bytes=1000 + 100 * len(self.adapters))
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, adapter: int = 0) -> FakeStream:
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        adapter: int = 0,
+        constraint: Constraint | None = None,
+    ) -> FakeStream:
         assert self.tokenizer is not None
         assert adapter == 0 or adapter in self.adapters
         self.used_adapters.append(adapter)
         self.prompts.append(list(prompt_ids))
         self.params.append(params)
+        self.constraints.append(constraint)
         answer = self._answer(self.tokenizer.decode(prompt_ids, skip_special=False))
         token_ids = self.tokenizer.encode(answer.text, add_special=False)
         if answer.finish_reason == "stop":

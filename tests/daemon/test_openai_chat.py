@@ -405,8 +405,17 @@ async def test_an_error_after_it_is_an_event(world: World) -> None:
     assert json.loads(last.data)["error"]["message"] == "the model failed while it computed"
 
 
-async def test_what_cannot_be_constrained_yet_is_refused(world: World) -> None:
-    for more in ({"response_format": {"type": "json_object"}}, {"options": {"regex": "[ab]"}}):
-        error = await error_of(world, 400, "/v1/chat/completions", messages=USER, **more)
-        assert "constrained" in error["message"]
-    assert (await chat(world, response_format={"type": "text"}))["choices"][0]["finish_reason"] == "stop"
+async def test_constraints_reach_the_engine(world: World) -> None:
+    await chat(world, response_format={"type": "text"})
+    await chat(world, response_format={"type": "json_object"})
+    await chat(world, options={"regex": "[ab]"})
+    await chat(world, tools=[TOOL], tool_choice="required")
+    kinds = [constraint and constraint.kind for constraint in world.engine.constraints]
+    assert kinds == [None, "json", "regex", "lark"]
+
+
+async def test_a_schema_that_cannot_be_enforced_is_refused_and_named(world: World) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array", "uniqueItems": True}}}
+    error = await error_of(world, 400, "/v1/chat/completions", messages=USER, response_format=schema)
+    assert 'uses "uniqueItems", which cannot be enforced' in error["message"]
+    assert not world.engines

@@ -44,11 +44,19 @@ class Driver:
         self.step_number = 0
 
     def admit(
-        self, row: int, token_ids: Sequence[int], params: SamplingParams = GREEDY, origin: int = -1, adapter: int = 0
+        self,
+        row: int,
+        token_ids: Sequence[int],
+        params: SamplingParams = GREEDY,
+        origin: int = -1,
+        adapter: int = 0,
+        *,
+        is_constrained: bool = False,
     ) -> None:
         self.release(row)
         origin = len(token_ids) if origin < 0 else origin
-        self.admitted.append(Admission(row, 100 + row, list(token_ids), origin, params, adapter))
+        admission = Admission(row, 100 + row, list(token_ids), origin, params, adapter, is_constrained)
+        self.admitted.append(admission)
         self.known[row], self.computed[row], self.num_blocks[row], self.owned[row] = len(token_ids), 0, 0, []
 
     def release(self, row: int) -> None:
