@@ -22,7 +22,7 @@ from jinja2 import meta
 from modelfiles.jinja_sandbox import AddSteps, BoundedEnvironment, Budget
 from modelfiles.prompt_types import Message, PromptTemplate, TemplateError, Tool
 
-MAX_TEMPLATE = 1 << 20
+MAX_TEMPLATE = 1 << 17
 BASE_STEPS, STEPS_A_MESSAGE = 250_000, 500
 BASE_CHARACTERS, CHARACTERS_A_CHARACTER = 16 << 20, 64
 END_MARK = "\ue000hob-continue-here\ue001"
@@ -166,4 +166,4 @@ def _template_error(error: Exception) -> TemplateError:
         return TemplateError(f"the chat template does not parse: {error.msg}")
     if type(error) is jinja2.TemplateError:
         return TemplateError(f"the chat template refuses the conversation: {error}")
-    return TemplateError(f"the chat template fails: {error}")
+    return TemplateError(f"the chat template fails: {str(error) or type(error).__name__}")

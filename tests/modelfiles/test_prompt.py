@@ -191,7 +191,7 @@ def test_generate_is_a_conversation_of_one_turn() -> None:
         ("{{ 1 / 0 }}", "the chat template fails: division by zero"),
         ("{{ nothing.a }}", "the chat template fails: 'nothing' is undefined"),
         ("{% include 'a' %}", "the chat template fails: no loader for this environment specified"),
-        ("x" * (2**20 + 1), "the chat template has 1048577 characters; 1048576 are allowed"),
+        ("x" * (2**17 + 1), "the chat template has 131073 characters; 131072 are allowed"),
     ],
     ids=lambda value: value[:30],
 )  # fmt: skip
