@@ -290,6 +290,8 @@ HOSTILE = {
     "shared lists compared": TWINS + "{{ ns.a == ns.b }}",
     "shared lists tested": TWINS + "{{ ns.a is eq(ns.b) }}",
     "shared tuples": grow("(ns.a, ns.a)", "(1,)"),
+    "slices of text": "{% set a = 'x' * 4000000 %}{% for i in range(99999) %}{% set b = a[::-1] %}{% endfor %}",
+    "slices of lists": "{% set a = [1] * 4000000 %}{% for i in range(99999) %}{% set b = a[1:] %}{% endfor %}",
     "ljust": "{{ 'a'.ljust(10**10) | length }}",
     "zfill": "{{ 'a'.zfill(10**10) | length }}",
     "expandtabs": "{{ ('\t' * 10000).expandtabs(10000) | length }}",
