@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.errors import CliError
+from modelfiles.source import POOLING_FILES
 
 WEIGHTS = ("model*.safetensors", "adapter*.safetensors", "consolidated*.safetensors", "*.safetensors", "*.gguf")
 """In this order; the first pattern that matches any file gives the weights."""
@@ -77,7 +78,8 @@ def _in_folder(folder: Path) -> SourceFiles:
     sides = sorted({path for pattern in SIDE_FILES for path in folder.glob(pattern)})
     for path in weights:
         _refuse_pointer(path)
-    return SourceFiles({path.name: path for path in [*weights, *sides] if path.is_file()})
+    sides += sorted(folder.glob(POOLING_FILES))
+    return SourceFiles({path.relative_to(folder).as_posix(): path for path in [*weights, *sides] if path.is_file()})
 
 
 def _refuse_pointer(path: Path) -> None:

@@ -218,6 +218,52 @@ class ChatResponse(Reply):
     debug_info: DebugInfo | None = msgspec.field(default=None, name="_debug_info")
 
 
+# ---- tokens
+
+
+class TokenizeRequest(Request):
+    """POST /api/tokenize, with the fields of llama.cpp's server."""
+
+    model: str | None = None
+    content: str | None = None
+    text: str | None = None
+    """Another name of `content`."""
+    add_special: bool | None = None
+    """Put the tokens around the text that the model expects around a prompt. False where not given."""
+    parse_special: bool | None = None
+    """Read "<|im_start|>" and the like as the tokens of that name. True where not given."""
+    with_pieces: bool | None = None
+    """Name each token's text, too."""
+
+
+class TokenPiece(Reply, kw_only=True):
+    """A token, and the text that it is or, where that is a part of a character, its bytes."""
+
+    id: int
+    piece: str | list[int]
+
+
+class TokenizeResponse(Reply, kw_only=True):
+    """POST /api/tokenize."""
+
+    model: str
+    tokens: list[int] | list[TokenPiece]
+
+
+class DetokenizeRequest(Request):
+    """POST /api/detokenize."""
+
+    model: str | None = None
+    tokens: list[int] | None = None
+
+
+class DetokenizeResponse(Reply, kw_only=True):
+    """POST /api/detokenize. Bytes that are no character come as U+FFFD."""
+
+    model: str
+    content: str
+
+
 # ---- models
 
 
@@ -466,13 +512,19 @@ class HealthResponse(Reply):
     status: str
 
 
+# ---- vectors and scores
+
+
 class EmbedRequest(Request):
-    """POST /api/embed."""
+    """POST /api/embed. No input loads the model."""
 
     model: str | None = None
     input: Any = None
+    """A text or a list of texts."""
     truncate: bool | None = None
+    """Cut texts that are too long. True where not given."""
     dimensions: int | None = None
+    """Elements to keep of each vector, which then gets the length 1 anew; 0, or more than there are, is all."""
     options: dict[str, Any] | None = None
     keep_alive: KeepAlive | None = None
 
@@ -485,3 +537,109 @@ class EmbedResponse(Reply):
     total_duration: int = 0
     load_duration: int = 0
     prompt_eval_count: int = 0
+    truncated: bool = False
+    """Whether any text was cut."""
+
+
+class EmbeddingsRequest(Request):
+    """POST /api/embeddings, which /api/embed has replaced."""
+
+    model: str | None = None
+    prompt: str | None = None
+    options: dict[str, Any] | None = None
+    keep_alive: KeepAlive | None = None
+
+
+class EmbeddingsResponse(Reply):
+    """POST /api/embeddings: one vector, of the length that the model gives it."""
+
+    embedding: list[float]
+
+
+class OpenAIEmbeddingsRequest(Request):
+    """POST /v1/embeddings."""
+
+    model: str | None = None
+    input: Any = None
+    """A text, a list of texts, token ids, or a list of lists of token ids."""
+    encoding_format: str | None = None
+    """"float", or "base64" of little-endian float32."""
+    dimensions: int | None = None
+    """As in EmbedRequest."""
+    user: str | None = None
+    truncate: bool | None = None
+    """As in EmbedRequest; Hob's own, as the two below."""
+    options: dict[str, Any] | None = None
+    keep_alive: KeepAlive | None = None
+
+
+class OpenAIEmbedding(Reply, kw_only=True):
+    """The vector of one input."""
+
+    object: str
+    embedding: list[float] | str
+    index: int
+
+
+class TokenUsage(Reply, kw_only=True):
+    """What a request cost; nothing is generated."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class OpenAIEmbeddingsResponse(Reply, kw_only=True):
+    """POST /v1/embeddings."""
+
+    object: str
+    data: list[OpenAIEmbedding]
+    model: str
+    usage: TokenUsage
+
+
+class Document(Request):
+    """A document as some clients send it."""
+
+    text: str
+
+
+class RerankRequest(Request):
+    """POST /api/rerank and /v1/rerank, with the fields of Jina's and Cohere's APIs."""
+
+    model: str | None = None
+    query: str | None = None
+    documents: list[str | Document] | None = None
+    top_n: int | None = None
+    """How many results, the best first; all where not given."""
+    return_documents: bool | None = None
+    """Whether results carry their documents. False where not given."""
+    truncate: bool | None = None
+    """Cut what is too long. True where not given."""
+    options: dict[str, Any] | None = None
+    keep_alive: KeepAlive | None = None
+
+
+class RankedDocument(Reply, kw_only=True):
+    """A document's text."""
+
+    text: str
+
+
+class RerankResult(Reply, kw_only=True):
+    """One document's score."""
+
+    index: int
+    """Its place in the request."""
+    relevance_score: float
+    document: RankedDocument | None = None
+
+
+class RerankResponse(Reply, kw_only=True):
+    """POST /api/rerank and /v1/rerank: the best document first."""
+
+    model: str
+    results: list[RerankResult]
+    usage: TokenUsage
+    total_duration: int = 0
+    load_duration: int = 0
+    truncated: bool = False

@@ -10,12 +10,23 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from daemon.api import ErrorReply
 from daemon.bodies import ClientLeft
 from daemon.clock import Clock
+from daemon.envelopes import envelope_for, native_error
 from daemon.errors import describe, headers_for
-from daemon.routes import generate, models, system, transfers, upkeep
-from daemon.security import HostCheck, OriginCheck, SecurityMiddleware
+from daemon.routes import (
+    anthropic,
+    embeddings,
+    generate,
+    models,
+    openai,
+    rerank,
+    system,
+    tokenize,
+    transfers,
+    upkeep,
+)
+from daemon.security import CORS_HEADERS, HostCheck, OriginCheck, SecurityMiddleware
 from daemon.services import Services
 from daemon.streaming import send_json
 
@@ -39,6 +50,11 @@ def build_app(
     routes = [
         *system.routes(services),
         *generate.routes(services),
+        *anthropic.routes(services),
+        *openai.routes(services),
+        *tokenize.routes(services),
+        *embeddings.routes(services),
+        *rerank.routes(services),
         *models.routes(services),
         *transfers.routes(services),
         *upkeep.routes(services),
@@ -59,6 +75,8 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if envelope_for(scope["path"]) is not native_error:
+            scope["app"] = self  # without it, a route answers a wrong method itself, in plain text
         started_ns = self._clock.monotonic_ns()
         status = 0
 
@@ -75,7 +93,7 @@ class Edge:
         except Exception as error:
             if status:  # the status line is out, so all that is left is to break the connection off
                 raise
-            await _send_error(watched, error)
+            await _send_error(watched, error, scope)
         finally:
             # Never the query or the body: they hold what people say.
             path = ascii(scope["path"][:MAX_LOGGED_PATH])[1:-1]
@@ -83,15 +101,20 @@ class Edge:
             access_logger.info("%s %s %d %.1f ms", scope["method"][:10], path, status, milliseconds)
 
 
-async def _send_error(send: Send, error: Exception) -> None:
+async def _send_error(send: Send, error: Exception, scope: Scope) -> None:
     if isinstance(error, HTTPException):
         status, text = error.status_code, error.detail
     else:
         status, text = describe(error)
-    headers = [(name.lower().encode(), value.encode()) for name, value in headers_for(error).items()]
-    await send_json(send, status, ErrorReply(error=text), headers)
+    named = (error.headers or {}) if isinstance(error, HTTPException) else headers_for(error)
+    headers = [(name.lower().encode(), value.encode()) for name, value in named.items()]
+    body = envelope_for(scope["path"])(status, text, error)
+    await send_json(send, status, body, [*headers, *scope.get(CORS_HEADERS, ())])
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "http":
-        await PlainTextResponse("404 page not found", status_code=404)(scope, receive, send)
+    if scope["type"] != "http":
+        return
+    if envelope_for(scope["path"]) is not native_error:
+        raise HTTPException(404, f"there is no {scope['method'][:10]} {ascii(scope['path'][:MAX_LOGGED_PATH])[1:-1]}")
+    await PlainTextResponse("404 page not found", status_code=404)(scope, receive, send)

@@ -42,11 +42,14 @@ async def read(request: Request, type_: type[T], *, limit: int = MAX_BODY_BYTES)
     Raises:
         BadRequest: it is empty, not JSON, or not of this shape.
         BodyTooLarge: more than `limit` bytes were announced or came.
-        UnsupportedMediaType: it is a form.
+        UnsupportedMediaType: it is a form, or compressed.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith("multipart/"):
         raise UnsupportedMediaType("the request body is a multipart form; send JSON")
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise UnsupportedMediaType(f"the request body is compressed ({coding[:20]}); send it as it is")
     body = await _read_bytes(request, limit)
     if media_type == "application/x-www-form-urlencoded" and not body.lstrip().startswith((b"{", b"[")):
         raise UnsupportedMediaType("the request body is a form; send JSON")
@@ -67,7 +70,8 @@ def decode(body: bytes, type_: type[T]) -> T:
     except UnicodeDecodeError as error:
         raise BadRequest(f"the request body is not UTF-8 (byte {error.start})") from error
     except msgspec.ValidationError as error:
-        raise BadRequest(f"invalid request: {_plain(error, body)}") from error
+        sentence, field = _plain(error, body)
+        raise BadRequest(f"invalid request: {sentence}", field or None) from error
     except msgspec.DecodeError as error:
         raise BadRequest(f"the request body is not valid JSON: {_lone_surrogate(error, body) or error}") from error
     except RecursionError as error:
@@ -78,15 +82,15 @@ class _RawOptions(msgspec.Struct):
     options: dict[str, msgspec.Raw] | None = None
 
 
-def _plain(error: msgspec.ValidationError, body: bytes) -> str:
-    """ "Expected `str | null`, got `int` - at `$.model`" as "field model: expected str, got int"."""
+def _plain(error: msgspec.ValidationError, body: bytes) -> tuple[str, str]:
+    """ "Expected `str | null`, got `int` - at `$.model`" as "field model: expected str, got int", and "model"."""
     text, _, path = str(error).partition(" - at ")
     text = text.replace(" | null", "").replace("`", "")
     text = text[:1].lower() + text[1:]
     field = path.strip("`").removeprefix("$").removeprefix(".")
     if field.startswith(ANY_OPTION):
         field = _wrong_option(body) or field
-    return f"field {field}: {text}" if field else text
+    return f"field {field}: {text}" if field else text, field
 
 
 def _wrong_option(body: bytes) -> str:

@@ -12,9 +12,12 @@ from daemon.errors import BadRequest
 from daemon.library import parse_name
 from daemon.parsers.families import family_by_parser, parser_names
 from daemon.transfers import Transfers
+from engine.any_config import AnyConfig, read_config
 from engine.architectures import ARCHITECTURES, BY_GGUF_NAME, BY_HF_CLASS
-from engine.config import ModelConfig
 from engine.conversion.file_types import FileTypeError, parse_file_type
+from engine.encoder_architectures import ENCODER_BY_GGUF_NAME, ENCODER_BY_HF_CLASS, ENCODERS
+from engine.encoder_config import EncoderConfig
+from engine.models.encoder_plan import check_encoder_tensors
 from engine.models.tensor_plan import check_tensors
 from engine.text.tokenizer import Tokenizer
 from modelfiles.source import ModelSource
@@ -116,8 +119,8 @@ def check_architecture(name: str) -> None:
     Raises:
         ValueError: it does not; the message lists those that it runs.
     """
-    if name not in BY_HF_CLASS and name not in BY_GGUF_NAME:
-        known = ", ".join(dict.fromkeys(row.name for row in ARCHITECTURES))
+    if not any(name in table for table in (BY_HF_CLASS, BY_GGUF_NAME, ENCODER_BY_HF_CLASS, ENCODER_BY_GGUF_NAME)):
+        known = ", ".join(dict.fromkeys([*(row.name for row in ARCHITECTURES), *(row.name for row in ENCODERS)]))
         raise ValueError(f"its architecture is {name[:80]!r}, which is not one that Hob runs; it runs {known}")
 
 
@@ -127,13 +130,16 @@ def check_source(source: ModelSource) -> None:
     Raises:
         ValueError: they are not; the message says what is missing or contradicts what.
     """
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     tokenizer = Tokenizer.from_source(source)
-    check_tensors(config, source)
+    if isinstance(config, EncoderConfig):
+        check_encoder_tensors(config, source)
+    else:
+        check_tensors(config, source)
     _check_vocabulary(config, tokenizer)
 
 
-def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
+def _check_vocabulary(config: AnyConfig, tokenizer: Tokenizer) -> None:
     """Whether the model has an embedding for what the tokenizer makes of text.
 
     Special tokens may lie beyond it as long as no prompt begins or ends with them: the tokenizer of Gemma 3's text

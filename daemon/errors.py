@@ -2,8 +2,10 @@
 
     DaemonError
     ├── BadRequest             400  the request's fault; the message says what would do
+    │   └── PromptTooLong           it does not fit the context and may not be cut
     ├── Forbidden              403
     ├── UnknownModel           404
+    ├── UnknownResponse        404
     ├── Conflict               409
     ├── BodyTooLarge           413
     ├── UnsupportedMediaType   415
@@ -53,7 +55,19 @@ class DaemonError(Exception):
 
 
 class BadRequest(DaemonError):
-    """The request cannot be done as it stands."""
+    """The request cannot be done as it stands.
+
+    Args:
+        param: the field that is at fault, such as "messages[0].role", for protocols that name it apart.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class PromptTooLong(BadRequest):
+    """The prompt does not fit the context, and may not be cut."""
 
 
 class Forbidden(DaemonError):
@@ -67,8 +81,19 @@ class UnknownModel(DaemonError):
         why: what more there is to say, such as that it can be no model's name.
     """
 
+    param = "model"
+
     def __init__(self, name: str, why: str = "") -> None:
         super().__init__(f"model '{name}' not found{': ' if why else ''}{why}")
+
+
+class UnknownResponse(DaemonError):
+    """A response that a client wants to see again."""
+
+    param = "response_id"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(f"response '{response_id[:80]}' not found: responses are not kept here")
 
 
 class Conflict(DaemonError):
@@ -101,6 +126,7 @@ STATUS: dict[type[BaseException], int] = {
     BadRequest: 400,
     Forbidden: 403,
     UnknownModel: 404,
+    UnknownResponse: 404,
     Conflict: 409,
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,

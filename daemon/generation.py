@@ -48,6 +48,10 @@ class Job:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     constraint: Constraint | None = None
     """What the answer must look like; a thought before it is free."""
+    on_start: Callable[[int, int], None] | None = None
+    """Hears, before the first chunk, how many tokens the prompt has and how many of them the prefix cache held."""
+    max_tool_calls: int | None = None
+    """The answer ends with that many."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Summary:
 
     done_reason: str
     """"stop" or "length"."""
+    stop_string: str | None
+    """The string that ended the text, where one did."""
     context_ids: list[int]
     """Prompt and answer."""
     is_truncated: bool
@@ -68,6 +74,8 @@ class Summary:
     """Until the first token."""
     num_tokens: int
     """Generated, the one that ended the text included."""
+    num_thinking_tokens: int
+    """Of those, up to the step in which the thought ended."""
     generation_ns: int
 
 
@@ -92,6 +100,7 @@ class Stopwatch:
         num_tokens = len(reader.token_ids)
         return Summary(
             done_reason="length" if reader.finish_reason == "length" else "stop",
+            stop_string=reader.stop_string,
             context_ids=[*prompt.token_ids, *reader.token_ids],
             is_truncated=prompt.is_truncated or was_cut,
             total_ns=max(1, now - self._start),
@@ -100,6 +109,7 @@ class Stopwatch:
             num_cached_tokens=num_cached_tokens,
             prompt_ns=max(1, self._first - self._submitted),
             num_tokens=num_tokens,
+            num_thinking_tokens=reader.num_thinking_tokens,
             generation_ns=max(1, now - self._first) if num_tokens else 0,
         )
 
@@ -166,6 +176,8 @@ class Generator:
                         if not reader.token_ids:
                             place.served()
                             watch.first_token()
+                            if job.on_start is not None:
+                                job.on_start(len(prompt.token_ids), output.num_cached_tokens)
                         num_cached_tokens = max(num_cached_tokens, output.num_cached_tokens)
                         was_cut = was_cut or output.truncated
                         if chunk := reader.push(output):
@@ -206,5 +218,6 @@ class Generator:
             shown_tags=shown_tags(family, **what),
             show_thinking=job.shows_thinking,
             new_call_id=self._new_call_id,
+            max_calls=job.max_tool_calls,
             logprobs=job.logprobs is not None,
         )

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from daemon.api import ModelDetails
 from daemon.errors import BadRequest, UnknownModel
-from engine.config import ModelConfig
+from engine.any_config import AnyConfig, capabilities_of, read_config
 from engine.text.hf_tokenizer import chat_template
 from modelfiles.gguf import open_shards
 from modelfiles.prompt import TemplateError
@@ -25,7 +25,7 @@ from registry.name import ModelName
 from registry.store import Store
 from registry.stored_model import StoredModel
 
-CAPABILITIES = ("completion", "embedding", "tools", "insert", "vision", "audio", "thinking")
+CAPABILITIES = ("completion", "embedding", "rerank", "tools", "insert", "vision", "audio", "thinking")
 """In the order in which clients see them."""
 
 MAX_SHOWN_NAME = 100
@@ -73,11 +73,11 @@ class Library:
             BadRequest: there is no name, or it breaks the grammar of names.
         """
         if not name:
-            raise BadRequest("model is required")
+            raise BadRequest("model is required", "model")
         try:
             ModelName.parse(name)
         except InvalidName as error:
-            raise BadRequest(f"'{shorten(name)}' is no model name: {error.reason}") from error
+            raise BadRequest(f"'{shorten(name)}' is no model name: {error.reason}", "model") from error
         return await self.find(name)
 
     async def delete(self, name: ModelName) -> None:
@@ -98,14 +98,19 @@ class Library:
             self._descriptions[digest] = await asyncio.to_thread(_describe, stored, self._choose_template)
         return self._descriptions[digest]
 
-    async def require(self, stored: StoredModel, capability: str, what: str, name: str) -> None:
+    async def require(
+        self, stored: StoredModel, capability: str, what: str, name: str, param: str | None = None
+    ) -> None:
         """Check that a model can do something.
+
+        Args:
+            param: the field that asks for it.
 
         Raises:
             BadRequest: `"name" does not support what`.
         """
         if capability not in (await self.describe(stored)).capabilities:
-            raise BadRequest(f"{name} does not support {what}")
+            raise BadRequest(f"{name} does not support {what}", param)
 
 
 def shorten(name: str) -> str:
@@ -125,14 +130,14 @@ def parse_name(name: str | None, complaint: str) -> ModelName:
         raise BadRequest(complaint) from error
 
 
-def _config_and_template(source: ModelSource) -> tuple[ModelConfig, str]:
+def _config_and_template(source: ModelSource) -> tuple[AnyConfig, str]:
     """The configuration, and the Jinja template that comes with the weights or "", without building the tokenizer."""
+    config = read_config(source)
     if source.format == "gguf":
         with open_shards(source.gguf_files) as model:
-            config = ModelConfig.from_gguf(model.metadata, model.tensors, model.data)
             template = model.metadata.get("tokenizer.chat_template", "")
             return config, template if isinstance(template, str) else ""
-    return ModelConfig.from_source(source), chat_template(source) or ""
+    return config, chat_template(source) or ""
 
 
 ChooseTemplate = Callable[[str, str, bool, str], tuple[frozenset[str], str]]
@@ -143,7 +148,9 @@ def _describe(stored: StoredModel, choose: ChooseTemplate) -> Description:
     try:
         source = stored.source
         config, template = _config_and_template(source)
-        capabilities, template = choose(stored.template, template, stored.has_own_template, stored.renderer)
+        chosen, template = choose(stored.template, template, stored.has_own_template, stored.renderer)
+        known = capabilities_of(config)
+        capabilities = chosen if known is None else known
         family, size, quantization = config.family, human_number(config.num_parameters), config.quantization
         details = ModelDetails(
             parent_model=str(keys.get("parent_model", "")),

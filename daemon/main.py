@@ -31,11 +31,13 @@ from starlette.types import ASGIApp
 
 from daemon.app import build_app
 from daemon.clock import SystemClock
+from daemon.embedding import Embedder
 from daemon.generation import Generator as TextGenerator
 from daemon.library import Library
 from daemon.model_manager import ManagerConfig, ModelManager
 from daemon.quantizing import Quantizer
 from daemon.services import Services
+from daemon.text_models import TextModels
 from daemon.transfers import Transfers
 from engine.client import EngineClient
 from engine.sampling_params import MAX_SEED
@@ -183,9 +185,11 @@ async def serve(settings: Settings, listener: socket.socket, *, in_background: b
             store=store,
             library=Library(store),
             models=models,
+            texts=TextModels(models.loaded_tokenizer),
             quantizer=Quantizer(EngineClient.start, num_threads=settings.num_threads),
             transfers=_transfers(stack, store, settings),
             generator=TextGenerator(models, clock, _random_seed, _new_call_id),
+            embedder=Embedder(models, clock),
             clock=clock,
             shut_down=shut_down if in_background else None,
         )

@@ -27,7 +27,7 @@ from daemon.clock import Clock
 from daemon.engines import Engine, EngineFactory
 from daemon.errors import ServerBusy, ShuttingDown
 from daemon.workers import LoadedModel, RunningSession, Session, Weights, Worker, WorkerKey
-from engine.config import ModelConfig
+from engine.any_config import read_config
 from engine.errors import EngineError, LoadFailed
 from engine.messages import Load, Ready
 from engine.text.tokenizer import Tokenizer
@@ -161,6 +161,11 @@ class ModelManager:
                 rows.append(RunningSession(session.stored, size, vram, self._remaining_s(session), context))
         return sorted(rows, key=lambda row: -row.remaining_s)
 
+    def loaded_tokenizer(self, stored: StoredModel) -> Tokenizer | None:
+        """The tokenizer of a model, or None where its weights are not loaded."""
+        worker = self._workers.get(_key(stored))
+        return worker.weights.tokenizer if worker is not None and worker.weights is not None else None
+
     def start_spare(self) -> None:
         """Start an empty worker in the background, where the settings want one and none waits."""
         if self._config.spare_worker and self._spare is None and not self._closed:
@@ -209,7 +214,7 @@ class ModelManager:
         limit_s = self._config.load_timeout_s
         try:
             source = stored.source
-            config = await asyncio.to_thread(ModelConfig.from_source, source)
+            config = await asyncio.to_thread(read_config, source)
         except ValueError as error:
             raise LoadFailed(str(error), "invalid") from error
         await self._all_closed()  # memory that is about to come back

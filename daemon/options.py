@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.api import KeepAlive
 from daemon.errors import BadRequest
 from engine.sampling_params import MAX_TOP_LOGPROBS, SamplingParams
+from modelfiles.durations import DurationError, parse_keep_alive
 from modelfiles.parameters import PARAMETERS, check_options
 
 MIN_CONTEXT = 4
@@ -113,6 +115,21 @@ def check_top_logprobs(logprobs: bool | None, top_logprobs: int | None) -> int |
     if not 0 <= (top_logprobs or 0) <= MAX_TOP_LOGPROBS:
         raise BadRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}")
     return (top_logprobs or 0) if logprobs or top_logprobs else None
+
+
+def read_keep_alive(keep_alive: KeepAlive | None) -> float | None:
+    """Seconds for which a model stays loaded; None where the request does not say.
+
+    Raises:
+        BadRequest: it is no duration.
+    """
+    if keep_alive is None:
+        return None
+    try:
+        return parse_keep_alive(keep_alive)
+    except DurationError as error:
+        remedy = 'give a number of seconds, or a duration such as "5m"'
+        raise BadRequest(f"keep_alive cannot be read: {error}; {remedy}", "keep_alive") from error
 
 
 def _integer(value: float, low: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from daemon import api
 from daemon.errors import BadRequest
@@ -15,6 +15,13 @@ from modelfiles.prompt import Message, PromptTemplate, TemplateError, ToolCall, 
 from registry.stored_model import StoredModel
 
 ROLES = ("system", "user", "assistant", "tool")
+
+
+class HasTemplate(Protocol):
+    """A model as far as messages need it: with or without its weights."""
+
+    @property
+    def template(self) -> PromptTemplate: ...
 
 
 def generate_source(
@@ -39,7 +46,7 @@ def chat_source(
     tools: Sequence[Mapping[str, Any]],
     think: api.Think | None,
     now: datetime,
-    model: LoadedModel,
+    model: HasTemplate,
 ) -> PromptSource:
     return _messages_prompt(messages, model.template, tools, think, now)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from daemon.errors import BadRequest
+from daemon.errors import BadRequest, PromptTooLong
 from engine.text.tokenizer import Tokenizer
 from modelfiles.prompt import Message
 
@@ -83,7 +83,8 @@ def compose(source: PromptSource, tokenizer: Tokenizer, context_ids: Sequence[in
         context_ids: tokens of an earlier reply that come first.
 
     Raises:
-        BadRequest: it is too long and may not be cut, or there are no tokens in it.
+        PromptTooLong: it may not be cut.
+        BadRequest: there are no tokens in it.
     """
     _check_ids(context_ids, tokenizer)
     limit = fitting.num_ctx - 1  # room for one token of an answer
@@ -98,7 +99,7 @@ def compose(source: PromptSource, tokenizer: Tokenizer, context_ids: Sequence[in
     if len(token_ids) <= limit:
         return Prompt(text, token_ids, is_truncated=False)
     if not fitting.truncate:
-        raise BadRequest(
+        raise PromptTooLong(
             f"the prompt is too long: its {len(token_ids)} tokens exceed the context length of {fitting.num_ctx} "
             "(one is kept for the answer); shorten it, raise num_ctx or allow truncation"
         )
@@ -113,7 +114,7 @@ def compose(source: PromptSource, tokenizer: Tokenizer, context_ids: Sequence[in
     text, token_ids = encoded(low)
     if len(token_ids) > limit:
         if not fitting.shift:
-            raise BadRequest(
+            raise PromptTooLong(
                 "the prompt is longer than the context length currently available: "
                 f"{len(token_ids)} tokens exceed {fitting.num_ctx}; shorten it, raise num_ctx or allow shift"
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from daemon import api
 from daemon.generation import Summary
-from daemon.output import Chunk
+from daemon.output import Chunk, join_chunks
 
 NOTHING = Chunk()
 
@@ -115,15 +115,6 @@ async def whole(generated: AsyncGenerator[Chunk | Summary], replies: Replies) ->
     async with aclosing(generated):
         async for item in generated:
             if isinstance(item, Summary):
-                return replies.done(item.done_reason, item, _joined(chunks))
+                return replies.done(item.done_reason, item, join_chunks(chunks))
             chunks.append(item)
     raise AssertionError("a generation ends with a Summary or an exception")
-
-
-def _joined(chunks: list[Chunk]) -> Chunk:
-    return Chunk(
-        text="".join(chunk.text for chunk in chunks),
-        thinking="".join(chunk.thinking for chunk in chunks),
-        tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
-        logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
-    )

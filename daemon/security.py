@@ -22,7 +22,8 @@ from collections.abc import Iterable
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from daemon.api import ErrorReply
+from daemon.envelopes import envelope_for
+from daemon.errors import Forbidden
 
 LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 HOST = re.compile(rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9_.-]+))(?::[0-9]{1,5})?")
@@ -31,6 +32,7 @@ APP_ORIGINS = ("app://*", "file://*", "tauri://*", "vscode-webview://*", "vscode
 ALLOWED_METHODS = b"GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS"
 ALLOWED_HEADERS = (
     b"Authorization, Content-Type, User-Agent, Accept, X-Requested-With, OpenAI-Beta, X-Api-Key, Anthropic-Version, "
+    b"Anthropic-Beta, Anthropic-Dangerous-Direct-Browser-Access, "
     b"X-Stainless-Arch, X-Stainless-Async, X-Stainless-Custom-Poll-Interval, X-Stainless-Helper-Method, "
     b"X-Stainless-Lang, X-Stainless-Os, X-Stainless-Package-Version, X-Stainless-Poll-Helper, "
     b"X-Stainless-Retry-Count, X-Stainless-Runtime, X-Stainless-Runtime-Version, X-Stainless-Timeout"
@@ -40,6 +42,8 @@ STRANGE_HOST = (
     'a proxy in front of it send "Host: localhost"'
 )
 PREFLIGHT_MAX_AGE_S = 12 * 3600
+CORS_HEADERS = "hob.cors_headers"
+"""Key of the scope under which an error's reply finds what lets an allowed page read it."""
 
 
 class HostCheck:
@@ -116,7 +120,7 @@ class SecurityMiddleware:
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         if not self._hosts.allows(headers):
-            await _refuse(send, STRANGE_HOST)
+            await _refuse(send, scope["path"], STRANGE_HOST)
             return
         origins = [value for name, value in headers if name == b"origin"]
         if not origins:
@@ -124,12 +128,15 @@ class SecurityMiddleware:
             return
         host = next(value for name, value in headers if name == b"host").decode("ascii")
         if len(origins) > 1 or not self._origins.allows(origins[0].decode("latin-1"), host):
-            await _refuse(send, "this origin may not use the API; HOB_ORIGINS lists further origins that may")
+            await _refuse(
+                send, scope["path"], "this origin may not use the API; HOB_ORIGINS lists further origins that may"
+            )
             return
         cors = [(b"access-control-allow-origin", origins[0]), (b"vary", b"Origin")]
         if scope["method"] == "OPTIONS":
             await _answer_preflight(send, cors)
             return
+        scope[CORS_HEADERS] = cors
         await self._app(scope, receive, _with_headers(send, cors))
 
 
@@ -153,8 +160,8 @@ async def _answer_preflight(send: Send, cors: list[tuple[bytes, bytes]]) -> None
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _refuse(send: Send, why: str) -> None:
-    body = msgspec.json.encode(ErrorReply(error=why))
+async def _refuse(send: Send, path: str, why: str) -> None:
+    body = msgspec.json.encode(envelope_for(path)(403, why, Forbidden(why)))
     headers = [
         (b"content-type", b"application/json; charset=utf-8"),
         (b"content-length", str(len(body)).encode()),

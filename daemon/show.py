@@ -7,7 +7,10 @@ from typing import Any
 
 from daemon.api import Message, ShowResponse, Tensor
 from daemon.library import Description
+from engine.any_config import AnyConfig, read_config
 from engine.config import ModelConfig
+from engine.encoder_config import EncoderConfig
+from engine.pooling import GGUF_MODES, RANK
 from modelfiles.gguf import GGMLType, open_shards
 from modelfiles.safetensors import SafetensorsModel
 from modelfiles.source import ModelSource
@@ -53,29 +56,47 @@ def show(
 def _gguf_info(source: ModelSource, verbose: bool) -> dict[str, Any]:
     with open_shards(source.gguf_files) as model:
         info = {key: value for key, value in model.metadata.items() if key not in HIDDEN_KEYS}
-    info["general.parameter_count"] = ModelConfig.from_source(source).num_parameters
+    info["general.parameter_count"] = read_config(source).num_parameters
     is_long = {key for key, value in info.items() if isinstance(value, list) and len(value) > MAX_SHORT_ARRAY}
     return {key: None if key in is_long and not verbose else info[key] for key in sorted(info)}
 
 
 def _config_info(source: ModelSource, name: str) -> dict[str, Any]:
     """The keys that a GGUF file of this model would have."""
-    config = ModelConfig.from_source(source)
+    config = read_config(source)
     family = config.family
-    return {
+    if isinstance(config, ModelConfig):
+        own: dict[str, Any] = {
+            f"{family}.attention.head_count_kv": config.num_kv_heads,
+            f"{family}.attention.key_length": config.head_dim,
+            f"{family}.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        }
+    else:
+        own = {
+            f"{family}.attention.causal": False,
+            f"{family}.attention.layer_norm_epsilon": config.layer_norm_eps,
+        }
+    info = {
+        **own,
+        **_pooling_info(config),
         "general.architecture": family,
         "general.basename": name,
         "general.parameter_count": config.num_parameters,
         f"{family}.attention.head_count": config.num_heads,
-        f"{family}.attention.head_count_kv": config.num_kv_heads,
-        f"{family}.attention.key_length": config.head_dim,
-        f"{family}.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         f"{family}.block_count": config.num_layers,
         f"{family}.context_length": config.max_position_embeddings,
         f"{family}.embedding_length": config.hidden_size,
         f"{family}.feed_forward_length": config.intermediate_size,
         f"{family}.vocab_size": config.vocab_size,
     }
+    return dict(sorted(info.items()))
+
+
+def _pooling_info(config: AnyConfig) -> dict[str, Any]:
+    if isinstance(config, EncoderConfig) and config.is_ranker:
+        return {f"{config.family}.pooling_type": RANK}
+    modes = [number for number, mode in GGUF_MODES.items() if config.pooling and mode == config.pooling.mode]
+    return {f"{config.family}.pooling_type": number for number in modes}
 
 
 def _tensors(source: ModelSource) -> list[Tensor]:

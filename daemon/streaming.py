@@ -1,18 +1,18 @@
-"""How replies leave: one JSON object, or one NDJSON line a chunk; and what happens when the client leaves first.
+"""How replies leave: one JSON object, one NDJSON line a chunk or one server-sent event; and clients that leave first.
 
-Both run their work only while the client is connected: when it goes, the work is cancelled where it stands (queued,
+All run their work only while the client is connected: when it goes, the work is cancelled where it stands (queued,
 loading or generating) and closes its resources on the way out. Errors before the first byte are left to the caller,
-who has a status for them; after it they become a last line `{"error": ...}`. `send` waits while the client's socket is
-full, so the work is pulled no faster than it is read.
+who has a status for them; after it they become a last line `{"error": ...}`, or the event that the protocol has for
+them. `send` waits while the client's socket is full, so the work is pulled no faster than it is read.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,7 +22,6 @@ from daemon.bodies import ClientLeft
 from daemon.errors import describe
 
 JSON_TYPE = b"application/json; charset=utf-8"
-NDJSON_TYPE = b"application/x-ndjson"
 
 T = TypeVar("T")
 
@@ -59,14 +58,29 @@ class JSONReply:
         await send_json(send, 200, await while_connected(receive, self._work))
 
 
-class NDJSONReply:
-    """One line for each item. An ASGI application; nothing is sent before the first item is there."""
+class StreamedReply(Generic[T]):
+    """Base of replies in pieces. An ASGI application; nothing is sent before the first item is there."""
 
-    def __init__(self, items: AsyncGenerator[msgspec.Struct]) -> None:
+    HEADERS: ClassVar[list[tuple[bytes, bytes]]]
+
+    def __init__(self, items: AsyncGenerator[T]) -> None:
         self._items = items
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await while_connected(receive, self._send_all(send))
+
+    def encode(self, item: T) -> bytes:
+        """An item as it goes over the wire."""
+        raise NotImplementedError
+
+    def encode_error(self, error: Exception) -> bytes:
+        """The last piece of a stream that fails after it began."""
+        raise NotImplementedError
+
+    @property
+    def end(self) -> bytes:
+        """The last piece of a stream that did not fail."""
+        return b""
 
     async def _send_all(self, send: Send) -> None:
         started = False
@@ -74,15 +88,70 @@ class NDJSONReply:
             try:
                 async for item in items:
                     if not started:
-                        headers = [(b"content-type", NDJSON_TYPE)]
-                        await send({"type": "http.response.start", "status": 200, "headers": headers})
+                        await send({"type": "http.response.start", "status": 200, "headers": self.HEADERS})
                         started = True
-                    await _send_line(send, item)
+                    await send({"type": "http.response.body", "body": self.encode(item), "more_body": True})
+                last = self.end
             except Exception as error:
                 if not started:
                     raise
-                await _send_line(send, ErrorReply(error=describe(error)[1]))
-        await send({"type": "http.response.body", "body": b""})
+                last = self.encode_error(error)
+        await send({"type": "http.response.body", "body": last})
+
+
+class NDJSONReply(StreamedReply[msgspec.Struct]):
+    """One line for each item."""
+
+    HEADERS: ClassVar[list[tuple[bytes, bytes]]] = [(b"content-type", b"application/x-ndjson")]
+
+    def encode(self, item: msgspec.Struct) -> bytes:
+        return msgspec.json.encode(item) + b"\n"
+
+    def encode_error(self, error: Exception) -> bytes:
+        return self.encode(ErrorReply(error=describe(error)[1]))
+
+
+class Event(NamedTuple):
+    """One server-sent event."""
+
+    data: msgspec.Struct
+    name: str = ""
+    """Of the `event:` line; without a name there is none."""
+
+
+class SSEReply(StreamedReply[Event]):
+    """One server-sent event for each item.
+
+    Args:
+        error_event: what a stream ends with that fails after it began.
+        ends_with: data of a last event of a stream that did not fail, such as "[DONE]".
+    """
+
+    # Proxies would collect a stream before they hand it on: nginx reads the third.
+    HEADERS: ClassVar[list[tuple[bytes, bytes]]] = [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+    ]
+
+    def __init__(
+        self, items: AsyncGenerator[Event], error_event: Callable[[Exception], Event], *, ends_with: str = ""
+    ) -> None:
+        super().__init__(items)
+        self._error_event = error_event
+        self._ends_with = ends_with
+
+    def encode(self, item: Event) -> bytes:
+        name = f"event: {item.name}\n".encode() if item.name else b""
+        # JSON has no line breaks outside of strings and escapes those inside, so one data line is enough.
+        return b"%bdata: %b\n\n" % (name, msgspec.json.encode(item.data))
+
+    def encode_error(self, error: Exception) -> bytes:
+        return self.encode(self._error_event(error))
+
+    @property
+    def end(self) -> bytes:
+        return f"data: {self._ends_with}\n\n".encode() if self._ends_with else b""
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -150,10 +219,6 @@ async def send_json(
     headers = [(b"content-type", JSON_TYPE), (b"content-length", str(len(body)).encode()), *(extra_headers or ())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-async def _send_line(send: Send, item: msgspec.Struct) -> None:
-    await send({"type": "http.response.body", "body": msgspec.json.encode(item) + b"\n", "more_body": True})
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from daemon.engines import Engine
-from engine.config import ModelConfig
+from engine.any_config import AnyConfig
 from engine.messages import Ready
 from engine.text.tokenizer import Tokenizer
 from modelfiles.prompt import PromptTemplate
@@ -22,7 +22,7 @@ class LoadedModel:
     """A model as its users see it while they hold it."""
 
     stored: StoredModel
-    config: ModelConfig
+    config: AnyConfig
     tokenizer: Tokenizer
     template: PromptTemplate
     engine: Engine
@@ -64,7 +64,7 @@ class Weights:
     """What a load yields."""
 
     engine: Engine
-    config: ModelConfig
+    config: AnyConfig
     tokenizer: Tokenizer
     ready: Ready
 

@@ -19,7 +19,7 @@ class Architecture:
 
     name: str
     hf_classes: tuple[str, ...]
-    """What `architectures` in config.json names."""
+    """What `architectures` in config.json names; classes without a head are saved by those who embed."""
     gguf_name: str
     """What `general.architecture` names; also the family that is shown to users."""
     qkv_bias: bool = False
@@ -51,10 +51,10 @@ _GEMMA_DEFAULTS = {
 }
 
 ARCHITECTURES: tuple[Architecture, ...] = (
-    Architecture("llama", ("LlamaForCausalLM",), "llama", interleaved_rope_in_gguf=True),
+    Architecture("llama", ("LlamaForCausalLM", "LlamaModel"), "llama", interleaved_rope_in_gguf=True),
     Architecture(
         "mistral",
-        ("MistralForCausalLM",),
+        ("MistralForCausalLM", "MistralModel"),
         "llama",
         full_attention_every=0,
         interleaved_rope_in_gguf=True,
@@ -62,21 +62,21 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
     Architecture(
         "qwen2",
-        ("Qwen2ForCausalLM",),
+        ("Qwen2ForCausalLM", "Qwen2Model"),
         "qwen2",
         qkv_bias=True,
         hf_defaults={"sliding_window": 4096, "max_window_layers": 28},
     ),
     Architecture(
         "qwen3",
-        ("Qwen3ForCausalLM",),
+        ("Qwen3ForCausalLM", "Qwen3Model"),
         "qwen3",
         qk_norm=True,
         hf_defaults={"head_dim": 128, "sliding_window": 4096, "max_window_layers": 28},
     ),
     Architecture(
         "gemma",
-        ("GemmaForCausalLM",),
+        ("GemmaForCausalLM", "GemmaModel"),
         "gemma",
         unit_offset_norm=True,
         scale_embedding=True,
@@ -84,7 +84,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
     Architecture(
         "gemma2",
-        ("Gemma2ForCausalLM",),
+        ("Gemma2ForCausalLM", "Gemma2Model"),
         "gemma2",
         post_norms=True,
         unit_offset_norm=True,
@@ -101,7 +101,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
     Architecture(
         "gemma3",
-        ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+        ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "Gemma3TextModel"),
         "gemma3",
         qk_norm=True,
         post_norms=True,
@@ -120,7 +120,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "rope_local_base_freq": 10_000.0,
         },
     ),
-    Architecture("phi3", ("Phi3ForCausalLM",), "phi3", fused_projections=True, full_attention_every=0),
+    Architecture("phi3", ("Phi3ForCausalLM", "Phi3Model"), "phi3", fused_projections=True, full_attention_every=0),
 )
 
 BY_NAME: Mapping[str, Architecture] = MappingProxyType({row.name: row for row in ARCHITECTURES})

@@ -26,7 +26,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -34,6 +34,8 @@ from engine.channel import decode_for_daemon, encode_frame, read_payload_async
 from engine.errors import ChannelError, EngineDied, LoadFailed, RequestFailed
 from engine.messages import (
     Abort,
+    Embed,
+    Embedded,
     Failed,
     GetStats,
     Load,
@@ -172,6 +174,7 @@ class EngineClient:
         self._reader = reader
         self._writer = writer
         self._streams: dict[int, TokenStream] = {}
+        self._vectors: dict[int, asyncio.Future[list[bytes]]] = {}
         self._answers: deque[asyncio.Future[Ready | Stats | Quantized]] = (
             deque()
         )  # control messages are answered in their order
@@ -300,6 +303,47 @@ class EngineClient:
         self._streams[message.seq_id] = stream
         return stream
 
+    async def embed(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        normalize: bool = True,
+        dimensions: int = 0,
+    ) -> list[bytes]:
+        """A vector of each text, as little-endian float32. Cancelling the call forgets them.
+
+        Args:
+            prompts: token ids of each text, those around it included.
+            normalize: give vectors the length 1.
+            dimensions: elements to keep of each; 0 is all.
+
+        Raises:
+            RequestFailed: the worker refused or could not compute them.
+            EngineDied: there is no worker, or it ended.
+        """
+        ids = [list(prompt) for prompt in prompts]
+        return await self._embed(
+            Embed(request_id=next(self._seq_ids), prompts=ids, normalize=normalize, dimensions=dimensions)
+        )
+
+    async def score(self, pairs: Sequence[Sequence[int]], second_starts: Sequence[int]) -> list[bytes]:
+        """A cross-encoder's score of each pair of texts, between 0 and 1: one float32. Raises as `embed`.
+
+        Args:
+            pairs: token ids of both texts, those around and between them included.
+            second_starts: position of each pair's second text.
+        """
+        ids = [list(pair) for pair in pairs]
+        return await self._embed(
+            Embed(
+                request_id=next(self._seq_ids),
+                prompts=ids,
+                is_pairs=True,
+                second_starts=list(second_starts),
+                normalize=False,
+            )
+        )
+
     def abort(self, seq_ids: Iterable[int]) -> None:
         """Ends requests; their streams end with finish_reason "abort". Numbers of ended requests are ignored."""
         open_ids = [seq_id for seq_id in seq_ids if seq_id in self._streams]
@@ -337,6 +381,17 @@ class EngineClient:
             raise ChannelError(f"the engine worker answered {type(message).__name__} with {type(reply).__name__}")
         return reply
 
+    async def _embed(self, message: Embed) -> list[bytes]:
+        self._send(message)
+        future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
+        self._vectors[message.request_id] = future
+        try:
+            return await future
+        finally:
+            del self._vectors[message.request_id]
+            if future.cancelled() and self.alive:
+                self._send(Abort(request_ids=[message.request_id]))
+
     async def _read_until_exit(self) -> None:
         """The client's task: hands out what comes until the process is gone."""
         try:
@@ -355,6 +410,10 @@ class EngineClient:
         if isinstance(message, StepOutput):
             for row in message.rows:
                 self._take_row(row)
+        elif isinstance(message, Embedded):
+            vectors = self._vectors.get(message.request_id)
+            if vectors is not None and not vectors.done():
+                vectors.set_result(message.vectors)
         elif isinstance(message, Failed):
             self._take_failure(message)
         elif isinstance(message, Progress):
@@ -384,7 +443,11 @@ class EngineClient:
             stream = self._streams.pop(failed.seq_id, None)
             if stream is not None:
                 stream._fail(RequestFailed(failed.error, failed.kind))
-        elif failed.request_id is None and self._answers:
+        elif failed.request_id is not None:
+            vectors = self._vectors.get(failed.request_id)
+            if vectors is not None and not vectors.done():
+                vectors.set_exception(RequestFailed(failed.error, failed.kind))
+        elif self._answers:
             future = self._answers.popleft()
             if not future.done():
                 future.set_exception(LoadFailed(failed.error, failed.kind))
@@ -405,7 +468,8 @@ class EngineClient:
         self._writer.close()  # a worker that still lives ends now
         status = await self._process.wait()
         self._death = EngineDied(self._obituary(status))
-        for future in self._answers:
+        waiting: list[asyncio.Future[Any]] = [*self._answers, *self._vectors.values()]
+        for future in waiting:
             if not future.done():
                 future.set_exception(EngineDied(str(self._death)))
         for stream in self._streams.values():

@@ -16,6 +16,7 @@ from engine.architectures import BY_NAME
 from engine.config_fields import ConfigError
 from engine.config_gguf import TensorData, TensorInfo, fields_from_gguf
 from engine.config_hf import fields_from_hf
+from engine.pooling import Pooling, pooling_of_files
 from engine.quantization.checkpoint_config import StoredQuantization, read_quantization
 from engine.rope import Rope
 from modelfiles.gguf import open_shards
@@ -86,6 +87,8 @@ class ModelConfig:
     """As users know it: "F32", "F16", "BF16", "Q4_K_M", "AWQ-INT4", ..."""
     stored_quantization: StoredQuantization | None = None
     """How a safetensors checkpoint keeps its matrices, where they are quantised; a GGUF file's tensors say it each."""
+    pooling: Pooling | None = None
+    """How a model that is made for embedding does it; None of one that writes."""
 
     def __post_init__(self) -> None:
         if self.architecture not in BY_NAME:
@@ -196,6 +199,9 @@ class ModelConfig:
             if config is None:
                 raise ConfigError("config.json is missing; safetensors weights cannot be loaded without it")
             found = cls.from_hf(config, _read_json(source, "generation_config.json"))
+            if (pooling := pooling_of_files(source)) is not None:
+                # Nothing meets the head; many checkpoints are saved without it.
+                found = replace(found, pooling=pooling, tie_word_embeddings=True, num_parameters=0)
             # None in config.json: an older tool may have left a file of its own.
             if found.stored_quantization is None and (described := find_quantization(source, config)):
                 quantization, label = described

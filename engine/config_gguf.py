@@ -25,6 +25,7 @@ from engine.config_fields import (
     Fields,
     checked_numbers,
 )
+from engine.pooling import pooling_of_gguf
 from engine.rope import Rope, yarn_attention_factor
 
 LABEL = "the GGUF metadata"
@@ -64,7 +65,7 @@ def fields_from_gguf(
     hidden_size = f.integer("embedding_length", MAX_WIDTH)
     num_layers = f.integer("block_count", MAX_LAYERS)
     num_heads = f.integer("attention.head_count", MAX_HEADS)
-    vocab_size = _vocab_size(f, metadata, tensors)
+    vocab_size = gguf_vocab_size(f, metadata, tensors)
     head_dim = _head_dim(f, hidden_size, num_heads)
     max_positions = f.integer("context_length", MAX_POSITIONS)
     rope = _rope(f, tensors, tensor_data, head_dim, max_positions, row)
@@ -103,7 +104,8 @@ def fields_from_gguf(
             dict.fromkeys(token_id for key in END_KEYS for token_id in tokens.token_ids(key, vocab_size))
         ),
         "num_parameters": sum(math.prod(t.shape) for name, t in tensors.items() if name not in ROPE_TABLES),
-        "quantization": _quantization(metadata, tensors),
+        "quantization": gguf_quantization(metadata, tensors),
+        "pooling": pooling_of_gguf(f),
     }
 
 
@@ -114,7 +116,7 @@ def _architecture(metadata: Mapping[str, Any]) -> Architecture:
     return BY_GGUF_NAME[name]
 
 
-def _vocab_size(f: Fields, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> int:
+def gguf_vocab_size(f: Fields, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> int:
     """Rows of the embedding; of a file with a vocabulary alone, its tokens."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     num_tokens = len(tokens) if isinstance(tokens, list) else 0
@@ -241,7 +243,7 @@ def _factors(
     return checked_numbers(struct.unpack(f"<{rotary_dim // 2}f", tensor_data(name)), rotary_dim // 2, name, 1e9)
 
 
-def _quantization(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str:
+def gguf_quantization(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str:
     """The file type's name, or the type of most weights where the file does not say."""
     file_type = metadata.get("general.file_type")
     if isinstance(file_type, int) and not file_type & GUESSED and file_type in FILE_TYPES:

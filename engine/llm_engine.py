@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from engine.embedding_engine import Embedder
 from engine.errors import EngineError
-from engine.messages import Load, Ready, Stats, TokenRow
+from engine.messages import Load, Stats, TokenRow
 from engine.scheduling.batch import Handle, Runner, ScheduledBatch
 from engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from engine.scheduling.sequence import Sequence
 
 
-class LoadedRunner(Runner, Protocol):
-    """A model on a device, as the worker needs it (ModelRunner, or a fake in tests)."""
-
-    @property
-    def ready(self) -> Ready:
-        """What Load is answered with."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Token ids are below this."""
-        ...
+@runtime_checkable
+class LoadedRunner(Runner, Embedder, Protocol):
+    """A model on a device that generates, as the worker needs it (ModelRunner, or a fake in tests)."""
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -70,16 +70,27 @@ class Submit(Message, frozen=True):
 
 
 class Embed(Message, frozen=True):
-    """Pool hidden states of prompts. Answered by Embedded or Failed."""
+    """Make a vector of each text; of each pair of texts a score, where the model is a cross-encoder. Answered by
+    Embedded or by Failed with `request_id`."""
 
     request_id: int
     prompts: list[list[int]]
+    """Token ids, those around a text included."""
+    is_pairs: bool = False
+    """Whether scores of pairs are wanted."""
+    second_starts: list[int] = []
+    """Position at which the second text of each pair starts; empty: there are no pairs."""
+    normalize: bool = True
+    """Whether vectors get the length 1; a model may do so by itself."""
+    dimensions: int = 0
+    """Elements to keep of each vector, before it gets its length; 0 is all."""
 
 
 class Abort(Message, frozen=True):
-    """Forget sequences; their rows end with finish_reason "abort"."""
+    """Forget sequences, whose rows end with finish_reason "abort"; and Embeds, which are never answered."""
 
-    seq_ids: list[int]
+    seq_ids: list[int] = []
+    request_ids: list[int] = []
 
 
 class Resize(Message, frozen=True):
@@ -162,10 +173,11 @@ class StepOutput(Message, frozen=True):
 
 
 class Embedded(Message, frozen=True):
-    """Answer to Embed: one L2-normalised vector a prompt."""
+    """Answer to Embed."""
 
     request_id: int
-    vectors: list[list[float]]
+    vectors: list[bytes]
+    """One a text, little-endian float32; a score is a vector of one element."""
 
 
 class Stats(Message, frozen=True):

@@ -14,13 +14,18 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import torch
 
+from engine.any_config import is_encoder
+from engine.embedding_engine import Embedder
+from engine.execution.encoder_runner import EncoderRunner
 from engine.execution.errors import ExecutionError
 from engine.execution.model_runner import ModelRunner
-from engine.messages import Quantize, Quantized
+from engine.messages import Load, Quantize, Quantized
 from engine.worker_loop import Fault, OnProgress, classify_builtin, serve
+from modelfiles.source import ModelSource
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -33,7 +38,14 @@ def main() -> int:
     die_with_parent()
     with socket.socket(fileno=args.fd) as sock:
         sock.setblocking(True)
-        return serve(sock, ModelRunner.load, classify, quantize_model)
+        return serve(sock, load_model, classify, quantize_model)
+
+
+def load_model(load: Load, on_progress: OnProgress) -> Embedder:
+    """A runner of the kind that the model's files ask for. Raises as their `load`."""
+    source = ModelSource({name: Path(path) for name, path in load.files.items()})
+    runner = EncoderRunner if is_encoder(source) else ModelRunner
+    return runner.load(load, on_progress)
 
 
 def quantize_model(message: Quantize, on_progress: OnProgress) -> Quantized:

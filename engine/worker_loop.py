@@ -22,10 +22,11 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engine.channel import InvalidMessage, decode_for_worker, encode_frame, read_payload
+from engine.embedding_engine import Embedder, EmbeddingEngine
 from engine.errors import ChannelError, EngineError, SchedulerError
 from engine.llm_engine import LLMEngine, LoadedRunner
 from engine.messages import (
@@ -49,12 +50,13 @@ from engine.messages import (
     ToWorker,
     Wake,
 )
-from engine.scheduling.sequence import Sequence
+from engine.scheduling import sequence
 
 OnProgress = Callable[[int, int], None]
 """Called with the bytes done so far and in all."""
 
-LoadRunner = Callable[[Load, OnProgress], LoadedRunner]
+LoadRunner = Callable[[Load, OnProgress], Embedder]
+"""What it gives also generates where it is a LoadedRunner."""
 
 QuantizeModel = Callable[[Quantize, OnProgress], Quantized]
 
@@ -124,8 +126,12 @@ class WorkerLoop:
         self._classify = classify
         self._quantize_model = quantize_model
         self._inbox: queue.SimpleQueue[ToWorker | InvalidMessage] = queue.SimpleQueue()
+        self._model: Embedder | None = None
         self._runner: LoadedRunner | None = None
+        """The same, where it generates."""
         self._engine: LLMEngine | None = None
+        """None also where the model reads and does not write."""
+        self._embeddings: EmbeddingEngine | None = None
         self._is_sleeping = False
         self._kv_size = (0, 0)  # num_blocks and budget_bytes of the last allocation, for Wake
         self._exit_status: int | None = None
@@ -134,7 +140,7 @@ class WorkerLoop:
     def run(self) -> int:
         threading.Thread(target=self._read_forever, name="channel-reader", daemon=True).start()
         while self._exit_status is None:
-            if not self._can_step:
+            if not self._can_step and not self._can_embed:
                 self._collect_garbage(IDLE_COLLECTION_STEPS)
                 self._handle(self._next_message())
             # Only what is there now: messages that keep coming must not keep the device waiting.
@@ -144,11 +150,17 @@ class WorkerLoop:
                 self._step(self._engine.step)
                 self._num_uncollected_steps += 1
                 self._collect_garbage(BUSY_COLLECTION_STEPS)
+            if self._exit_status is None and self._embeddings is not None and self._can_embed:
+                self._embed_piece(self._embeddings)
         return self._exit_status
 
     @property
     def _can_step(self) -> bool:
         return self._engine is not None and self._engine.has_work and not self._is_sleeping
+
+    @property
+    def _can_embed(self) -> bool:
+        return self._embeddings is not None and self._embeddings.has_work
 
     def _next_message(self) -> ToWorker | InvalidMessage:
         """Waits for a message. Where none comes for a while, works ahead first, then waits without using the CPU."""
@@ -209,8 +221,7 @@ class WorkerLoop:
         elif isinstance(message, Shutdown):
             self._exit_status = 0
         elif isinstance(message, Embed):
-            error = "this worker cannot embed; load an embedding model for that"
-            self._send(Failed(error=error, kind="unsupported", request_id=message.request_id))
+            self._embed(message)
         else:
             self._control(message)
 
@@ -236,9 +247,11 @@ class WorkerLoop:
             return self._quantize_model(message, self._send_progress)
         if isinstance(message, GetStats):
             return self._stats()
-        if self._engine is None or self._runner is None:
+        if self._model is None:
             error = f"{type(message).__name__} needs a loaded model, and this worker has none; send Load first"
             return Failed(error=error, kind="invalid")
+        if self._engine is None or self._runner is None:  # an encoder has no KV cache to give back or to resize
+            return self._stats() if isinstance(message, Sleep) else self._model.ready
         if isinstance(message, Resize):
             return self._resize(message, self._engine, self._runner)
         if isinstance(message, Sleep):
@@ -246,17 +259,19 @@ class WorkerLoop:
         return self._wake(self._engine, self._runner)
 
     def _load(self, load: Load) -> Ready | Failed:
-        if self._runner is not None:
+        if self._model is not None:
             return Failed(error="this worker has loaded a model already; start another worker", kind="invalid")
-        runner = self._load_runner(load, self._send_progress)
-        self._engine = LLMEngine.for_runner(runner, load)
-        self._runner = runner
+        model = self._model = self._load_runner(load, self._send_progress)
+        self._embeddings = EmbeddingEngine(model)
+        if isinstance(model, LoadedRunner):
+            self._engine = LLMEngine.for_runner(model, load)
+            self._runner = model
         self._kv_size = (load.num_blocks, load.budget_bytes)
         # The model lives as long as the process: the collector need not look at it when it is called.
         gc.collect()
         gc.freeze()
         gc.disable()
-        return runner.ready
+        return model.ready
 
     def _collect_garbage(self, num_steps: int) -> None:
         if self._num_uncollected_steps >= num_steps:
@@ -301,12 +316,14 @@ class WorkerLoop:
     def _submit(self, submit: Submit) -> None:
         if self._engine is None or self._runner is None:
             error = "this worker has no model; send Load first"
+            if self._model is not None:
+                error = "this model reads texts and generates none"
             self._send(Failed(error=error, kind="invalid", seq_id=submit.seq_id))
             return
         try:
             _check_token_ids(submit, self._runner.vocab_size)
             self._engine.add(
-                Sequence(
+                sequence.Sequence(
                     submit.seq_id,
                     submit.prompt_ids,
                     submit.params,
@@ -318,7 +335,35 @@ class WorkerLoop:
         except SchedulerError as error:
             self._send(Failed(error=str(error), kind="invalid", seq_id=submit.seq_id))
 
+    def _embed(self, embed: Embed) -> None:
+        if self._embeddings is None:
+            error = "this worker has no model; send Load first"
+            self._send(Failed(error=error, kind="invalid", request_id=embed.request_id))
+            return
+        try:
+            self._send_all(self._embeddings.add(embed))
+        except EngineError as error:
+            self._send(Failed(error=str(error), kind="invalid", request_id=embed.request_id))
+
+    def _embed_piece(self, embeddings: EmbeddingEngine) -> None:
+        """Computes a piece of the texts that wait."""
+        try:
+            answers = embeddings.advance(is_shared=self._can_step)
+        except Exception as error:
+            # As a step that failed: it ends the requests whose texts were computed, not the worker.
+            traceback.print_exc()
+            fault = self._classify(error)
+            self._send_all(embeddings.fail(f"the model failed while it computed: {_sentence(error)}", fault.kind))
+            self._num_uncollected_steps = BUSY_COLLECTION_STEPS
+            if fault.fatal:
+                self._send(Failed(error=_sentence(error), kind=fault.kind, fatal=True))
+                self._exit_status = 1
+            return
+        self._send_all(answers)
+
     def _abort(self, abort: Abort) -> None:
+        if self._embeddings is not None:
+            self._embeddings.abort(abort.request_ids)
         if self._engine is not None:
             rows = [self._engine.abort(seq_id) for seq_id in abort.seq_ids]
             self._send_rows([row for row in rows if row is not None])
@@ -339,6 +384,10 @@ class WorkerLoop:
                 self._exit_status = 1
             return
         self._send_rows(rows)
+
+    def _send_all(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self._send(message)
 
     def _send_rows(self, rows: list[TokenRow]) -> None:
         if rows:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+POOLING_FILES = "*_Pooling/config.json"
+"""Where sentence-transformers' models say how a text's vector is pooled."""
+
 
 class SourceError(ValueError):
     """A file or folder that cannot be a model."""
@@ -62,7 +65,9 @@ class ModelSource:
             SourceError: nothing is there, or it holds no weights.
         """
         if path.is_dir():
-            return cls({entry.name: entry for entry in sorted(path.iterdir()) if entry.is_file()})
+            # Models for embedding keep how they pool in a folder of its own.
+            found = [*path.iterdir(), *path.glob(POOLING_FILES)]
+            return cls({entry.relative_to(path).as_posix(): entry for entry in sorted(found) if entry.is_file()})
         if path.is_file():
             return cls({path.name: path})
         raise SourceError(f"no model at {path}: the path does not exist")

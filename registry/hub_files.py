@@ -12,12 +12,14 @@ Source: huggingface.co/docs/hub/ollama for tags and the default; llama.cpp's ggu
 
 from __future__ import annotations
 
+import fnmatch
 import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from modelfiles.source import POOLING_FILES
 from registry import model_files
 from registry.errors import CreateError, RemoteError, RemoteNotFound
 from registry.manifest import Digest, is_clean_path
@@ -264,7 +266,7 @@ def _safetensors_variant(files: Sequence[HubFile]) -> list[Variant]:
     if "config.json" not in by_path:
         return []
     # Weights in folders are other forms of the model (onnx/, fp8/) where there are some beside config.json.
-    for paths in ([path for path in by_path if "/" not in path], list(by_path)):
+    for paths in ([path for path in by_path if "/" not in path or _says_how_to_pool(path)], list(by_path)):
         try:
             chosen = model_files.select(paths)
         except CreateError:
@@ -278,7 +280,13 @@ def _is_taken(file: HubFile, folders: set[str]) -> bool:
     """Whether a chosen file lies beside the weights, and is not too long for what its name says."""
     is_weights = file.path.endswith(".safetensors")
     is_short = (file.size or 0) <= model_files.MAX_SIDE_FILE_BYTES
-    return posixpath.dirname(file.path) in folders and (is_weights or is_short)
+    is_beside = posixpath.dirname(file.path) in folders or _says_how_to_pool(file.path)
+    return is_beside and (is_weights or is_short)
+
+
+def _says_how_to_pool(path: str) -> bool:
+    """Models for embedding keep that in a folder of its own."""
+    return fnmatch.fnmatchcase(path, POOLING_FILES) and path.count("/") == 1
 
 
 def _projector_rank(file: HubFile) -> tuple[int, int, str]:

@@ -31,6 +31,10 @@ DTYPE_NAMES = {"F8_E4M3": "FP8", "F8_E5M2": "FP8"}
 """safetensors dtypes that people call otherwise."""
 
 
+OTHER_KEYS = {"max_position_embeddings": ("max_trained_positions", "n_positions"), "hidden_size": ("n_embd", "dim")}
+"""What encoders such as Nomic's and DistilBERT call it."""
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """A model in the words of `show`."""
@@ -137,9 +141,14 @@ def _safetensors_facts(
         family=family,
         num_parameters=num_parameters,
         file_type=level or DTYPE_NAMES.get(dtype, dtype),
-        context_length=_positive(numbers, "max_position_embeddings", "config.json"),
-        embedding_length=_positive(numbers, "hidden_size", "config.json"),
+        context_length=_positive(numbers, _key_of(numbers, "max_position_embeddings"), "config.json"),
+        embedding_length=_positive(numbers, _key_of(numbers, "hidden_size"), "config.json"),
     )
+
+
+def _key_of(numbers: Mapping[str, Any], key: str) -> str:
+    """What this config.json calls it."""
+    return next((name for name in (key, *OTHER_KEYS[key]) if name in numbers), key)
 
 
 def _positive(values: Mapping[str, Any], key: str, where: str) -> int:

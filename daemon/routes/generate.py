@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -14,12 +13,11 @@ from daemon import api
 from daemon.bodies import read
 from daemon.errors import BadRequest
 from daemon.generation import Job
-from daemon.options import Options, check_top_logprobs
+from daemon.options import Options, check_top_logprobs, read_keep_alive
 from daemon.prompt_sources import chat_source, generate_source, read_message, with_model_messages
 from daemon.replies import ChatReplies, GenerateReplies, Replies, Reply, stream, whole
 from daemon.services import Services
 from daemon.streaming import JSONReply, JSONResponse, NDJSONReply
-from modelfiles.durations import DurationError, parse_keep_alive
 from registry.stored_model import StoredModel
 
 THINK_LEVELS = ("low", "medium", "high", "max")
@@ -41,7 +39,7 @@ async def _generate(services: Services, request: Request) -> JSONReply | NDJSONR
     logprobs = check_top_logprobs(body.logprobs, body.top_logprobs)
     stored = await services.library.find(body.model)
     replies = GenerateReplies(body.model or "", services.now)
-    keep_alive_s = _keep_alive_s(body.keep_alive)
+    keep_alive_s = read_keep_alive(body.keep_alive)
     if not body.prompt and not body.suffix and keep_alive_s == 0:
         await services.models.unload(stored.name)
         return JSONResponse(replies.done("unload"))
@@ -58,7 +56,7 @@ async def _generate(services: Services, request: Request) -> JSONReply | NDJSONR
     templated = not body.raw and not body.suffix
     job = Job(
         stored=stored,
-        source=partial(generate_source, body, think, _local_now(services)),
+        source=partial(generate_source, body, think, services.local_now()),
         context_ids=tuple(body.context or ()),
         options=body.options or {},
         keep_alive_s=keep_alive_s,
@@ -78,7 +76,7 @@ async def _chat(services: Services, request: Request) -> JSONReply | NDJSONReply
     logprobs = check_top_logprobs(body.logprobs, body.top_logprobs)
     stored = await services.library.find_valid(body.model)
     replies = ChatReplies(body.model or "", services.now)
-    keep_alive_s = _keep_alive_s(body.keep_alive)
+    keep_alive_s = read_keep_alive(body.keep_alive)
     if not body.messages and keep_alive_s == 0:
         await services.models.unload(stored.name)
         return JSONResponse(replies.done("unload"))
@@ -96,7 +94,7 @@ async def _chat(services: Services, request: Request) -> JSONReply | NDJSONReply
     messages = with_model_messages(stored, messages)
     job = Job(
         stored=stored,
-        source=partial(chat_source, messages, body.tools or (), think, _local_now(services)),
+        source=partial(chat_source, messages, body.tools or (), think, services.local_now()),
         options=body.options or {},
         keep_alive_s=keep_alive_s,
         parses_thinking="thinking" in (await services.library.describe(stored)).capabilities,
@@ -129,16 +127,6 @@ async def _load(services: Services, stored: StoredModel, keep_alive_s: float | N
 
 
 # ---- checks that both share
-
-
-def _keep_alive_s(keep_alive: api.KeepAlive | None) -> float | None:
-    if keep_alive is None:
-        return None
-    try:
-        return parse_keep_alive(keep_alive)
-    except DurationError as error:
-        remedy = 'give a number of seconds, or a duration such as "5m"'
-        raise BadRequest(f"keep_alive cannot be read: {error}; {remedy}") from error
 
 
 async def _think(services: Services, stored: StoredModel, think: api.Think | None, name: str) -> api.Think | None:
@@ -177,8 +165,3 @@ def _check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
 def _shown(value: object) -> str:
     text = repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__
     return text if len(text) <= 80 else text[:80] + "..."
-
-
-def _local_now(services: Services) -> datetime:
-    """What templates call now: the date where the daemon runs."""
-    return datetime.fromtimestamp(services.clock.time_ns() / 1e9, UTC).astimezone()

@@ -1,18 +1,16 @@
-"""Routes about the daemon itself: that it runs, its version, its health, its end. And what it does not do yet."""
+"""Routes about the daemon itself: that it runs, its version, its health, its end."""
 
 from __future__ import annotations
 
 from functools import partial
 from importlib.metadata import version
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from daemon import api
-from daemon.bodies import read
-from daemon.errors import BadRequest, Conflict
+from daemon.errors import Conflict
 from daemon.services import Services
 from daemon.streaming import JSONResponse
 
@@ -24,8 +22,6 @@ def routes(services: Services) -> list[Route]:
         Route("/healthz", _health),
         Route("/api/version", partial(_version, version("hob-llm"))),
         Route("/api/shutdown", partial(_shut_down, services), methods=["POST"]),
-        Route("/api/embed", partial(_embed, services), methods=["POST"]),
-        Route("/api/embeddings", partial(_embed, services), methods=["POST"]),
     ]
 
 
@@ -47,15 +43,3 @@ async def _shut_down(services: Services, request: Request) -> JSONResponse:
         raise Conflict("this daemon was not started in the background; end it where it was started (Ctrl-C, systemctl)")
     services.shut_down()
     return JSONResponse(api.HealthResponse(status="shutting down"))
-
-
-class _AnyObject(msgspec.Struct):
-    """A request of which only the model matters."""
-
-    model: str | None = None
-
-
-async def _embed(services: Services, request: Request) -> JSONResponse:
-    body = await read(request, _AnyObject)
-    await services.library.find(body.model)
-    raise BadRequest("embeddings are not available in this version of Hob")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from engine.architectures import BY_NAME
 from engine.config import ModelConfig
 from engine.conversion.errors import ConversionError
+from engine.pooling import GGUF_MODES
 from engine.rope import Rope, yarn_attention_factor
 from modelfiles.gguf import GGUFValue, NewTensor
 
@@ -83,6 +84,9 @@ def describe(config: ModelConfig, name: str) -> GGUFDescription:
         values["attention.sliding_window"] = windowed
     if config.local_rope is not None and config.local_rope.theta != LOCAL_THETA:
         values["rope.freq_base_swa"] = float(config.local_rope.theta)
+    if config.pooling is not None:
+        values["pooling_type"] = next(number for number, mode in GGUF_MODES.items() if mode == config.pooling.mode)
+        values["normalize_embeddings"] = config.pooling.normalize
     scaling, tables = _rope_scaling(config.rope)
     metadata: dict[str, GGUFValue] = {
         "general.architecture": family,

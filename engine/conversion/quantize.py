@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from engine.any_config import is_encoder
+from engine.conversion.errors import ConversionError
 from engine.conversion.file_types import SAFETENSORS_FILE_TYPES, parse_file_type
 from engine.conversion.gguf_job import write_quantized_gguf
 from engine.conversion.safetensors_job import write_quantized_safetensors
@@ -33,6 +35,10 @@ def quantize_model(message: Quantize, on_progress: Callable[[int, int], None]) -
         torch.set_num_threads(message.num_threads)
     source = ModelSource({name: Path(path) for name, path in message.files.items()})
     file_type = parse_file_type(message.file_type)
+    if is_encoder(source):
+        raise ConversionError(
+            "models that read and do not write (BERT and its kin) are small and are not quantised; leave quantize out"
+        )
     folder = Path(message.folder)
     if file_type in SAFETENSORS_FILE_TYPES:
         written = write_quantized_safetensors(source, folder, file_type, on_progress)

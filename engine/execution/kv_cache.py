@@ -37,30 +37,44 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        cls,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        is_shared: bool = False,
     ) -> KVCache:
         """
+        Args:
+            is_shared: all layers write to the same blocks, one after the other. For whole prompts, which nobody goes on
+                from: a layer's keys and values are needed no longer than the layer.
+
         Raises:
             ModelTooLarge: more than is free. Asked before, because Linux promises memory that it does not have.
         """
-        needs, has = (num_blocks + 1) * block_bytes(config, block_size, dtype), available_bytes(device)
+        num_layers = 1 if is_shared else config.num_layers
+        needs = (num_blocks + 1) * block_bytes(config, block_size, dtype) * num_layers // config.num_layers
+        has = available_bytes(device)
         if needs > has:
             raise ModelTooLarge(f"a KV cache of {num_blocks} blocks", needs, has, "ask for fewer, or free memory")
         shape = num_blocks + 1, config.num_kv_heads, block_size, config.head_dim
         layers = tuple(
             (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
-            for _ in range(config.num_layers)
+            for _ in range(num_layers)
         )
-        scales: tuple[Scales, ...] = ((None, None),) * config.num_layers
+        scales: tuple[Scales, ...] = ((None, None),) * num_layers
         if is_quantized(dtype):
             scales = tuple(
                 (
                     torch.empty(shape[:3], dtype=SCALE_DTYPE, device=device),
                     torch.empty(shape[:3], dtype=SCALE_DTYPE, device=device),
                 )
-                for _ in range(config.num_layers)
+                for _ in range(num_layers)
             )
-        return cls(layers, scales, num_blocks, block_size)
+        times = config.num_layers // num_layers
+        return cls(layers * times, scales * times, num_blocks, block_size)
 
     @property
     def num_bytes(self) -> int:

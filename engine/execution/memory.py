@@ -125,6 +125,15 @@ def graph_bytes(config: ModelConfig, request: MemoryRequest, num_tokens: int) ->
     return state + splits + largest + LIBRARY_BYTES
 
 
+def usable_bytes(memory: DeviceMemory, budget_bytes: int, overhead_bytes: int) -> int:
+    """What a model may take of a device; see MemoryRequest."""
+    free = memory.free_bytes
+    if memory.is_gpu:
+        left = 0 if budget_bytes else max(LEFT_BYTES, int(memory.total_bytes * LEFT_SHARE))
+        free = max(0, free - left - overhead_bytes)
+    return min(free, budget_bytes) if budget_bytes else free
+
+
 class _Planner:
     """One question; all numbers are bytes unless they say otherwise."""
 
@@ -133,7 +142,7 @@ class _Planner:
         self.request = request
         self.memory = memory
         self.is_gpu = memory.is_gpu
-        self.limit = self._limit()
+        self.limit = usable_bytes(memory, request.budget_bytes, request.overhead_bytes)
         self.weights = weights.total_bytes
         self.layers = weights.layer_bytes
         self.activations = activation_bytes(
@@ -170,13 +179,6 @@ class _Planner:
             return 0
         head = weights.expanded_head_bytes if self.request.max_num_seqs > MAX_PRODUCT_TOKENS else 0
         return max(weights.expanded_bytes, head)
-
-    def _limit(self) -> int:
-        free, request = self.memory.free_bytes, self.request
-        if self.is_gpu:
-            left = 0 if request.budget_bytes else max(LEFT_BYTES, int(self.memory.total_bytes * LEFT_SHARE))
-            free = max(0, free - left - request.overhead_bytes)
-        return min(free, request.budget_bytes) if request.budget_bytes else free
 
     # ---- weights
 

@@ -9,7 +9,7 @@ The runner knows no text, no queue and no end of a request. Called by `llm_engin
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from msgspec import structs
 
 from engine.config import ModelConfig
+from engine.embedding_queue import TextJob
 from engine.execution.cpu_steps import CpuSteps
 from engine.execution.device import (
     choose_device,
@@ -28,9 +29,10 @@ from engine.execution.device import (
     choose_weight_dtype,
     device_memory,
 )
-from engine.execution.errors import ExecutionError, Unsupported
+from engine.execution.errors import Unsupported
 from engine.execution.kv_cache import KVCache
 from engine.execution.memory import MemoryPlan, MemoryRequest, plan_memory, replan_memory
+from engine.execution.pooled import finished, pool
 from engine.execution.weight_table import WeightSizes, WeightTable
 from engine.execution.weights import Checkpoint, OnProgress, load_weights
 from engine.kernels.reference import plan_attention
@@ -38,6 +40,7 @@ from engine.messages import Load, Ready
 from engine.models.decoder import Decoder
 from engine.models.forward_context import ForwardContext
 from engine.models.offload import LayerStream, offloaded_layers
+from engine.pooling import Pooling, PoolingMode
 from engine.scheduling.batch import Handle, ScheduledBatch
 from modelfiles.source import ModelSource
 
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
     from engine.execution.gpu_steps import GpuSteps
 
 Tensor = torch.Tensor
+LAST_TOKEN = Pooling("last")
+"""Of models that are not made for embedding: only the last token has seen the whole text."""
 
 
 class ModelRunner:
@@ -224,22 +229,30 @@ class ModelRunner:
         Returns:
             [tokens of all prompts, hidden_size], before the final norm.
         """
+        return self._forward(self._scratch_cache(prompts, is_shared=True), prompts, 0)
+
+    def _scratch_cache(self, prompts: Sequence[Sequence[int]], *, is_shared: bool) -> KVCache:
+        """Blocks for prompts, each with as many as the longest."""
         block_size = self.load_options.block_size
-        counts = [len(prompt) for prompt in prompts]
-        most = -(-max(counts) // block_size)
-        cache = KVCache.allocate(self.config, most * len(prompts), block_size, self.kv_dtype, self.device)
-        tables = torch.arange(1, cache.num_blocks + 1, device=self.device).view(len(prompts), most)
-        row_of_token = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(self.device)
-        positions = torch.cat([torch.arange(count) for count in counts]).to(self.device)
-        token_ids = torch.tensor([token for prompt in prompts for token in prompt], device=self.device)
+        most = -(-max(len(prompt) for prompt in prompts) // block_size)
+        num_blocks = most * len(prompts)
+        return KVCache.allocate(self.config, num_blocks, block_size, self.kv_dtype, self.device, is_shared=is_shared)
+
+    def _forward(self, cache: KVCache, pieces: Sequence[Sequence[int]], start: int) -> Tensor:
+        """Runs a piece of each prompt, whose first token has the position `start`, over a cache of their own."""
+        counts = [len(piece) for piece in pieces]
+        tables = torch.arange(1, cache.num_blocks + 1, device=self.device).view(len(pieces), -1)
+        row_of_token = torch.arange(len(pieces)).repeat_interleave(torch.tensor(counts)).to(self.device)
+        positions = torch.cat([torch.arange(start, start + count) for count in counts]).to(self.device)
+        token_ids = torch.tensor([token for piece in pieces for token in piece], device=self.device)
         plans = [
             plan_attention(
                 tables,
-                [0] * len(prompts),
+                [start] * len(pieces),
                 counts,
                 positions,
                 row_of_token,
-                block_size=block_size,
+                block_size=cache.block_size,
                 num_kv_heads=self.config.num_kv_heads,
                 window=group.window,
             )
@@ -255,23 +268,53 @@ class ModelRunner:
         logprobs: list[float] = (-F.cross_entropy(logits, targets, reduction="none")).tolist()
         return logprobs
 
+    # ---- embedding
+
+    @property
+    def max_text_tokens(self) -> int:
+        """The longest text that can be embedded."""
+        return self.config.max_position_embeddings
+
+    @property
+    def max_pass_tokens(self) -> int:
+        """Tokens of texts that are embedded together."""
+        return self.load_options.max_num_batched_tokens
+
+    @property
+    def gives_scores(self) -> bool:
+        """A decoder is no cross-encoder."""
+        return False
+
     @torch.inference_mode()
-    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """One L2-normalised vector a prompt: the final hidden state of its last token, as decoders are pooled.
+    def embed(self, jobs: Sequence[TextJob], max_tokens: int) -> Iterator[list[bytes | None] | None]:
+        """Computes texts together, one that is longer than `max_tokens` in pieces. See embedding_engine.Embedder.
 
-        Prompts are computed together, up to `max_num_batched_tokens` a pass. None may be empty.
-
-        Raises:
-            ExecutionError: a vector is not finite.
+        Vectors are pooled from states behind the final norm: as the model's files say, or else the last token's.
         """
-        vectors: list[list[float]] = []
-        for group in _groups_of(prompts, self.load_options.max_num_batched_tokens):
-            last = torch.tensor([len(prompt) for prompt in group], device=self.device).cumsum(0) - 1
-            pooled = self.decoder.normed(self.hidden_states(group)[last]).float()
-            if not pooled.isfinite().all():
-                raise ExecutionError("the model computed an embedding that is not finite; its weights may be damaged")
-            vectors += F.normalize(pooled, dim=-1).tolist()
-        return vectors
+        pooling = self.config.pooling or LAST_TOKEN
+        texts = [job.token_ids for job in jobs]
+        if len(texts) == 1 and len(texts[0]) > max_tokens:
+            pooled = yield from self._pool_in_pieces(texts[0], max_tokens, pooling.mode)
+        else:
+            states = self.decoder.normed(self.hidden_states(texts))
+            pooled = pool(states, [len(text) for text in texts], pooling.mode)
+        yield finished(pooled, jobs, normalizes=pooling.normalize)
+
+    def _pool_in_pieces(
+        self, text: Sequence[int], max_tokens: int, mode: PoolingMode
+    ) -> Generator[list[bytes | None] | None, None, Tensor]:
+        """What `pool` gives of a text, a piece at a time: float32 [1, hidden_size]."""
+        cache = self._scratch_cache([text], is_shared=False)
+        parts, shares = [], []
+        for start in range(0, len(text), max_tokens):
+            if start:
+                yield None
+            piece = text[start : start + max_tokens]
+            parts.append(pool(self.decoder.normed(self._forward(cache, [piece], start)), [len(piece)], mode))
+            shares.append(len(piece) / len(text))
+        if mode == "mean":
+            return torch.cat([part * share for part, share in zip(parts, shares, strict=True)]).sum(0, keepdim=True)
+        return parts[0 if mode == "cls" else -1]
 
 
 def _memory_request(load: Load, dtype: torch.dtype, kv_dtype: torch.dtype) -> MemoryRequest:
@@ -286,16 +329,3 @@ def _memory_request(load: Load, dtype: torch.dtype, kv_dtype: torch.dtype) -> Me
         num_blocks=load.num_blocks,
         num_gpu_layers=load.num_gpu_layers,
     )
-
-
-def _groups_of(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[Sequence[int]]]:
-    """Prompts in order, in groups of at most `max_tokens` tokens; a longer prompt is a group of its own."""
-    groups: list[list[Sequence[int]]] = []
-    left = 0
-    for prompt in prompts:
-        if not groups or len(prompt) > left:
-            groups.append([])
-            left = max_tokens
-        groups[-1].append(prompt)
-        left -= len(prompt)
-    return groups

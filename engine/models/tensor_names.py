@@ -52,6 +52,8 @@ POST_NORM_ROLES: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 HF_PREFIXES = ("", "language_model.", "model.language_model.")
 """What multimodal checkpoints put before a text model's names; the last stands in for "model." itself."""
+BARE = "-model."
+"""In the place of a prefix: checkpoints of a model without its head begin their names behind "model."."""
 
 HF_IGNORED = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
 """Endings of buffers that old checkpoints saved beside their weights."""
@@ -70,7 +72,7 @@ class TensorNames:
     is_gguf: bool
     has_post_norms: bool
     prefix: str = ""
-    """Before Hugging Face's names, one of HF_PREFIXES."""
+    """Before Hugging Face's names, one of HF_PREFIXES, or BARE."""
 
     def name(self, role: str, layer: int | None = None, suffix: str = "weight") -> str:
         """The tensor's name: of a role of GLOBAL_ROLES without `layer`, else of LAYER_ROLES."""
@@ -97,6 +99,8 @@ class TensorNames:
         return is_of_activations or name.endswith(HF_IGNORED) or any(part in name for part in HF_IGNORED_PARTS)
 
     def _with_prefix(self, base: str) -> str:
+        if self.prefix == BARE:
+            return base.removeprefix("model.")
         if self.prefix == "model.language_model.":
             return self.prefix + base.removeprefix("model.") if base.startswith("model.") else base
         return self.prefix + base
@@ -104,7 +108,7 @@ class TensorNames:
     @classmethod
     def detect(cls, names: Mapping[str, object], *, is_gguf: bool, has_post_norms: bool) -> TensorNames:
         """The naming whose embedding is among `names`; where none is, the plain one, so that errors read well."""
-        for prefix in HF_PREFIXES if not is_gguf else ("",):
+        for prefix in (*HF_PREFIXES, BARE) if not is_gguf else ("",):
             candidate = cls(is_gguf, has_post_norms, prefix)
             if candidate.name("embedding") in names:
                 return candidate

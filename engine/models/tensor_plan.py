@@ -116,8 +116,8 @@ def check_table(config: ModelConfig, names: TensorNames, tensors: Mapping[str, S
     unknown = [name for name in tensors if name in surplus and not names.is_ignored(name)]
     if unknown:
         raise TensorPlanError(
-            f"{len(unknown)} tensors play no part in the architecture: {_named(unknown)}; running without them would "
-            "give wrong answers"
+            f"{len(unknown)} tensors play no part in the architecture: {named_tensors(unknown)}; running without them "
+            "would give wrong answers"
         )
 
 
@@ -276,6 +276,7 @@ def _layer_plan(
             yield PlannedTensor(names.name(role, layer, "bias"), bias, is_optional=not has_bias)
 
 
-def _named(names: Sequence[str]) -> str:
+def named_tensors(names: Sequence[str]) -> str:
+    """Tensors for a sentence: the first of many."""
     shown = ", ".join(f'"{name}"' for name in names[:MAX_NAMED])
     return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"

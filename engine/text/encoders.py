@@ -163,6 +163,15 @@ class TokenizersEncoder:
                 return full[:start], full[start + len(bare) :]
         return [], []
 
+    def between(self) -> list[int]:
+        """Ids that the file's post-processor puts between the texts of a pair."""
+        prefix, suffix = self.affixes()
+        with self._lock:
+            bare = self._rust.encode("a", add_special_tokens=False).ids
+            full = self._rust.encode("a", "a", add_special_tokens=True).ids
+        start, stop = len(prefix) + len(bare), len(full) - len(bare) - len(suffix)
+        return full[start:stop]
+
     def token_text(self, token_id: int) -> str | None:
         return self._rust.id_to_token(token_id)
 

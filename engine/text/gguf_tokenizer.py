@@ -115,6 +115,7 @@ def tokenizer_parts_from_gguf(values: Mapping[str, Any]) -> TokenizerParts:
         eos_ids=ends,
         prefix_ids=prefix,
         suffix_ids=suffix,
+        between_ids=_between(kind, suffix, ids),
         special_tokens={name: vocabulary.tokens[token_id] for name, token_id in ids.items()},
         chat_template=template if isinstance(template, str) and template else None,
     )
@@ -159,6 +160,12 @@ def _affixes(metadata: _Metadata, kind: str, model: _Model, ids: Mapping[str, in
     adds_eos = metadata.boolean("add_eos_token", model.adds_eos)
     prefix = [ids["bos_token"]] if adds_bos and "bos_token" in ids else []
     return prefix, [ids["eos_token"]] if adds_eos and "eos_token" in ids else []
+
+
+def _between(kind: str, suffix: list[int], ids: Mapping[str, int]) -> list[int]:
+    """Ids between the texts of a pair: BERT ends the first as it ends the second, RoBERTa separates them besides."""
+    separator = [ids["sep_token"]] if "sep_token" in ids else suffix[-1:]
+    return suffix if kind == "bert" else [*suffix, *separator]
 
 
 def _byte_level(metadata: _Metadata, vocabulary: Vocabulary, ids: Mapping[str, int]) -> Encoder:

@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub -> the parts of a Tokenizer: tokenizer.json or tokenizer.model, and their side files.
+"""Files of the Hugging Face hub -> the parts of a Tokenizer: tokenizer.json, tokenizer.model or vocab.txt, and others.
 
 tokenizer_config.json names the special tokens and says whether BOS is added; config.json and generation_config.json
 know more end tokens; the chat template stands in one of three places. None of these files can make code run.
@@ -14,6 +14,7 @@ from engine.text.end_tokens import end_token_ids
 from engine.text.parts import TokenizerParts
 from engine.text.sentencepiece_model import read_sentencepiece_model
 from engine.text.vocabulary import TokenizerError
+from engine.text.word_piece_file import word_piece_json
 from modelfiles.source import ModelSource
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -24,6 +25,7 @@ def tokenizer_parts_from_files(source: ModelSource) -> TokenizerParts:
     config = _read_json(source, "tokenizer_config.json")
     special_tokens = _special_tokens(config, _read_json(source, "special_tokens_map.json"))
     encoder, prefix, suffix = _encoder(source, special_tokens)
+    between = encoder.between() if isinstance(encoder, TokenizersEncoder) else []
     named = {name: encoder.token_id(text) for name, text in special_tokens.items()}
     bos_id = named.get("bos_token")
     # The flags win over the post-processor of tokenizer.json: classes of transformers rebuild it from them.
@@ -41,6 +43,7 @@ def tokenizer_parts_from_files(source: ModelSource) -> TokenizerParts:
         eos_ids=ends,
         prefix_ids=prefix,
         suffix_ids=suffix,
+        between_ids=between,
         special_tokens=special_tokens,
         chat_template=chat_template(source),
     )
@@ -52,9 +55,13 @@ def _encoder(source: ModelSource, special_tokens: dict[str, str]) -> tuple[Encod
     if path is not None:
         encoder = TokenizersEncoder(path.read_bytes())
         return (encoder, *encoder.affixes())
+    path = source.files.get("vocab.txt")
+    if path is not None and "tokenizer.model" not in source.files:
+        encoder = TokenizersEncoder(word_piece_json(path.read_bytes(), _read_json(source, "tokenizer_config.json")))
+        return (encoder, *encoder.affixes())
     path = source.files.get("tokenizer.model")
     if path is None:
-        raise TokenizerError("neither tokenizer.json nor tokenizer.model is among the model's files")
+        raise TokenizerError("neither tokenizer.json nor tokenizer.model nor vocab.txt is among the model's files")
     model = read_sentencepiece_model(path.read_bytes())
     for name, text in model.special_tokens.items():
         special_tokens.setdefault(name, text)

@@ -18,5 +18,7 @@ class TokenizerParts:
     prefix_ids: Sequence[int] = ()
     """What encoding puts before a prompt."""
     suffix_ids: Sequence[int] = ()
+    between_ids: Sequence[int] = ()
+    """What stands between the two texts of a pair, as cross-encoders read them."""
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     chat_template: str | None = None

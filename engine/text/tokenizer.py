@@ -44,6 +44,7 @@ class Tokenizer:
         """The model's Jinja chat template, None where it brings none."""
         self._prefix_ids = tuple(parts.prefix_ids)
         self._suffix_ids = tuple(parts.suffix_ids)
+        self._between_ids = tuple(parts.between_ids)
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
@@ -73,6 +74,16 @@ class Tokenizer:
     def add_eos(self) -> bool:
         """Whether `encode` puts an end token behind."""
         return bool(self._suffix_ids)
+
+    @property
+    def affixes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What `encode` puts before and behind a text."""
+        return self._prefix_ids, self._suffix_ids
+
+    @property
+    def between_ids(self) -> tuple[int, ...]:
+        """What stands between the two texts of a pair, which has the affixes around it."""
+        return self._between_ids
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Ids of a text.

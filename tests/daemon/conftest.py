@@ -16,12 +16,14 @@ import pytest
 from starlette.types import ASGIApp
 
 from daemon.app import build_app
+from daemon.embedding import Embedder
 from daemon.generation import Generator
 from daemon.library import Library
 from daemon.model_manager import ManagerConfig, ModelManager
 from daemon.quantizing import Quantizer
 from daemon.remote import Remote
 from daemon.services import Services
+from daemon.text_models import TextModels
 from daemon.transfers import Transfers
 from registry.catalog import Catalog
 from registry.create import CreateRequest, create_model
@@ -64,7 +66,9 @@ class World:
     """Where models are pulled from, whatever their names."""
     engines: list[FakeEngine] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
-    """What the next requests are answered with, in their order; then the default."""
+    """What the next requests are answered with, in their order."""
+    answer_to: Callable[[str], Answer] = lambda prompt: Answer()
+    """The default: what a prompt is answered with that none of `answers` is left for."""
     prompts: list[str] = field(default_factory=list)
     """Text of every prompt that reached an engine."""
     prepare: Callable[[FakeEngine], None] = lambda engine: None
@@ -139,7 +143,7 @@ async def world(tmp_path: Path, filled_store: Path, manager_config: ManagerConfi
 
     def answer(prompt: str) -> Answer:
         world.prompts.append(prompt)
-        return world.answers.pop(0) if world.answers else Answer()
+        return world.answers.pop(0) if world.answers else world.answer_to(prompt)
 
     async def start_engine() -> FakeEngine:
         engine = FakeEngine(answer)
@@ -159,7 +163,19 @@ async def world(tmp_path: Path, filled_store: Path, manager_config: ManagerConfi
     remote = Remote(store, Sources(shelf, shelf, shelf), Catalog.load(), downloads, Access(transport))
     transfers = Transfers(store, lambda: remote)
     quantizer = Quantizer(start_engine)
-    services = Services(store, Library(store), manager, quantizer, transfers, generator, clock, shut_down)
+    texts = TextModels(manager.loaded_tokenizer)
+    services = Services(
+        store,
+        Library(store),
+        manager,
+        texts,
+        quantizer,
+        transfers,
+        generator,
+        Embedder(manager, clock),
+        clock,
+        shut_down,
+    )
     app = build_app(services)
     in_process = httpx.ASGITransport(app, raise_app_exceptions=True)
     async with httpx.AsyncClient(transport=in_process, base_url="http://localhost:11434") as http:

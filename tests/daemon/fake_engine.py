@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -98,6 +99,13 @@ class FakeEngine:
         self.load_gate = asyncio.Event()
         self.load_gate.set()
         self.load_error: Exception | None = None
+        self.embed_gate = asyncio.Event()
+        self.embed_gate.set()
+        self.embed_error: Exception | None = None
+        self.embeds: list[tuple[bool, int]] = []
+        """`normalize` and `dimensions` of each call."""
+        self.second_starts: list[int] = []
+        self.num_embed_calls = 0
         self.prompts: list[list[int]] = []
         self.params: list[SamplingParams] = []
         self.num_aborted = 0
@@ -146,6 +154,42 @@ class FakeEngine:
             token_ids = token_ids[: params.max_tokens]
             answer.finish_reason = "length"
         return FakeStream(self, token_ids, len(prompt_ids), answer)
+
+    async def embed(
+        self, prompts: Sequence[Sequence[int]], *, normalize: bool = True, dimensions: int = 0
+    ) -> list[bytes]:
+        """Vectors that tell what was asked: the number of tokens, the first one, whether they were to have length 1."""
+        await self._take_texts(prompts)
+        self.embeds.append((normalize, dimensions))
+        return [struct.pack("<3f", len(prompt), prompt[0], normalize)[: 4 * dimensions or 12] for prompt in prompts]
+
+    async def score(self, pairs: Sequence[Sequence[int]], second_starts: Sequence[int]) -> list[bytes]:
+        """A pair's score is the share of its second text's tokens that its first one has, too."""
+        await self._take_texts(pairs)
+        self.second_starts += second_starts
+        scores = []
+        for pair, start in zip(pairs, second_starts, strict=True):
+            first, second = set(pair[:start]), pair[start:]
+            scores.append(struct.pack("<f", sum(token_id in first for token_id in second) / len(second)))
+        return scores
+
+    async def _take_texts(self, prompts: Sequence[Sequence[int]]) -> None:
+        self.prompts += [list(prompt) for prompt in prompts]
+        self.num_embed_calls += 1
+        self.paused.set()
+        gate = asyncio.ensure_future(self.embed_gate.wait())
+        try:
+            await asyncio.wait({gate, self.death}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self.num_aborted += 1
+            self.aborted.set()
+            raise
+        finally:
+            gate.cancel()
+        if self.death.done():
+            raise EngineDied("the engine worker was killed by signal 9 (Killed)")
+        if self.embed_error is not None:
+            raise self.embed_error
 
     async def quantize(self, quantize: Quantize, on_progress: Callable[[int, int], None]) -> Quantized:
         """What the worker does, in this process; with `load_gate` as for a load."""

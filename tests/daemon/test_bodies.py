@@ -163,3 +163,14 @@ async def test_no_body_makes_the_daemon_fail(world: World) -> None:
         for line in response.text.splitlines():
             assert "internal error" not in line, (path, body)
     assert {200, 400, 404} <= statuses
+
+
+@pytest.mark.anyio
+async def test_a_compressed_body_is_refused(world: World) -> None:
+    for coding, status in (("zstd", 415), ("gzip", 415), ("identity", 404)):
+        response = await world.http.post(
+            "/api/chat", content=b'{"model": "nope"}', headers={"content-encoding": coding}
+        )
+        assert response.status_code == status
+    response = await world.http.post("/api/chat", content=b"\x28\xb5", headers={"content-encoding": "zstd"})
+    assert response.json() == {"error": "the request body is compressed (zstd); send it as it is"}

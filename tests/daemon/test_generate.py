@@ -334,7 +334,6 @@ REFUSALS: list[tuple[str, dict[str, Any], int, str]] = [
     ("/api/generate", {"model": "tiny", "prompt": "x", "context": [259]}, 400, "context holds 259"),
     ("/api/chat", {"model": "tiny", "messages": [{"role": "boss", "content": "x"}]}, 400, 'the role "boss"'),
     ("/api/generate", {"model": 1}, 400, "invalid request: field model: expected str, got int"),
-    ("/api/embed", {"model": "tiny", "input": "x"}, 400, "embeddings are not available"),
     ("/api/embeddings", {"model": "nope", "prompt": "x"}, 404, "model 'nope' not found"),
 ]
 

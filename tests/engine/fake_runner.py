@@ -11,9 +11,11 @@ alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from engine.embedding_queue import TextJob
 from engine.messages import Ready
 from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import RowStep, ScheduledBatch, StepResult, TokenLogprobs
@@ -86,6 +88,7 @@ class FakeRunner:
     bad_tokens: frozenset[int] = frozenset()
     """A row whose last token is one of these yields an error."""
     before_result: Callable[[ScheduledBatch], None] = lambda batch: None
+    before_vectors: Callable[[Sequence[TextJob]], None] = lambda jobs: None
     in_flight: list[FakeHandle] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_unprepared: int = 0
@@ -129,6 +132,30 @@ class FakeRunner:
         self.rows.clear()
         self.slots = [{} for _ in self.windows]
         self.has_kv_cache = True
+
+    @property
+    def max_text_tokens(self) -> int:
+        return self.max_context
+
+    @property
+    def max_pass_tokens(self) -> int:
+        return self.max_num_batched_tokens
+
+    @property
+    def gives_scores(self) -> bool:
+        return False
+
+    def embed(self, jobs: Sequence[TextJob], max_tokens: int) -> Iterator[list[bytes | None] | None]:
+        """A vector of two elements: the tokens of the text and the texts of its pass. Longer texts take pieces."""
+        total = sum(len(job.token_ids) for job in jobs)
+        assert total <= max_tokens or len(jobs) == 1
+        for _ in range(max_tokens, total, max_tokens):
+            yield None
+        self.before_vectors(jobs)
+        yield [
+            None if self.bad_tokens.intersection(job.token_ids) else struct.pack("<2f", len(job.token_ids), len(jobs))
+            for job in jobs
+        ]
 
     def launch(self, batch: ScheduledBatch) -> FakeHandle:
         assert self.has_kv_cache, "a step while the KV cache is released"

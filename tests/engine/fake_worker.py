@@ -2,7 +2,8 @@
 
 KNOBS is JSON: fields of FakeRunner, and `fail_at_rows` (the first step with so many rows raises), `hang_at`, `die_at`
 (steps, at their results), `hang_at_launch` (a step), `fail_load`, `fatal`, `gate` (a FIFO: the first step's result
-waits until somebody has opened it for writing).
+waits until somebody has opened it for writing), `fail_at_text`, `hang_at_text` (the pass of this text), `is_encoder`
+(the model embeds and does not generate).
 """
 
 from __future__ import annotations
@@ -12,12 +13,24 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
+from engine.embedding_engine import Embedder
+from engine.embedding_queue import TextJob
 from engine.messages import Load, Quantize, Quantized
 from engine.scheduling.batch import ScheduledBatch
 from engine.worker_loop import Fault, OnProgress, serve
 from tests.engine.fake_runner import FakeHandle, FakeRunner
+
+
+class FakeEncoder:
+    """The half of a runner that embeds."""
+
+    def __init__(self, runner: FakeRunner) -> None:
+        self.ready, self.vocab_size, self.gives_scores = runner.ready, runner.vocab_size, runner.gives_scores
+        self.max_text_tokens, self.max_pass_tokens = runner.max_text_tokens, runner.max_pass_tokens
+        self.embed = runner.embed
 
 
 def main() -> int:
@@ -27,6 +40,8 @@ def main() -> int:
     hang_at_launch = knobs.pop("hang_at_launch", -1)
     is_fatal, fail_load = knobs.pop("fatal", False), knobs.pop("fail_load", "")
     gate = knobs.pop("gate", "")
+    fail_at_text, hang_at_text = knobs.pop("fail_at_text", None), knobs.pop("hang_at_text", None)
+    is_encoder = knobs.pop("is_encoder", False)
 
     def before_result(batch: ScheduledBatch) -> None:
         if gate and batch.step == 1:
@@ -38,13 +53,19 @@ def main() -> int:
         if batch.step == die_at:
             os._exit(7)
 
+    def before_vectors(jobs: Sequence[TextJob]) -> None:
+        if fail_at_text in [job.token_ids for job in jobs]:
+            raise RuntimeError("no vectors today")
+        if hang_at_text in [job.token_ids for job in jobs]:
+            threading.Event().wait()
+
     class Runner(FakeRunner):
         def launch(self, batch: ScheduledBatch) -> FakeHandle:
             if batch.step == hang_at_launch:
                 threading.Event().wait()
             return super().launch(batch)
 
-    def load_runner(load: Load, on_progress: OnProgress) -> FakeRunner:
+    def load_runner(load: Load, on_progress: OnProgress) -> Embedder:
         on_progress(1, 2)
         on_progress(2, 2)
         if load.files.get("config.json") == "missing":
@@ -53,12 +74,14 @@ def main() -> int:
             raise MemoryError(fail_load)
         if "windows" in knobs:
             knobs["windows"] = tuple(knobs["windows"])
-        return Runner(
+        runner = Runner(
             max_num_seqs=load.max_num_seqs,
             max_num_batched_tokens=load.max_num_batched_tokens,
             before_result=before_result,
+            before_vectors=before_vectors,
             **knobs,
         )
+        return FakeEncoder(runner) if is_encoder else runner
 
     def quantize_model(message: Quantize, on_progress: OnProgress) -> Quantized:
         on_progress(1, 2)

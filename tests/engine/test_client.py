@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import struct
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -483,3 +484,52 @@ def test_64_streams_with_aborts_and_preemptions_equal_those_alone(
 
     load = Load(files={}, max_num_seqs=16, max_num_batched_tokens=48, run_ahead=run_ahead)
     run(test, load=load, num_blocks=40, windows=windows, gate=str(gate))
+
+
+# ---- embedding
+
+
+def test_vectors_of_many_calls_come_together(run: Callable[..., None]) -> None:
+    async def test(engine: EngineClient) -> None:
+        calls = [engine.embed([[1] * length, [2]]) for length in (3, 1, 9)]
+        for length, vectors in zip((3, 1, 9), await asyncio.gather(*calls), strict=True):
+            assert [struct.unpack("<2f", vector)[0] for vector in vectors] == [length, 1]
+        assert await engine.embed([]) == []
+
+    run(test)
+
+
+def test_what_the_worker_refuses_is_the_call_s_error(run: Callable[..., None]) -> None:
+    async def test(engine: EngineClient) -> None:
+        with pytest.raises(RequestFailed, match="input 1 holds token id 50") as error:
+            await engine.embed([[1], [50]])
+        assert error.value.kind == "invalid"
+        with pytest.raises(RequestFailed, match="this model gives vectors and has no head"):
+            await engine.score([[1, 2]], [1])
+        assert len(await engine.embed([[1]])) == 1
+
+    run(test)
+
+
+def test_a_cancelled_call_is_forgotten(run: Callable[..., None]) -> None:
+    async def test(engine: EngineClient) -> None:
+        call = asyncio.create_task(engine.embed([[1] * 1000] * 20))
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await engine.embed([[1]]) == [struct.pack("<2f", 1, 1)]
+        assert not engine._vectors
+
+    run(test)
+
+
+def test_a_worker_that_dies_ends_the_call(run: Callable[..., None]) -> None:
+    async def test(engine: EngineClient) -> None:
+        call = asyncio.create_task(engine.embed([[7]]))
+        await asyncio.sleep(0)
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineDied, match="was killed by signal 9"):
+            await call
+
+    run(test, hang_at_text=[7])

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import weakref
@@ -20,16 +21,21 @@ from engine.llm_engine import LoadedRunner
 from engine.messages import (
     LENGTH,
     MAX_FRAME_BYTES,
+    Abort,
     Embed,
+    Embedded,
     Failed,
     GetStats,
     Load,
     Ready,
+    Resize,
     Shutdown,
+    Sleep,
     Stats,
     StepOutput,
     Submit,
     ToDaemon,
+    Wake,
 )
 from engine.sampling_params import SamplingParams
 from engine.worker_loop import IDLE_COLLECTION_STEPS, OnProgress, WorkerLoop, classify_builtin
@@ -197,13 +203,55 @@ def test_a_frame_that_is_no_message_is_answered(start: Callable[..., Worker], pa
     assert worker.receive() == Stats()
 
 
-def test_what_it_cannot_do_yet_is_unsupported(start: Callable[..., Worker]) -> None:
+def receive_until(worker: Worker, kind: type[Any]) -> Any:
+    while not isinstance(answer := worker.receive(), kind):
+        pass
+    return answer
+
+
+def test_texts_are_embedded_beside_steps(start: Callable[..., Worker]) -> None:
     worker = start()
     worker.load()
-    worker.send(Embed(request_id=5, prompts=[[1]]))
-    answer = worker.receive()
-    assert isinstance(answer, Failed)
-    assert (answer.kind, answer.request_id) == ("unsupported", 5)
+    worker.send(Submit(seq_id=1, prompt_ids=[1], params=SamplingParams(max_tokens=2000)))
+    assert isinstance(worker.receive(), StepOutput)
+    worker.send(Embed(request_id=5, prompts=[[1] * 100, [1]]))  # passes of 16 tokens while somebody generates
+    answers: list[ToDaemon] = []
+    while not any(isinstance(answer, Embedded) for answer in answers):
+        answers.append(worker.receive())
+    assert answers[-1] == Embedded(request_id=5, vectors=[struct.pack("<2f", 100, 1), struct.pack("<2f", 1, 1)])
+    assert len(answers) > 7, "a step came between any two of the seven pieces"
+
+
+def test_a_pass_that_fails_is_answered_and_the_worker_lives(start: Callable[..., Worker]) -> None:
+    worker = start(fail_at_text=[7])
+    worker.load()
+    worker.send(Embed(request_id=5, prompts=[[7]]))
+    failed = receive_until(worker, Failed)
+    assert (failed.error, failed.request_id) == ("the model failed while it computed: no vectors today", 5)
+    worker.send(Embed(request_id=6, prompts=[[8]]))
+    assert receive_until(worker, Embedded).request_id == 6
+    worker.send(Embed(request_id=7, prompts=[[50]]))
+    assert receive_until(worker, Failed).kind == "invalid"
+    worker.send(Abort(request_ids=[1, 2]))
+    worker.send(Shutdown())
+    status, log = worker.wait()
+    assert status == 0
+    assert "RuntimeError: no vectors today" in log
+
+
+def test_an_encoder_embeds_and_does_not_generate(start: Callable[..., Worker]) -> None:
+    worker = start(is_encoder=True)
+    worker.send(Embed(request_id=4, prompts=[[1]]))
+    assert receive_until(worker, Failed).error == "this worker has no model; send Load first"
+    worker.load()
+    worker.send(Submit(seq_id=1, prompt_ids=[1], params=SamplingParams()))
+    failed = receive_until(worker, Failed)
+    assert (failed.error, failed.seq_id) == ("this model reads texts and generates none", 1)
+    for message, answer in ((Sleep(), Stats), (Wake(), Ready), (Resize(), Ready), (GetStats(), Stats)):
+        worker.send(message)
+        assert isinstance(worker.receive(), answer)
+    worker.send(Embed(request_id=5, prompts=[[1, 2]]))
+    assert worker.receive() == Embedded(request_id=5, vectors=[struct.pack("<2f", 2, 1)])
 
 
 def test_a_step_s_rows_come_in_one_frame(start: Callable[..., Worker]) -> None:

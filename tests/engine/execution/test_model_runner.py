@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.execution.errors import ExecutionError, ModelTooLarge, Unsupported
+from engine.execution.errors import ModelTooLarge, Unsupported
 from engine.execution.model_runner import ModelRunner
 from engine.execution.row_state import RowState
 from engine.execution.sampler import SamplingRow, sample
@@ -215,29 +215,11 @@ def test_memory_is_given_back_and_taken_again(tiny_dir: Path) -> None:
     assert Driver(runner).generate([prompt(1, 7)], 5)[0] == expected
 
 
-def test_embeddings_do_not_depend_on_what_is_embedded_beside_them(runner: ModelRunner) -> None:
+def test_states_of_prompts_do_not_depend_on_what_is_computed_beside_them(runner: ModelRunner) -> None:
     prompts = [prompt(n, length) for n, length in enumerate([1, 30, 4, 17, 3, 16])]
-    alone = [runner.embed([one])[0] for one in prompts]
-    torch.testing.assert_close(torch.tensor(runner.embed(prompts)), torch.tensor(alone))
     logits = [runner.decoder.logits(runner.hidden_states([one])) for one in prompts]
     together = runner.decoder.logits(runner.hidden_states(prompts))
     torch.testing.assert_close(together, torch.cat(logits), atol=1e-4, rtol=1e-4)
-
-
-def test_a_damaged_embedding_is_an_error(tiny_dir: Path) -> None:
-    runner = load_runner(tiny_dir)
-    with torch.inference_mode():
-        runner.decoder.weights.final_norm[0] = torch.nan
-    with pytest.raises(ExecutionError, match="an embedding that is not finite"):
-        runner.embed([prompt(1, 5)])
-
-
-def test_embeddings_are_unit_vectors_of_the_last_token(tiny_dir: Path) -> None:
-    runner = load_runner(tiny_dir, max_num_batched_tokens=22)
-    one, same, other = runner.embed([prompt(1, 20), prompt(1, 20), prompt(2, 3)])
-    assert one == same
-    assert sum(x * x for x in one) == pytest.approx(1.0)
-    assert sum(a * b for a, b in zip(one, other, strict=True)) < 0.99
 
 
 def test_bad_options_are_sentences(tiny_dir: Path) -> None:

@@ -1,0 +1,1 @@
+"""Anthropic's API: its types, and what translates between them and daemon.generation."""
