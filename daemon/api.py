@@ -10,6 +10,7 @@ Source: the API that Ollama documents (docs/api.md), whose clients must not noti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -247,7 +248,7 @@ class TokenizeResponse(Reply, kw_only=True):
     """POST /api/tokenize."""
 
     model: str
-    tokens: list[int] | list[TokenPiece]
+    tokens: Sequence[int | TokenPiece]
 
 
 class DetokenizeRequest(Request):
@@ -280,11 +281,14 @@ class ModelDetails(Reply):
     embedding_length: int = 0
 
 
-class ListedModel(Reply):
+class ListedModel(Reply, kw_only=True):
     """One row of /api/tags."""
 
     name: str
     model: str
+    remote_model: str = ""
+    """Of a stub that another Ollama serves, which Hob lists and does not run; with `remote_host`."""
+    remote_host: str = ""
     modified_at: str
     size: int
     """Bytes of all layers and the configuration."""
@@ -350,13 +354,20 @@ class ShowResponse(Reply, kw_only=True):
     """One a line: the key padded to 30 columns, and its value."""
     template: str = ""
     system: str = ""
+    renderer: str = ""
+    parser: str = ""
     details: ModelDetails
     messages: list[Message] = []
+    remote_model: str = ""
+    remote_host: str = ""
     model_info: dict[str, Any]
     """GGUF keys, such as "general.architecture" and "llama.context_length"."""
+    projector_info: dict[str, Any] = {}
+    """As `model_info`, of the file that makes images into embeddings."""
     tensors: list[Tensor] = []
     capabilities: list[str]
     modified_at: str
+    requires: str = ""
 
 
 class CreateRequest(Request):
@@ -381,6 +392,10 @@ class CreateRequest(Request):
     renderer: str | None = None
     parser: str | None = None
     requires: str | None = None
+    info: dict[str, Any] | None = None
+    """What weights and template do not show of the model, such as "capabilities"."""
+    remote_host: str | None = None
+    """Refused: Hob serves no other machine's models."""
     stream: bool | None = None
 
 
@@ -506,6 +521,20 @@ class VersionResponse(Reply):
     hob_version: str = ""
 
 
+class CloudStatus(Reply):
+    """Whether models run elsewhere."""
+
+    disabled: bool
+    source: str
+    """Who decided so: "none", "env", "config" or "both"."""
+
+
+class StatusResponse(Reply):
+    """GET /api/status."""
+
+    cloud: CloudStatus
+
+
 class HealthResponse(Reply):
     """GET /healthz."""
 
@@ -556,45 +585,11 @@ class EmbeddingsResponse(Reply):
     embedding: list[float]
 
 
-class OpenAIEmbeddingsRequest(Request):
-    """POST /v1/embeddings."""
-
-    model: str | None = None
-    input: Any = None
-    """A text, a list of texts, token ids, or a list of lists of token ids."""
-    encoding_format: str | None = None
-    """"float", or "base64" of little-endian float32."""
-    dimensions: int | None = None
-    """As in EmbedRequest."""
-    user: str | None = None
-    truncate: bool | None = None
-    """As in EmbedRequest; Hob's own, as the two below."""
-    options: dict[str, Any] | None = None
-    keep_alive: KeepAlive | None = None
-
-
-class OpenAIEmbedding(Reply, kw_only=True):
-    """The vector of one input."""
-
-    object: str
-    embedding: list[float] | str
-    index: int
-
-
 class TokenUsage(Reply, kw_only=True):
     """What a request cost; nothing is generated."""
 
     prompt_tokens: int
     total_tokens: int
-
-
-class OpenAIEmbeddingsResponse(Reply, kw_only=True):
-    """POST /v1/embeddings."""
-
-    object: str
-    data: list[OpenAIEmbedding]
-    model: str
-    usage: TokenUsage
 
 
 class Document(Request):

@@ -19,6 +19,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 
+from modelfiles.call_ids import with_fitting_ids
 from modelfiles.jinja_sandbox import AddSteps, BoundedEnvironment, Budget
 from modelfiles.prompt_types import Message, PromptTemplate, TemplateError, Tool
 
@@ -72,6 +73,7 @@ class JinjaPromptTemplate(PromptTemplate):
         now: datetime,
         add_generation_prompt: bool = True,
     ) -> str:
+        messages = with_fitting_ids(messages, self.text)
         turns = [_message(message) for message in messages]
         if tools and self.has_message_tools:
             if not turns or turns[0]["role"] != "system":

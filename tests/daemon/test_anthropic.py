@@ -219,6 +219,8 @@ async def test_no_tokens_read_the_prompt_only(world: World) -> None:
     assert (reply["content"], reply["stop_reason"]) == ([], "max_tokens")
     assert world.engine.params[0].max_tokens == 0
     assert reply["usage"]["input_tokens"] == len(world.engine.prompts[0])
+    kinds = [event["type"] for event in await events(world, max_tokens=0)]
+    assert kinds == ["message_start", "message_delta", "message_stop"]
 
 
 # ---- requests

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import anthropic
 import psutil
 import pytest
 from anthropic.types import MessageParam, ToolParam
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from tests.e2e.conftest import Daemon, StartDaemon, create_tiny
 
@@ -29,8 +30,8 @@ WEATHER: ToolParam = {
 class Animal(BaseModel):
     """An animal of a story."""
 
-    name: str = Field(max_length=20)
-    legs: int = Field(ge=0, le=8)
+    kind: Literal["fox", "bear", "hen"]
+    legs: Literal[2, 4]
 
 
 GREEDY = {"temperature": 0}

@@ -112,7 +112,6 @@ def test_structured_output(daemon: Daemon, tale: str) -> None:
     assert isinstance(model.invoke("Name an animal."), Animal)
 
 
-@pytest.mark.xfail(raises=ollama.ResponseError, reason="embeddings are not there yet")
 def test_embeddings(daemon: Daemon, tale: str) -> None:
     embeddings = OllamaEmbeddings(model=tale, base_url=daemon.base_url, client_kwargs=CLIENT)
     first, second = embeddings.embed_documents(["a fox", "a bear"])

@@ -280,7 +280,6 @@ def test_structured_output(daemon: Daemon, client: ollama.Client, tale: str) -> 
     assert isinstance(json.loads(asyncio.run(run()).message.content or ""), dict)
 
 
-@pytest.mark.xfail(raises=ollama.ResponseError, reason="embeddings are not there yet")
 def test_embeddings(daemon: Daemon, client: ollama.Client, tale: str) -> None:
     one = client.embed(tale, "a fox")
     [vector] = one.embeddings
