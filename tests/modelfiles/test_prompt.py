@@ -74,6 +74,14 @@ def test_every_jinja_template_compiles_and_says_what_it_can(data_dir: Path) -> N
     assert can["deepseek-ai-DeepSeek-R1-Distill-Llama-8B"] >= {"completion", "thinking"}
 
 
+def test_templates_of_older_models_render(data_dir: Path) -> None:
+    lines = (data_dir / "templates/go/testdata/templates.jsonl").read_text().splitlines()
+    assert len(lines) > 30
+    for line in lines:
+        ((name, text),) = json.loads(line).items()
+        assert "hi" in jinja_prompt_template(text, TOKENS).render(USER, now=NOW), name
+
+
 def test_golden_go_conversations(data_dir: Path) -> None:
     system = Message("system", "You are a helpful assistant.")
     first = Message("user", "Hello, how are you?")
