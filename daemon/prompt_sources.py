@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from daemon import api
 from daemon.errors import BadRequest
-from daemon.parsers.thinking import CLOSE_TAG, OPEN_TAG
+from daemon.parsers.families import Tags, family_of
 from daemon.prompts import MessagesPrompt, PromptSource, TextPrompt
 from daemon.workers import LoadedModel
 from modelfiles.prompt import Message, PromptTemplate, TemplateError, ToolCall, go_prompt_template
@@ -51,11 +51,11 @@ def chat_source(
     model: HasTemplate,
 ) -> PromptSource:
     if "thinking" in model.template.capabilities:
-        messages = without_old_thoughts(messages)
+        messages = without_old_thoughts(messages, family_of(model.template.text).thinking)
     return _messages_prompt(messages, model.template, tools, think, now)
 
 
-def without_old_thoughts(messages: Sequence[Message]) -> list[Message]:
+def without_old_thoughts(messages: Sequence[Message], tags: Tags) -> list[Message]:
     """The messages with the thoughts left out that clients sent back inside earlier answers.
 
     A client that knows nothing of thinking returns what it was sent by a server that did not split it: tags in the
@@ -63,16 +63,16 @@ def without_old_thoughts(messages: Sequence[Message]) -> list[Message]:
     """
     last_user = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
     return [
-        replace(message, content=_after_thought(message.content))
+        replace(message, content=_after_thought(message.content, tags))
         if message.role == "assistant" and index < last_user
         else message
         for index, message in enumerate(messages)
     ]
 
 
-def _after_thought(content: str) -> str:
-    _, tag, answer = content.partition(CLOSE_TAG)
-    return answer.lstrip() if tag and content.lstrip().startswith(OPEN_TAG) else content
+def _after_thought(content: str, tags: Tags) -> str:
+    _, tag, answer = content.partition(tags.close)
+    return answer.lstrip() if tag and content.lstrip().startswith(tags.open) else content
 
 
 def _messages_prompt(
