@@ -23,6 +23,7 @@ WITHOUT_TORCH_FILES = (
     "engine/messages.py",
     "engine/config.py",
     "engine/sampling_params.py",
+    "engine/models/adapter_plan.py",
     "engine/models/tensor_plan.py",
 )
 
