@@ -109,7 +109,10 @@ class Embedder:
             vectors = await _in_slices(
                 encoded,
                 lambda start, stop: model.engine.embed(
-                    encoded.prompts[start:stop], normalize=job.normalize, dimensions=dimensions
+                    encoded.prompts[start:stop],
+                    normalize=job.normalize,
+                    dimensions=dimensions,
+                    adapter=model.adapter,
                 ),
             )
             return Embeddings(
@@ -170,7 +173,9 @@ async def _cosines(model: LoadedModel, job: RerankJob) -> tuple[list[float], Enc
     limit = text_limit(model, job.options)
     inputs = [job.query, *job.documents]
     encoded = await asyncio.to_thread(encode_inputs, inputs, model, limit, truncate=job.truncate)
-    vectors = await _in_slices(encoded, lambda start, stop: model.engine.embed(encoded.prompts[start:stop]))
+    vectors = await _in_slices(
+        encoded, lambda start, stop: model.engine.embed(encoded.prompts[start:stop], adapter=model.adapter)
+    )
 
     def compare() -> list[float]:
         query = floats(vectors[0])

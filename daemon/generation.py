@@ -171,7 +171,7 @@ class Generator:
                 )
                 num_cached_tokens, was_cut = 0, False
                 watch.submitted()
-                async with aclosing(model.engine.submit(prompt.token_ids, params)) as stream:
+                async with aclosing(model.engine.submit(prompt.token_ids, params, adapter=model.adapter)) as stream:
                     async for output in stream:
                         if not reader.token_ids:
                             place.served()

@@ -118,14 +118,23 @@ def _stored_messages(stored: StoredModel) -> list[Message]:
     return [Message(message["role"], message["content"]) for message in stored.messages]
 
 
+def check_num_messages(num_messages: int) -> None:
+    """Refuse a conversation of too many messages.
+
+    Raises:
+        BadRequest: it is one.
+    """
+    if num_messages > MAX_MESSAGES:
+        raise BadRequest(f"messages has {num_messages} messages; {MAX_MESSAGES} are allowed", "messages")
+
+
 def read_messages(messages: Sequence[api.RequestMessage]) -> list[Message]:
     """The messages of a request.
 
     Raises:
         BadRequest: there are too many, or one has a role that there is not.
     """
-    if len(messages) > MAX_MESSAGES:
-        raise BadRequest(f"messages has {len(messages)} messages; {MAX_MESSAGES} are allowed")
+    check_num_messages(len(messages))
     return [read_message(message) for message in messages]
 
 

@@ -25,6 +25,7 @@ WITHOUT_TORCH_FILES = (
     "engine/any_config.py",
     "engine/embedding_engine.py",
     "engine/sampling_params.py",
+    "engine/models/adapter_plan.py",
     "engine/models/tensor_plan.py",
 )
 

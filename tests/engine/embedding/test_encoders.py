@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from engine.encoder_config import EncoderConfig
-from engine.execution.errors import ModelTooLarge, Unsupported, WeightsError
+from engine.execution.errors import ModelTooLarge, WeightsError
 from modelfiles.source import ModelSource
 from tests.engine.embedding.encoders import (
     ENCODERS,
@@ -122,8 +122,6 @@ def test_what_a_load_refuses(tmp_path: Path) -> None:
     make_encoder(ENCODERS["bert"], tmp_path)
     with pytest.raises(ModelTooLarge, match=r"the model needs .* MiB but 0\.1 MiB are free"):
         load_encoder(tmp_path, budget_bytes=100_000)
-    with pytest.raises(Unsupported, match="1 adapters were given, but Hob applies none to models that embed"):
-        load_encoder(tmp_path, adapters=["a.gguf"])
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
     with pytest.raises(WeightsError, match=r'tensor "encoder\.layer\.3\.attention\.self\.query\.weight" of shape'):
