@@ -14,7 +14,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from daemon.creation import check_source
-from daemon.embedding import MAX_INPUTS, SLICE_INPUTS, SLICE_TOKENS, longest_first, slice_ends
+from daemon.embedding import MAX_INPUTS, SLICE_INPUTS, SLICE_TOKENS, slice_ends
+from daemon.embedding_inputs import longest_first
 from engine.errors import EngineDied, RequestFailed
 from modelfiles.source import ModelSource
 from registry.store import Store
