@@ -10,6 +10,7 @@ Source: the API that Ollama documents (docs/api.md), whose clients must not noti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -247,7 +248,7 @@ class TokenizeResponse(Reply, kw_only=True):
     """POST /api/tokenize."""
 
     model: str
-    tokens: list[int] | list[TokenPiece]
+    tokens: Sequence[int | TokenPiece]
 
 
 class DetokenizeRequest(Request):
@@ -280,11 +281,14 @@ class ModelDetails(Reply):
     embedding_length: int = 0
 
 
-class ListedModel(Reply):
+class ListedModel(Reply, kw_only=True):
     """One row of /api/tags."""
 
     name: str
     model: str
+    remote_model: str = ""
+    """Of a stub that another Ollama serves, which Hob lists and does not run; with `remote_host`."""
+    remote_host: str = ""
     modified_at: str
     size: int
     """Bytes of all layers and the configuration."""
@@ -350,13 +354,20 @@ class ShowResponse(Reply, kw_only=True):
     """One a line: the key padded to 30 columns, and its value."""
     template: str = ""
     system: str = ""
+    renderer: str = ""
+    parser: str = ""
     details: ModelDetails
     messages: list[Message] = []
+    remote_model: str = ""
+    remote_host: str = ""
     model_info: dict[str, Any]
     """GGUF keys, such as "general.architecture" and "llama.context_length"."""
+    projector_info: dict[str, Any] = {}
+    """As `model_info`, of the file that makes images into embeddings."""
     tensors: list[Tensor] = []
     capabilities: list[str]
     modified_at: str
+    requires: str = ""
 
 
 class CreateRequest(Request):
@@ -381,6 +392,10 @@ class CreateRequest(Request):
     renderer: str | None = None
     parser: str | None = None
     requires: str | None = None
+    info: dict[str, Any] | None = None
+    """What weights and template do not show of the model, such as "capabilities"."""
+    remote_host: str | None = None
+    """Refused: Hob serves no other machine's models."""
     stream: bool | None = None
 
 
@@ -504,6 +519,20 @@ class VersionResponse(Reply):
 
     version: str
     hob_version: str = ""
+
+
+class CloudStatus(Reply):
+    """Whether models run elsewhere."""
+
+    disabled: bool
+    source: str
+    """Who decided so: "none", "env", "config" or "both"."""
+
+
+class StatusResponse(Reply):
+    """GET /api/status."""
+
+    cloud: CloudStatus
 
 
 class HealthResponse(Reply):

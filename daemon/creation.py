@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from daemon import api
 from daemon.errors import BadRequest
-from daemon.library import parse_name
+from daemon.library import parse_name, shorten
 from daemon.parsers.families import family_by_parser, parser_names
 from daemon.transfers import Transfers
 from engine.any_config import AnyConfig, read_config
@@ -35,12 +35,16 @@ def create_events(
     """Make a model as POST /api/create says; a parent that is not here is pulled first.
 
     Raises:
-        BadRequest: the name of the model, of its parent or of the type to quantize to is none.
+        BadRequest: the name of the model, of its parent or of the type to quantize to is none; or it is to be remote.
         RegistryError, EngineError: as registry.create.create_model.
     """
+    if body.remote_host:
+        raise BadRequest("remote_host is set, and Hob serves no other machine's models; leave it out")
     request = CreateRequest(
         name=parse_name(body.model or body.name, "invalid model name"),
-        from_name=parse_name(body.from_, f'invalid model name in from: "{body.from_}"') if body.from_ else None,
+        from_name=parse_name(body.from_, f'invalid model name in from: "{shorten(body.from_)}"')
+        if body.from_
+        else None,
         files=body.files or {},
         adapters=body.adapters or {},
         drafts=body.draft_files or {},
@@ -52,6 +56,7 @@ def create_events(
         renderer=body.renderer,
         parser=body.parser,
         requires=body.requires,
+        info=body.info or {},
         quantize=_file_type(body.quantize or body.quantization or ""),
     )
     _check_names(request)

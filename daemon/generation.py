@@ -204,7 +204,7 @@ class Generator:
         num_keep = options.num_keep(adds_bos=model.tokenizer.add_bos)
         fitting = Fitting(num_ctx, num_keep, truncate=job.truncate, shift=job.shift)
         # Templates come from strangers and texts may be long: neither must hold up the loop.
-        prompt = await asyncio.to_thread(compose, job.source(model), model.tokenizer, job.context_ids, fitting)
+        prompt = await asyncio.to_thread(lambda: compose(job.source(model), model.tokenizer, job.context_ids, fitting))
         return prompt, options, fitting
 
     def _reader(self, job: Job, model: LoadedModel, prompt: Prompt, options: Options) -> OutputReader:

@@ -80,8 +80,11 @@ class Library:
             raise BadRequest(f"'{shorten(name)}' is no model name: {error.reason}", "model") from error
         return await self.find(name)
 
-    async def delete(self, name: ModelName) -> None:
+    async def delete(self, name: ModelName, given: str) -> None:
         """Remove a model and what only it needed.
+
+        Args:
+            given: the name as the client wrote it.
 
         Raises:
             UnknownModel: there is none of this name.
@@ -89,7 +92,7 @@ class Library:
         try:
             await asyncio.to_thread(self._store.delete, name)
         except ModelNotFound as error:
-            raise UnknownModel(name.short) from error
+            raise UnknownModel(given) from error
 
     async def describe(self, stored: StoredModel) -> Description:
         """What the model is. A model whose files cannot be read has what its manifest says, and no capabilities."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from daemon.api import Message, ShowResponse, Tensor
@@ -11,7 +12,7 @@ from engine.any_config import AnyConfig, read_config
 from engine.config import ModelConfig
 from engine.encoder_config import EncoderConfig
 from engine.pooling import GGUF_MODES, RANK
-from modelfiles.gguf import GGMLType, open_shards
+from modelfiles.gguf import GGMLType, GGUFError, open_shards
 from modelfiles.safetensors import SafetensorsModel
 from modelfiles.source import ModelSource
 from registry.show import modelfile_text, parameters_text, params_with
@@ -44,9 +45,15 @@ def show(
         parameters=parameters_text(params_with(stored.params, overlay)),
         template=template,
         system=system_text,
+        renderer=stored.config.get("renderer", ""),
+        parser=stored.config.get("parser", ""),
+        remote_model=stored.config.get("remote_model", ""),
+        remote_host=stored.config.get("remote_host", ""),
+        requires=stored.config.get("requires", ""),
         details=description.details,
         messages=[Message(role=message["role"], content=message["content"]) for message in stored.messages],
         model_info=_gguf_info(source, verbose) if source.format == "gguf" else _config_info(source, stored.name.model),
+        projector_info=_projector_info(stored.projectors, verbose),
         tensors=_tensors(source),
         capabilities=list(description.capabilities),
         modified_at=stored.modified_at.isoformat().replace("+00:00", "Z"),
@@ -57,6 +64,19 @@ def _gguf_info(source: ModelSource, verbose: bool) -> dict[str, Any]:
     with open_shards(source.gguf_files) as model:
         info = {key: value for key, value in model.metadata.items() if key not in HIDDEN_KEYS}
     info["general.parameter_count"] = read_config(source).num_parameters
+    return _shortened(info, verbose)
+
+
+def _projector_info(projectors: Sequence[Path], verbose: bool) -> dict[str, Any]:
+    """Empty where there is none, and where it cannot be read: nothing is run with it."""
+    try:
+        with open_shards(projectors) as projector:
+            return _shortened({key: projector.metadata[key] for key in projector.metadata}, verbose)
+    except GGUFError:
+        return {}
+
+
+def _shortened(info: Mapping[str, Any], verbose: bool) -> dict[str, Any]:
     is_long = {key for key, value in info.items() if isinstance(value, list) and len(value) > MAX_SHORT_ARRAY}
     return {key: None if key in is_long and not verbose else info[key] for key in sorted(info)}
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 class JSONResponse:
     """One object that is there already. An ASGI application."""
 
-    def __init__(self, reply: msgspec.Struct) -> None:
+    def __init__(self, reply: msgspec.Struct | dict[str, Any]) -> None:
         self._reply = reply
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -212,7 +212,10 @@ async def _last(lines: AsyncGenerator[ProgressResponse]) -> ProgressResponse:
 
 
 async def send_json(
-    send: Send, status: int, reply: msgspec.Struct, extra_headers: list[tuple[bytes, bytes]] | None = None
+    send: Send,
+    status: int,
+    reply: msgspec.Struct | dict[str, Any],
+    extra_headers: list[tuple[bytes, bytes]] | None = None,
 ) -> None:
     """A whole reply with its length."""
     body = msgspec.json.encode(reply)

@@ -97,31 +97,28 @@ class SummaryText(Reply, kw_only=True):
     text: str
 
 
-class MessageItem(Reply, kw_only=True):
+class MessageItem(Reply, kw_only=True, tag_field="type", tag="message"):
     """What the model says."""
 
     id: str
-    type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
     status: str
     """"in_progress", "completed" or "incomplete", as that of all items."""
     content: list[OutputText]
 
 
-class ReasoningItem(Reply, kw_only=True):
+class ReasoningItem(Reply, kw_only=True, tag_field="type", tag="reasoning"):
     """What the model thinks."""
 
     id: str
-    type: Literal["reasoning"] = "reasoning"
     status: str
     summary: list[SummaryText]
 
 
-class FunctionCallItem(Reply, kw_only=True):
+class FunctionCallItem(Reply, kw_only=True, tag_field="type", tag="function_call"):
     """A function that the model wants called; `arguments` is JSON."""
 
     id: str
-    type: Literal["function_call"] = "function_call"
     status: str
     call_id: str
     name: str

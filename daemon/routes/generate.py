@@ -14,7 +14,7 @@ from daemon.bodies import read
 from daemon.errors import BadRequest
 from daemon.generation import Job
 from daemon.options import Options, check_top_logprobs, read_keep_alive
-from daemon.prompt_sources import chat_source, generate_source, read_message, with_model_messages
+from daemon.prompt_sources import chat_source, generate_source, read_messages, with_model_messages
 from daemon.replies import ChatReplies, GenerateReplies, Replies, Reply, stream, whole
 from daemon.services import Services
 from daemon.streaming import JSONReply, JSONResponse, NDJSONReply
@@ -85,7 +85,7 @@ async def _chat(services: Services, request: Request) -> JSONReply | NDJSONReply
     if body.tools:
         await services.library.require(stored, "tools", "tools", stored.name.full)
         _check_tools(body.tools)
-    messages = [read_message(message) for message in body.messages or ()]
+    messages = read_messages(body.messages or ())
     images = [image for message in body.messages or () for image in message.images or ()]
     _refuse_unavailable(body.format, images, body.model or "")
     Options.merge(stored.params, body.options or {})

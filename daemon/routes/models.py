@@ -16,12 +16,12 @@ from daemon import api
 from daemon.bodies import ClientLeft, read
 from daemon.clock import rfc3339
 from daemon.creation import create_events
-from daemon.library import parse_name
+from daemon.library import parse_name, shorten
 from daemon.services import Services
 from daemon.show import show
 from daemon.streaming import EmptyResponse, JSONResponse, progress_reply
 from modelfiles.parameters import check_options
-from registry.errors import BlobNotFound
+from registry.errors import BlobNotFound, ModelNotFound
 from registry.manifest import Digest
 from registry.store import Store
 from registry.stored_model import StoredModel
@@ -57,6 +57,8 @@ async def _listed(services: Services, stored: StoredModel) -> api.ListedModel:
     return api.ListedModel(
         name=stored.name.short,
         model=stored.name.short,
+        remote_model=stored.config.get("remote_model", ""),
+        remote_host=stored.config.get("remote_host", ""),
         modified_at=stored.modified_at.isoformat().replace("+00:00", "Z"),
         size=stored.size,
         digest=stored.digest.hex,
@@ -99,18 +101,21 @@ async def _show(services: Services, request: Request) -> JSONResponse:
 
 async def _copy(services: Services, request: Request) -> ASGIApp:
     body = await read(request, api.CopyRequest)
-    source = parse_name(body.source, f'source "{body.source or ""}" is invalid')
-    destination = parse_name(body.destination, f'destination "{body.destination or ""}" is invalid')
-    await asyncio.to_thread(services.store.copy, source, destination)
+    source = parse_name(body.source, f'source "{shorten(body.source or "")}" is invalid')
+    destination = parse_name(body.destination, f'destination "{shorten(body.destination or "")}" is invalid')
+    try:
+        await asyncio.to_thread(services.store.copy, source, destination)
+    except ModelNotFound as error:
+        raise ModelNotFound(body.source or "") from error  # as the client wrote it
     return EmptyResponse()
 
 
 async def _delete(services: Services, request: Request) -> ASGIApp:
     body = await read(request, api.DeleteRequest)
     given = body.model or body.name or ""
-    name = parse_name(given, f'name "{given}" is invalid')
+    name = parse_name(given, f'name "{shorten(given)}" is invalid')
     await services.models.unload(name)
-    await services.library.delete(name)
+    await services.library.delete(name, given)
     return EmptyResponse()
 
 

@@ -111,7 +111,7 @@ async def test_copy(world: World) -> None:
     names = [model["name"] for model in (await world.http.get("/api/tags")).json()["models"]]
     assert "me/other:v1" in names
     for body, status, error in (
-        ({"source": "no", "destination": "x"}, 404, 'model "no:latest" not found'),
+        ({"source": "no", "destination": "x"}, 404, 'model "no" not found'),
         ({"source": "..", "destination": "x"}, 400, 'source ".." is invalid'),
         ({"source": "tiny", "destination": "a/b/c/d"}, 400, 'destination "a/b/c/d" is invalid'),
         ({"source": "tiny"}, 400, 'destination "" is invalid'),
@@ -126,7 +126,7 @@ async def test_delete_unloads_first(world: World) -> None:
     assert (response.status_code, response.content) == (200, b"")
     assert world.engine.closed.is_set()
     response = await world.http.request("DELETE", "/api/delete", json={"model": "tiny"})
-    assert (response.status_code, response.json()) == (404, {"error": "model 'tiny:latest' not found"})
+    assert (response.status_code, response.json()) == (404, {"error": "model 'tiny' not found"})
     response = await world.http.request("DELETE", "/api/delete", json={"name": "a b"})
     assert response.status_code == 400
 
