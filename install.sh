@@ -354,12 +354,13 @@ install_older_triton() {
     export HOB_TEST_OLDER_TRITON="$folder"
 }
 
-# Programs that tests start: a real registry, and what breaks system calls off. As an ordinary user, or without apt, those
+# Programs that tests start: a real registry, what breaks system calls off, and a terminal. As an ordinary user, or without apt, those
 # tests skip with a reason.
 install_test_programs() {
     local missing=""
     [ -x /usr/bin/docker-registry ] || missing="docker-registry"
     [ -x /usr/bin/strace ] || missing="$missing strace"
+    [ -x /usr/bin/tmux ] || missing="$missing tmux"
     { [ -n "$missing" ] && is_root && command -v apt-get >/dev/null; } || return 0
     say "Installing ${missing# } from Debian's packages, for the tests."
     apt-get update -qq >/dev/null 2>&1 || true

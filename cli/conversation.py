@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cli.errors import CliError
-from cli.render import Answer, timings, tool_call, waiting
+from cli.render import Answer, Display, timings, tool_call, waiting
 from daemon import api
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ class Conversation:
     keep_alive: api.KeepAlive | None = None
     format: Any = None
     think: api.Think | None = None
-    verbose: bool = False
-    wordwrap: bool = True
-    hide_thinking: bool = False
+    display: Display = field(default_factory=Display)
     history: bool = True
     """Whether the lines are remembered for the next run."""
     system: str = ""
@@ -53,8 +51,10 @@ class Conversation:
         self.messages = [api.RequestMessage(role="system", content=self.system)] if self.system else []
 
     def change_model(self, model: str, shown: api.ShowResponse) -> None:
-        """Go on with another model, from the start."""
-        self.model, self.shown, self.messages = model, shown, []
+        """Go on with another model, from the start: with its system message and its messages, which the daemon adds."""
+        self.model, self.shown, self.messages, self.system = model, shown, [], ""
+        if "thinking" not in shown.capabilities:  # it would refuse every message
+            self.think = None
 
     def turn(self, text: str) -> None:
         """Say something and print the answer. Ctrl-C stops the answer and keeps what there was of it.
@@ -76,7 +76,7 @@ class Conversation:
 
     def _answer(self, request: api.ChatRequest) -> api.RequestMessage:
         """Print the answer; the message that it makes, complete or not."""
-        out = Answer(sys.stdout, wordwrap=self.wordwrap, hide_thinking=self.hide_thinking)
+        out = Answer(sys.stdout, self.display, markdown=self.format is None)
         chunks = self.client.chat(request)
         content: list[str] = []
         thinking: list[str] = []
@@ -90,7 +90,7 @@ class Conversation:
                 out.thinking(chunk.message.thinking)
                 out.content(chunk.message.content)
                 for call in chunk.message.tool_calls:
-                    out.content(tool_call(call.function.name, call.function.arguments))
+                    out.note(tool_call(call.function.name, call.function.arguments))
                 last, chunk = chunk, next(chunks, None)
             out.end()
         except KeyboardInterrupt:
@@ -102,6 +102,6 @@ class Conversation:
         except CliError:
             out.break_off()
             raise
-        if self.verbose and last is not None:
+        if self.display.verbose and last is not None:
             sys.stderr.write(timings(last))
         return api.RequestMessage(role="assistant", content="".join(content), thinking="".join(thinking) or None)

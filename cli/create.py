@@ -36,13 +36,21 @@ def create(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the new model.")],
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="FILE", help="The Modelfile. Default: Modelfile, else `FROM .`."),
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="The Modelfile. Default: Modelfile in this folder, else the weights there.",
+        ),
     ] = None,
     quantize: Annotated[
-        str, typer.Option("--quantize", "-q", metavar="TYPE", help="Quantize to this type, e.g. q4_K_M, q8_0 or fp8.")
+        str,
+        typer.Option(
+            "--quantize", "-q", metavar="TYPE", help="Quantize the weights to this type, e.g. q4_K_M, q8_0 or fp8."
+        ),
     ] = "",
 ) -> None:
-    """Make a model from a Modelfile."""
+    """Make a model from a Modelfile. Without one, from the weights in this folder."""
     modelfile, folder = read_modelfile(file)
     request, files = build_request(model, modelfile, folder, quantize)
     settings = load_settings()

@@ -11,6 +11,8 @@ CliError                 a sentence and an exit status; cli/main.py is the one p
 
 from __future__ import annotations
 
+import os
+
 
 class CliError(Exception):
     """The message is a sentence: what, the value, the limit, the remedy."""
@@ -46,3 +48,22 @@ class ServerError(CliError):
 
 class NotFound(ServerError):
     """The model is not in the store."""
+
+
+def sentence_of(error: Exception) -> str:
+    """What to show of an error, whatever it is.
+
+    Raises:
+        Exception: the error itself, where it is a defect of ours and HOB_DEBUG asks for tracebacks.
+    """
+    if isinstance(error, NotFound) and str(error).endswith(
+        " not found"
+    ):  # the daemon's words are those of Ollama's API
+        return f"{error}; `hob list` shows the models that are here"
+    if isinstance(error, CliError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    if os.environ.get("HOB_DEBUG"):  # not through Settings, whose reading may be what failed
+        raise error
+    return f"hob has a defect: {type(error).__name__}: {error}. HOB_DEBUG=1 shows where"

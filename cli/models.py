@@ -56,9 +56,9 @@ def rm(
         list[str],
         typer.Argument(metavar="MODEL", help="Names of the models. NAME* stands for all whose name begins so."),
     ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing what NAME* stands for.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove what NAME* stands for without asking.")] = False,
 ) -> None:
-    """Remove models. One that is loaded is unloaded first."""
+    """Remove models. One that is loaded is unloaded first; what other models share stays."""
     with connected(load_settings()) as client:
         for model in wanted(client, models, ask=not yes):
             with suppress(NotFound):  # removing it says so, in the sentence that belongs to removing
@@ -104,7 +104,7 @@ def confirm(models: Sequence[str]) -> None:
 
 
 def stop(model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]) -> None:
-    """Unload a model now, instead of when its time is over."""
+    """Unload a model now. By itself it leaves when nobody has used it for a while."""
     with connected(load_settings()) as client:
         try:
             client.load(model, keep_alive=0)
@@ -116,10 +116,12 @@ def pull(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")],
     insecure: Annotated[bool, typer.Option("--insecure", help=INSECURE)] = False,
     list_tags: Annotated[
-        bool, typer.Option("--list-tags", help="List the variants there are of the model, and pull none.")
+        bool, typer.Option("--list-tags", help="List the variants of the model, and pull none.")
     ] = False,
 ) -> None:
-    """Download a model: from the catalog, a registry or the Hugging Face hub (hf.co/NAME/REPOSITORY)."""
+    """Download a model. Its name is one of the catalog (see `hob search`), of the Ollama registry or another
+    (HOST/NAME/MODEL), or of the Hugging Face hub (hf.co/NAME/REPOSITORY).
+    """
     with connected(load_settings()) as client:
         if list_tags:
             sys.stdout.write(tags_table(model, client.remote_tags(model, insecure=insecure)))
@@ -144,7 +146,7 @@ def search(
         list[str] | None, typer.Argument(metavar="WORD", help="Words that names or descriptions hold; none: all.")
     ] = None,
 ) -> None:
-    """Look through the catalog of models that can be pulled by a short name."""
+    """Look through the catalog of models. Those in it can be pulled by a short name."""
     with connected(load_settings()) as client:
         found = client.search(" ".join(words or ()))
     if not found:

@@ -1,8 +1,8 @@
 """Answer: writes a streamed answer to stdout; and the table of timings that --verbose writes to stderr.
 
-On a terminal the text is wrapped between words, thoughts are faint, and control characters are dropped, because a
-model's output must not be able to move the cursor or set the window's title. Anywhere else every byte goes out as it
-came.
+On a terminal Markdown is rendered, lines break between words, thoughts are faint, and control characters are dropped,
+because a model's output must not be able to move the cursor or set the window's title. Anywhere else every byte goes
+out as it came.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol, TextIO
 
+from cli.markdown import Markdown
+from cli.terminal import has_cursor, has_styles
 from cli.wordwrap import WordWrap
 from modelfiles.durations import format_duration
 
@@ -33,22 +36,37 @@ class Metrics(Protocol):
     eval_duration: int
 
 
+@dataclass
+class Display:
+    """How answers are shown, as the command line or /set says."""
+
+    wordwrap: bool = True
+    """Break lines between words, on a terminal."""
+    markdown: bool = True
+    """Render Markdown, on a terminal."""
+    hide_thinking: bool = False
+    verbose: bool = False
+    """Timings after each answer."""
+
+
 class Answer:
     """One answer on its way to the reader.
 
     Args:
-        wordwrap: break between words where `out` is a terminal.
-        hide_thinking: leave the thoughts out.
+        markdown: whether the answer may be Markdown; JSON is not, whatever the display says.
     """
 
-    def __init__(self, out: TextIO, *, wordwrap: bool = True, hide_thinking: bool = False) -> None:
+    def __init__(self, out: TextIO, display: Display, *, markdown: bool = True) -> None:
         self._out = out
         self._terminal = out.isatty()
-        columns = shutil.get_terminal_size().columns
-        self._wrap = WordWrap(columns) if self._terminal and wordwrap else None
-        self._hide_thinking = hide_thinking
+        self._styles = has_styles(out)
+        columns = shutil.get_terminal_size().columns if display.wordwrap and has_cursor(out) else None
+        self._wrap = WordWrap(columns) if columns else None
+        self._markdown = Markdown(columns) if self._styles and display.markdown and markdown else None
+        self._hide_thinking = display.hide_thinking
         self._thinking = False
         self._begun = False
+        self._mid_line = False
 
     def thinking(self, text: str) -> None:
         """The next piece of the model's thoughts."""
@@ -56,36 +74,45 @@ class Answer:
             return
         if not self._thinking:
             self._thinking = True
-            self._write((FAINT if self._terminal else "") + "Thinking...\n")
-        self._text(text)
+            self._write((FAINT if self._styles else "") + "Thinking...\n")
+        self._write(self._wrapped(text))
 
     def content(self, text: str) -> None:
         """The next piece of the answer."""
         if text:
             self._end_thinking()
-            self._text(text)
+            self._mid_line = not text.endswith("\n")
+            self._write(self._markdown.feed(self._safe(text)) if self._markdown else self._wrapped(text))
+
+    def note(self, text: str) -> None:
+        """Something of ours in the middle of it, on a line of its own."""
+        self._end_thinking()
+        self._write(self._close() + self._wrapped("\n" * self._mid_line + text))
+        self._mid_line = True
 
     def end(self) -> None:
         """Two newlines: the last line's end, and a blank line before whatever comes next."""
         self._end_thinking()
-        self._write("\n\n")
+        self._write(self._close() + "\n\n")
 
     def break_off(self) -> None:
         """It ends before its end: leave the terminal as it should be, at the start of a line."""
         if self._begun:
-            self._write((PLAIN if self._thinking and self._terminal else "") + "\n")
+            self._write(self._close() + (PLAIN if self._thinking and self._styles else "") + "\n")
 
     def _end_thinking(self) -> None:
         if self._thinking:
             self._thinking = False
-            self._text("\n...done thinking.\n\n")
-            if self._terminal:
-                self._write(PLAIN)
+            self._write(self._wrapped("\n...done thinking.\n\n") + (PLAIN if self._styles else ""))
 
-    def _text(self, text: str) -> None:
-        if self._terminal:
-            text = CONTROL.sub("", text)
-        self._write(self._wrap.feed(text) if self._wrap else text)
+    def _close(self) -> str:
+        return self._markdown.close() if self._markdown else ""
+
+    def _wrapped(self, text: str) -> str:
+        return self._wrap.feed(self._safe(text)) if self._wrap else self._safe(text)
+
+    def _safe(self, text: str) -> str:
+        return CONTROL.sub("", text) if self._terminal else text
 
     def _write(self, text: str) -> None:
         self._begun = True

@@ -16,8 +16,7 @@ import typer
 from cli.connection import connected, load_settings
 from cli.errors import CliError, NotFound, UsageError
 from cli.models import INSECURE, pull_model
-from cli.render import Answer, timings, waiting
-from cli.version import NOT_YET
+from cli.render import Answer, Display, timings, waiting
 from daemon import api
 from modelfiles.durations import DurationError, parse_duration
 
@@ -37,14 +36,16 @@ def run(
         list[str] | None, typer.Argument(metavar="PROMPT", help="The prompt. Text on stdin comes before it.")
     ] = None,
     keepalive: Annotated[
-        str, typer.Option(metavar="DURATION", help='How long the model stays loaded afterwards, e.g. "5m".')
+        str, typer.Option(metavar="DURATION", help='How long the model stays loaded, e.g. "5m"; "-1s" for ever.')
     ] = "",
     verbose: Annotated[bool, typer.Option("--verbose", help="Print timings after the answer.")] = False,
     insecure: Annotated[bool, typer.Option("--insecure", help=INSECURE)] = False,
     nowordwrap: Annotated[bool, typer.Option("--nowordwrap", help="Do not break lines between words.")] = False,
+    nomarkdown: Annotated[
+        bool, typer.Option("--nomarkdown", help="Show Markdown as it was written. NO_COLOR=1 does so, too.")
+    ] = False,
     format_: Annotated[
-        str,
-        typer.Option("--format", metavar="FORMAT", help=f'Format of the answer: "json" or a JSON schema. {NOT_YET}'),
+        str, typer.Option("--format", metavar="FORMAT", help='Format of the answer: "json" or a JSON schema.')
     ] = "",
     think: Annotated[
         str, typer.Option(metavar="LEVEL", help="Whether or how hard to think: true, false, low, medium, high or max.")
@@ -52,13 +53,13 @@ def run(
     hidethinking: Annotated[bool, typer.Option("--hidethinking", help="Do not show the thoughts.")] = False,
     truncate: Annotated[
         bool | None,
-        typer.Option("--truncate/--no-truncate", help=f"Embeddings: cut a text that is too long. {NOT_YET}"),
+        typer.Option("--truncate/--no-truncate", help="Embedding models: cut a text that is too long, or refuse it."),
     ] = None,
     dimensions: Annotated[
-        int | None, typer.Option(metavar="N", help=f"Embeddings: length of the vector. {NOT_YET}", min=1)
+        int | None, typer.Option(metavar="N", help="Embedding models: length of the vector.", min=1)
     ] = None,
 ) -> None:
-    """Run a model: answer one prompt, or talk with it."""
+    """Run a model: answer one prompt, or talk with it. Without a prompt, /? shows what one can do."""
     options = api.ChatRequest(
         model=model,
         keep_alive=keep_alive(keepalive),
@@ -68,6 +69,7 @@ def run(
     piped = "" if sys.stdin.isatty() else read_stdin()
     text = utf8(" ".join(part for part in (piped, *(prompt or ())) if part))
     interactive = not text and sys.stdin.isatty() and sys.stdout.isatty()
+    display = Display(wordwrap=not nowordwrap, markdown=not nomarkdown, hide_thinking=hidethinking, verbose=verbose)
     settings = load_settings()
     with connected(settings) as client:
         shown = show_or_pull(client, model, insecure=insecure)
@@ -77,14 +79,12 @@ def run(
             # Imported here because prompt_toolkit costs 110 to 150 ms, which a one-shot prompt should not pay.
             from cli.repl import talk
 
-            talk(client, settings, options, shown, verbose=verbose, wordwrap=not nowordwrap, hide_thinking=hidethinking)
+            talk(client, settings, options, shown, display)
         else:
-            answer(client, options, text, verbose=verbose, wordwrap=not nowordwrap, hide_thinking=hidethinking)
+            answer(client, options, text, display)
 
 
-def answer(
-    client: Client, options: api.ChatRequest, prompt: str, *, verbose: bool, wordwrap: bool, hide_thinking: bool
-) -> None:
+def answer(client: Client, options: api.ChatRequest, prompt: str, display: Display) -> None:
     """Print the answer to one prompt."""
     request = api.GenerateRequest(
         model=options.model,
@@ -93,7 +93,7 @@ def answer(
         format=options.format,
         think=options.think,
     )
-    out = Answer(sys.stdout, wordwrap=wordwrap, hide_thinking=hide_thinking)
+    out = Answer(sys.stdout, display, markdown=options.format is None)
     chunks = client.generate(request)
     try:
         with waiting():
@@ -110,7 +110,7 @@ def answer(
         raise
     if prompt:  # without one the model was only loaded
         out.end()
-    if verbose:
+    if display.verbose:
         sys.stderr.write(timings(last))
 
 

@@ -25,7 +25,7 @@ def serve(
         bool, typer.Option("--allow-remote", help="Allow an address that other machines reach.")
     ] = False,
 ) -> None:
-    """Run the daemon in the foreground until Ctrl-C."""
+    """Run the daemon in the foreground until Ctrl-C. Other commands start it in the background by themselves."""
     load_settings()  # a wrong variable is said here, before this process is given up
     flags = {"--host": host, "--port": "" if port is None else str(port), "--models": models}
     command = [*DAEMON_COMMAND, *(word for flag, value in flags.items() if value for word in (flag, value))]

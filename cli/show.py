@@ -32,9 +32,9 @@ def show(
     parameters: Annotated[bool, typer.Option("--parameters", help="Print the parameters.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Print the template.")] = False,
     system: Annotated[bool, typer.Option("--system", help="Print the system message.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also list metadata and tensors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also list its metadata and tensors.")] = False,
 ) -> None:
-    """Show information about a model."""
+    """Show what a model is. All that matters, or one part of it as it is stored."""
     given = {
         "license": license_, "modelfile": modelfile, "parameters": parameters, "system": system, "template": template
     }  # fmt: skip

@@ -6,19 +6,25 @@ but /bye: errors of the daemon are caught by the loop and shown there.
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from cli.conversation import Conversation
-from cli.errors import NotFound, ServerError
+from cli.errors import NotFound, ServerError, UsageError
 from cli.models import list_table
-from cli.run import THINK_LEVELS
+from cli.render import Answer
+from cli.run import THINK_LEVELS, answer_format
 from cli.show import PARTS, part_text, sections
+from cli.slash_help import HELP, PARAMETER_USAGE, SET_USAGE, SHOW_USAGE, USAGE
 from cli.table import table
 from daemon import api
 from modelfiles.parameters import PARAMETERS, ParameterError, parse_parameter
+
+COMMAND = re.compile(r"/(\?|[a-z]+)?(?:\s|$)", re.IGNORECASE)
 
 
 class Bye(Exception):
@@ -32,12 +38,17 @@ def run_command(talk: Conversation, line: str) -> None:
         Bye: the loop is to end.
         ServerError, DaemonUnreachable: the daemon could not do it.
     """
-    word, _, rest = line.partition(" ")
+    word, *rest = line.split(maxsplit=1)
     command = COMMANDS.get(word)
     if command is None:
         say(f"Unknown command '{word}'. Type /? for help")
     else:
-        command(talk, rest.strip())
+        command(talk, rest[0].strip() if rest else "")
+
+
+def is_command(line: str) -> bool:
+    """Whether a line that was typed is for this module. A path or a comment that begins with a slash is a message."""
+    return COMMAND.match(line) is not None
 
 
 def say(text: str) -> None:
@@ -65,7 +76,7 @@ def set_(talk: Conversation, rest: str) -> None:
 
 def set_parameter(talk: Conversation, rest: str) -> None:
     name, _, text = rest.partition(" ")
-    values = text.split()
+    values = stop_strings(text) if name == "stop" else text.split()
     if not values:
         explain(PARAMETER_USAGE)
         return
@@ -81,6 +92,14 @@ def set_parameter(talk: Conversation, rest: str) -> None:
     say(f"Set parameter '{name}' to '{', '.join(values)}'")
 
 
+def stop_strings(text: str) -> list[str]:
+    """Words, or what stands in quotes; an apostrophe that nothing closes is one."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()
+
+
 def set_system(talk: Conversation, text: str) -> None:
     if not text:
         explain(SET_USAGE)
@@ -89,9 +108,16 @@ def set_system(talk: Conversation, text: str) -> None:
     say("Set system message.")
 
 
-def set_format(_: Conversation, __: str) -> None:
-    # The daemon's sentence: it would come with every message otherwise.
-    say("constrained output (format) is not available in this version of Hob")
+def set_format(talk: Conversation, text: str) -> None:
+    try:
+        wanted = answer_format(text)
+    except UsageError:
+        wanted = None
+    if wanted is None:
+        say("Invalid or missing format. For 'json' mode use '/set format json'; a JSON schema is a format, too.")
+        return
+    talk.format = wanted
+    say("Set format to 'json' mode." if wanted == "json" else "Set format to a JSON schema.")
 
 
 def set_noformat(talk: Conversation, _: str) -> None:
@@ -115,13 +141,20 @@ def set_nothink(talk: Conversation, _: str) -> None:
     say("Set 'nothink' mode.")
 
 
+def set_history(talk: Conversation, _: str) -> None:
+    talk.history = True
+
+
+def set_nohistory(talk: Conversation, _: str) -> None:
+    talk.history = False
+
+
 def switch(attribute: str, value: bool, spoken: str) -> Callable[[Conversation, str], None]:
-    """A setter of one boolean of the Conversation."""
+    """A setter of one boolean of the Display."""
 
     def set_it(talk: Conversation, _: str) -> None:
-        setattr(talk, attribute, value)
-        if spoken:
-            say(spoken)
+        setattr(talk.display, attribute, value)
+        say(f"Set '{spoken}' mode.")
 
     return set_it
 
@@ -175,7 +208,7 @@ def load(talk: Conversation, model: str) -> None:
         say(f"Couldn't find model '{model}'")
         return
     talk.change_model(model, shown)
-    print_messages(shown)
+    print_messages(talk)
 
 
 def save(talk: Conversation, name: str) -> None:
@@ -201,6 +234,14 @@ def save(talk: Conversation, name: str) -> None:
         say(f"error: The model name '{name}' is invalid")
         return
     say(f"Created new model '{name}'")
+    if canonical(name) == canonical(talk.model):
+        # It has brought the conversation along since: what was said is among the messages that the daemon adds.
+        talk.change_model(name, talk.client.show(name))
+
+
+def canonical(name: str) -> str:
+    """One spelling of the names that mean one model."""
+    return name.lower().removesuffix(":latest")
 
 
 def clear(talk: Conversation, _: str) -> None:
@@ -213,78 +254,23 @@ def list_models(talk: Conversation, prefix: str) -> None:
 
 
 def help_(_: Conversation, topic: str) -> None:
-    explain({"set": SET_USAGE, "show": SHOW_USAGE, "shortcuts": SHORTCUTS}.get(topic.lstrip("/"), USAGE))
+    explain(HELP.get(topic.lstrip("/"), USAGE))
 
 
 def bye(_: Conversation, __: str) -> None:
     raise Bye
 
 
-def print_messages(shown: api.ShowResponse) -> None:
-    """The conversation that a model brings along, the way it would have looked."""
-    for message in shown.messages:
+def print_messages(talk: Conversation) -> None:
+    """The conversation that a model brings along, the way it looked."""
+    for message in talk.shown.messages:
         if message.role == "user":
-            say(f">>> {message.content}")
+            say(">>> " + message.content.replace("\n", "\n... "))
         elif message.role == "assistant":
-            say(f"{message.content}\n")
+            answer = Answer(sys.stdout, talk.display)
+            answer.content(message.content)
+            answer.end()
 
-
-USAGE = """\
-Available Commands:
-  /set            Set session variables
-  /show           Show model information
-  /load <model>   Load a session or model
-  /save <model>   Save your current session
-  /clear          Clear session context
-  /list [prefix]  List models
-  /bye            Exit
-  /?, /help       Help for a command
-  /? shortcuts    Help for keyboard shortcuts
-
-Use \"\"\" to begin a multi-line message."""
-
-SET_USAGE = """\
-Available Commands:
-  /set parameter ...     Set a parameter
-  /set system <string>   Set system message
-  /set history           Enable history
-  /set nohistory         Disable history
-  /set wordwrap          Enable wordwrap
-  /set nowordwrap        Disable wordwrap
-  /set format json       Not available in this version
-  /set noformat          Disable formatting
-  /set verbose           Show LLM stats
-  /set quiet             Disable LLM stats
-  /set think [level]     Enable thinking
-  /set nothink           Disable thinking"""
-
-SHOW_USAGE = """\
-Available Commands:
-  /show info         Show details for this model
-  /show license      Show model license
-  /show modelfile    Show Modelfile for this model
-  /show parameters   Show parameters for this model
-  /show system       Show system message
-  /show template     Show prompt template"""
-
-SHORTCUTS = """\
-Available keyboard shortcuts:
-  Ctrl + a            Move to the beginning of the line (Home)
-  Ctrl + e            Move to the end of the line (End)
-   Alt + b            Move back (left) one word
-   Alt + f            Move forward (right) one word
-  Ctrl + k            Delete the sentence after the cursor
-  Ctrl + u            Delete the sentence before the cursor
-  Ctrl + w            Delete the word before the cursor
-  Ctrl + j            Begin a new line
-  Ctrl + g            Edit the message in an editor
-  Ctrl + l            Clear the screen
-  Ctrl + c            Stop the model from responding
-  Ctrl + d            Exit (/bye)"""
-
-PARAMETER_USAGE = "Available Parameters:\n" + "".join(
-    f"  /set parameter {name} <{'string> <string> ...' if name == 'stop' else 'value>'}\n" for name in PARAMETERS
-)
 
 SETTERS: dict[str, Callable[[Conversation, str], None]] = {
     "parameter": set_parameter,
@@ -293,12 +279,14 @@ SETTERS: dict[str, Callable[[Conversation, str], None]] = {
     "noformat": set_noformat,
     "think": set_think,
     "nothink": set_nothink,
-    "history": switch("history", True, ""),
-    "nohistory": switch("history", False, ""),
-    "wordwrap": switch("wordwrap", True, "Set 'wordwrap' mode."),
-    "nowordwrap": switch("wordwrap", False, "Set 'nowordwrap' mode."),
-    "verbose": switch("verbose", True, "Set 'verbose' mode."),
-    "quiet": switch("verbose", False, "Set 'quiet' mode."),
+    "history": set_history,
+    "nohistory": set_nohistory,
+    "wordwrap": switch("wordwrap", True, "wordwrap"),
+    "nowordwrap": switch("wordwrap", False, "nowordwrap"),
+    "markdown": switch("markdown", True, "markdown"),
+    "nomarkdown": switch("markdown", False, "nomarkdown"),
+    "verbose": switch("verbose", True, "verbose"),
+    "quiet": switch("verbose", False, "quiet"),
 }
 
 COMMANDS: dict[str, Callable[[Conversation, str], None]] = {
@@ -316,3 +304,29 @@ COMMANDS: dict[str, Callable[[Conversation, str], None]] = {
 
 ASK_DAEMON = frozenset({"/load", "/save", "/list"})
 """The commands that need a daemon."""
+
+
+def word_choices(before: Sequence[str], models: Callable[[], Iterable[str]]) -> Iterable[str]:
+    """What may follow some words of a command.
+
+    Args:
+        models: gives the names of the stored models, where they are asked for.
+    """
+    match before:
+        case []:
+            return COMMANDS
+        case ["/set"]:
+            return SETTERS
+        case ["/set", "parameter"]:
+            return PARAMETERS
+        case ["/set", "think"]:
+            return THINK_LEVELS
+        case ["/set", "format"]:
+            return ("json",)
+        case ["/show"]:
+            return ("info", *PARTS)
+        case ["/help" | "/?"]:
+            return HELP
+        case ["/load" | "/save" | "/list"]:
+            return models()
+    return ()

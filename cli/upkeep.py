@@ -25,7 +25,7 @@ def fsck(
         bool, typer.Option("--quick", help="Look at names and sizes only, instead of reading every byte.")
     ] = False,
 ) -> None:
-    """Check the store. Broken files are moved aside; pulling or creating their models again brings them back."""
+    """Check the store for damage. Broken files are moved aside; pulling or creating their models brings them back."""
     # Imported here because rich's progress display costs 40 to 60 ms.
     from cli.progress import progress_display
 
@@ -63,7 +63,7 @@ def import_(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Import all that the store does not have.")] = False,
 ) -> None:
-    """Take over models that Ollama or the Hugging Face cache hold on this machine, without a second copy."""
+    """Take over models of Ollama or the Hugging Face cache. They are linked, not copied, where the disk is the same."""
     if source not in SOURCES:
         raise UsageError(f'models can be imported from {" and ".join(SOURCES)}, not from "{source}"')
     if models and all_:

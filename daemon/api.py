@@ -585,45 +585,11 @@ class EmbeddingsResponse(Reply):
     embedding: list[float]
 
 
-class OpenAIEmbeddingsRequest(Request):
-    """POST /v1/embeddings."""
-
-    model: str | None = None
-    input: Any = None
-    """A text, a list of texts, token ids, or a list of lists of token ids."""
-    encoding_format: str | None = None
-    """"float", or "base64" of little-endian float32."""
-    dimensions: int | None = None
-    """As in EmbedRequest."""
-    user: str | None = None
-    truncate: bool | None = None
-    """As in EmbedRequest; Hob's own, as the two below."""
-    options: dict[str, Any] | None = None
-    keep_alive: KeepAlive | None = None
-
-
-class OpenAIEmbedding(Reply, kw_only=True):
-    """The vector of one input."""
-
-    object: str
-    embedding: list[float] | str
-    index: int
-
-
 class TokenUsage(Reply, kw_only=True):
     """What a request cost; nothing is generated."""
 
     prompt_tokens: int
     total_tokens: int
-
-
-class OpenAIEmbeddingsResponse(Reply, kw_only=True):
-    """POST /v1/embeddings."""
-
-    object: str
-    data: list[OpenAIEmbedding]
-    model: str
-    usage: TokenUsage
 
 
 class Document(Request):

@@ -17,7 +17,7 @@ from operator import mul
 from typing import Any, TypeVar
 
 from daemon.clock import Clock
-from daemon.errors import BadRequest
+from daemon.errors import BadRequest, PromptTooLong
 from daemon.model_manager import ModelManager
 from daemon.workers import LoadedModel
 from engine.encoder_config import EncoderConfig
@@ -31,6 +31,8 @@ MAX_INPUTS = 8192
 SLICE_INPUTS = 256
 """Texts of one message to the worker."""
 SLICES_AT_ONCE = 2
+MIN_START_CHARS, CHARS_A_TOKEN, MARGIN_TOKENS = 4096, 16, 256
+"""How much of a long text is encoded first, and how many tokens more than needed must come of it."""
 
 TextInput = str | Sequence[int]
 """A text, or token ids of the model's own vocabulary, which are taken as they are."""
@@ -242,14 +244,14 @@ def encode_inputs(inputs: Sequence[TextInput], model: LoadedModel, limit: int, *
     for index, one in enumerate(inputs):
         is_text = isinstance(one, str)
         around = (prefix, suffix) if is_text else ((), ())
-        ids = model.tokenizer.encode(one, add_special=False) if isinstance(one, str) else list(one)
         room = limit - len(around[0]) - len(around[1])
+        ids, is_whole = _start_of(one, model.tokenizer, room) if isinstance(one, str) else (list(one), True)
         if len(ids) > room:
-            _check_room(room, index, len(ids), truncate=truncate)
+            _check_room(room, index, len(ids), is_whole=is_whole, truncate=truncate)
             ids, is_truncated = ids[:room], True
         prompt = [*around[0], *ids, *around[1]]
         if not prompt:
-            raise BadRequest(f"input {index} has no tokens; there is nothing in it to embed")
+            raise BadRequest(f"input {index} has no tokens; there is nothing in it to embed", "input")
         if not is_text:
             _check_ids(prompt, index, model.config.vocab_size)
         prompts.append(prompt)
@@ -260,13 +262,14 @@ def encode_pairs(job: RerankJob, tokenizer: Tokenizer, limit: int) -> _Encoded:
     """Token ids of the query with each document. As `encode_inputs`; where both are too long together, the longer one
     is cut until they are equally long, then both, as cross-encoders are trained."""
     prefix, suffix = tokenizer.affixes
-    query = tokenizer.encode(job.query, add_special=False)
     room = limit - len(prefix) - len(tokenizer.between_ids) - len(suffix)
+    query, query_is_whole = _start_of(job.query, tokenizer, room)
     encoded = _Encoded([], is_truncated=False)
     for index, document in enumerate(job.documents):
-        first, second = query, tokenizer.encode(document, add_special=False)
-        if len(first) + len(second) > room:
-            _check_room(room - 1, index, len(first) + len(second), truncate=job.truncate)
+        first, (second, is_whole) = query, _start_of(document, tokenizer, room)
+        if (num_tokens := len(first) + len(second)) > room:
+            is_whole = is_whole and query_is_whole
+            _check_room(room - 1, index, num_tokens, is_whole=is_whole, truncate=job.truncate)
             num_first, num_second = longest_first(len(first), len(second), room)
             first, second = first[:num_first], second[:num_second]
             encoded = replace(encoded, is_truncated=True)
@@ -284,16 +287,34 @@ def longest_first(num_first: int, num_second: int, room: int) -> tuple[int, int]
     return (shorter, room - shorter) if num_first <= num_second else (room - shorter, shorter)
 
 
-def _check_room(room: int, index: int, num_tokens: int, *, truncate: bool) -> None:
+def _start_of(text: str, tokenizer: Tokenizer, room: int) -> tuple[list[int], bool]:
+    """Ids of a text, or of its beginning where that alone has far more than `room` tokens; and whether they are all.
+
+    Of a book that is cut to 512 tokens, the first pages are encoded and not the rest. The last tokens of a beginning
+    may be others than in the whole, for which the margin is.
+    """
+    num_chars = MIN_START_CHARS + CHARS_A_TOKEN * max(room, 0)
+    while num_chars < len(text):
+        ids = tokenizer.encode(text[:num_chars], add_special=False)
+        if len(ids) > room + MARGIN_TOKENS:
+            return ids, False
+        num_chars *= 4
+    return tokenizer.encode(text, add_special=False), True
+
+
+def _check_room(room: int, index: int, num_tokens: int, *, is_whole: bool, truncate: bool) -> None:
     if not truncate:
-        raise BadRequest(
-            f"the input length exceeds the context length: input {index} has {num_tokens} tokens, and there is room "
-            f"for {max(room, 0)}; shorten it, raise num_ctx where the model allows it, or allow truncation"
+        has = f"{num_tokens} tokens" if is_whole else f"more than {num_tokens} tokens"
+        raise PromptTooLong(
+            f"the input length exceeds the context length: input {index} has {has}, and there is room for "
+            f"{max(room, 0)}; shorten it, raise num_ctx where the model allows it, or allow truncation",
+            "input",
         )
     if room < 1:
-        raise BadRequest(
+        raise PromptTooLong(
             f"input after truncation exceeds maximum context length: of input {index} there is room for no token; "
-            "raise num_ctx"
+            "raise num_ctx",
+            "input",
         )
 
 
@@ -302,5 +323,6 @@ def _check_ids(prompt: Sequence[int], index: int, vocab_size: int) -> None:
         wrong = next(token_id for token_id in prompt if not 0 <= token_id < vocab_size)
         raise BadRequest(
             f"input {index} holds token id {wrong}, but the model's ids are 0 to {vocab_size - 1}; send texts, unless "
-            "the ids are made by the model's own tokenizer"
+            "the ids are made by the model's own tokenizer",
+            "input",
         )

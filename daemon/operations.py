@@ -15,6 +15,7 @@ from daemon import api
 from daemon.anthropic import types as anthropic_types
 from daemon.anthropic.errors import AnthropicErrorBody
 from daemon.openai import api as openai_api
+from daemon.openai.embeddings_api import EmbeddingsRequest, EmbeddingsResponse
 from daemon.openai.errors import OpenAIErrorBody
 from daemon.openai.responses_api import InputTokens, Response, ResponsesRequest, StreamEvent
 
@@ -118,7 +119,7 @@ OPENAI = (
     openai("GET", "/v1/models", "Models that are stored", reply=openai_api.ModelList),
     openai("GET", "/v1/models/{model}", "A model that is stored", reply=openai_api.Model, errors=(400, 404)),
     openai(
-        "POST", "/v1/embeddings", "Vectors of texts", api.OpenAIEmbeddingsRequest, api.OpenAIEmbeddingsResponse,
+        "POST", "/v1/embeddings", "Vectors of texts", EmbeddingsRequest, EmbeddingsResponse,
         (404, 503),
     ),
     openai("POST", "/v1/rerank", "Order documents by a query", api.RerankRequest, api.RerankResponse, (404, 503)),

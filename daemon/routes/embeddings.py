@@ -16,6 +16,8 @@ from daemon import api
 from daemon.bodies import read
 from daemon.embedding import MAX_INPUTS, EmbedJob, TextInput, floats
 from daemon.errors import BadRequest
+from daemon.extensions import read_extensions
+from daemon.openai.embeddings_api import Embedding, EmbeddingsRequest, EmbeddingsResponse
 from daemon.options import Options, read_keep_alive
 from daemon.services import Services
 from daemon.streaming import JSONReply, JSONResponse
@@ -88,32 +90,31 @@ async def _embeddings(services: Services, request: Request) -> JSONReply | JSONR
 
 
 async def _openai_embeddings(services: Services, request: Request) -> JSONReply:
-    body = await read(request, api.OpenAIEmbeddingsRequest)
+    body = await read(request, EmbeddingsRequest)
     inputs = read_openai_inputs(body.input)
     encoding = body.encoding_format or "float"
     if encoding not in ENCODING_FORMATS:
-        raise BadRequest(f'encoding_format is "{encoding[:40]}"; it can be {" or ".join(ENCODING_FORMATS)}')
+        known = " or ".join(ENCODING_FORMATS)
+        raise BadRequest(f'encoding_format is "{encoding[:40]}"; it can be {known}', "encoding_format")
+    own = read_extensions(body.options, body.keep_alive)
     stored = await services.library.find_valid(body.model)
     job = EmbedJob(
         stored=stored,
         inputs=inputs,
-        options=body.options or {},
-        keep_alive_s=read_keep_alive(body.keep_alive),
-        truncate=body.truncate is not False,
+        options=own.options,
+        keep_alive_s=own.keep_alive_s,
+        truncate=body.truncate is not False and own.truncate is not False,
         dimensions=check_dimensions(body.dimensions),
     )
-    await _check(services, stored, body.options, body.model or "")
+    await _check(services, stored, own.options, body.model or "")
     encode = as_json if encoding == "float" else as_base64
 
-    async def reply() -> api.OpenAIEmbeddingsResponse:
+    async def reply() -> EmbeddingsResponse:
         done = await services.embedder.embed(job)
         vectors = await asyncio.to_thread(lambda: [encode(vector) for vector in done.vectors])
-        return api.OpenAIEmbeddingsResponse(
+        return EmbeddingsResponse(
             object="list",
-            data=[
-                api.OpenAIEmbedding(object="embedding", embedding=vector, index=index)
-                for index, vector in enumerate(vectors)
-            ],
+            data=[Embedding(object="embedding", embedding=vector, index=index) for index, vector in enumerate(vectors)],
             model=body.model or "",
             usage=api.TokenUsage(prompt_tokens=done.num_tokens, total_tokens=done.num_tokens),
         )
@@ -135,35 +136,35 @@ def read_texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     if not _is_list_of(value, str):
-        raise BadRequest("invalid input type: input must be a text or a list of texts")
+        raise BadRequest("invalid input type: input must be a text or a list of texts", "input")
     _check_number(value)
     return value
 
 
-def read_openai_inputs(value: Any) -> Sequence[TextInput]:
+def read_openai_inputs(value: str | list[str | int | list[int]] | None) -> Sequence[TextInput]:
     """`input` of /v1/embeddings.
 
     Raises:
-        BadRequest: it is none of the four forms, empty, or too long.
+        BadRequest: it is empty, too long, or not all of a kind.
     """
-    if value in (None, "", []):
-        raise BadRequest("invalid input: input must hold at least one text or token id")
+    if not value:
+        raise BadRequest("invalid input: input must hold at least one text or token id", "input")
     if isinstance(value, str):
         return [value]
     if _is_list_of(value, str):
         _check_number(value)
         return value
     lists = [value] if _is_list_of(value, int) else value
-    if not isinstance(lists, list) or not all(_is_list_of(ids, int) for ids in lists):
-        raise BadRequest("invalid input: input must be a text, a list of texts, token ids or a list of lists of them")
+    if not all(_is_list_of(ids, int) for ids in lists):
+        raise BadRequest("invalid input: input mixes texts, token ids and lists of token ids; give one kind", "input")
     _check_number(lists)
-    return lists
+    return lists  # type: ignore[return-value]  # all are lists of int, as was just looked at
 
 
 def check_dimensions(dimensions: int | None) -> int:
     """Raises BadRequest where there can be no such number."""
     if dimensions is not None and dimensions < 0:
-        raise BadRequest(f"dimensions is {dimensions}; it must be 0, for all of them, or more")
+        raise BadRequest(f"dimensions is {dimensions}; it must be 0, for all of them, or more", "dimensions")
     return dimensions or 0
 
 
@@ -197,4 +198,4 @@ async def _check(services: Services, stored: StoredModel, options: dict[str, Any
     """
     Options.merge(stored.params, options or {})
     if "rerank" in (await services.library.describe(stored)).capabilities:
-        raise BadRequest(f'"{name}" does not support embeddings: it is a model for /api/rerank')
+        raise BadRequest(f'"{name}" does not support embeddings: it is a model for /api/rerank', "model")

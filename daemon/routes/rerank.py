@@ -12,7 +12,8 @@ from daemon import api
 from daemon.bodies import read
 from daemon.embedding import MAX_INPUTS, Ranking, RerankJob
 from daemon.errors import BadRequest
-from daemon.options import Options, read_keep_alive
+from daemon.extensions import read_extensions
+from daemon.options import Options
 from daemon.services import Services
 from daemon.streaming import JSONReply
 
@@ -31,19 +32,20 @@ async def _rerank(services: Services, request: Request) -> JSONReply:
     body = await read(request, api.RerankRequest)
     documents = _documents(body)
     if body.top_n is not None and body.top_n < 1:
-        raise BadRequest(f"top_n is {body.top_n}; it must be at least 1, or left out for all documents")
+        raise BadRequest(f"top_n is {body.top_n}; it must be at least 1, or left out for all documents", "top_n")
+    own = read_extensions(body.options, body.keep_alive)
     stored = await services.library.find_valid(body.model)
     job = RerankJob(
         stored=stored,
         query=body.query or "",
         documents=documents,
-        options=body.options or {},
-        keep_alive_s=read_keep_alive(body.keep_alive),
-        truncate=body.truncate is not False,
+        options=own.options,
+        keep_alive_s=own.keep_alive_s,
+        truncate=body.truncate is not False and own.truncate is not False,
     )
-    Options.merge(stored.params, body.options or {})
+    Options.merge(stored.params, own.options)
     if not CAPABILITIES.intersection((await services.library.describe(stored)).capabilities):
-        raise BadRequest(f'"{body.model}" does not support rerank')
+        raise BadRequest(f'"{body.model}" does not support rerank', "model")
 
     async def reply() -> api.RerankResponse:
         ranking = await services.embedder.rerank(job)
@@ -66,11 +68,11 @@ def _documents(body: api.RerankRequest) -> list[str]:
         BadRequest: query or documents are missing, or there are too many.
     """
     if not body.query:
-        raise BadRequest("query is required: the text that the documents are compared with")
+        raise BadRequest("query is required: the text that the documents are compared with", "query")
     if not body.documents:
-        raise BadRequest("documents is required: a list of at least one text")
+        raise BadRequest("documents is required: a list of at least one text", "documents")
     if len(body.documents) > MAX_INPUTS:
-        raise BadRequest(f"documents holds {len(body.documents)} texts; the limit is {MAX_INPUTS}")
+        raise BadRequest(f"documents holds {len(body.documents)} texts; the limit is {MAX_INPUTS}", "documents")
     return [document if isinstance(document, str) else document.text for document in body.documents]
 
 

@@ -117,7 +117,10 @@ class WordPiece:
     def __init__(self, vocabulary: Vocabulary, unknown_id: int, *, lowercase: bool, strip_accents: bool) -> None:
         self._ids = vocabulary.ids
         self._unknown_id = unknown_id
-        self._max_token_chars = max(map(len, vocabulary.tokens))
+        # By the first two characters, so that a text of one long word is not searched for what no token begins with.
+        self._longest: dict[str, int] = {}
+        for token in vocabulary.tokens:
+            self._longest[token[:2]] = max(len(token), self._longest.get(token[:2], 1))
         self._lowercase = lowercase
         self._strip_accents = strip_accents
 
@@ -128,7 +131,8 @@ class WordPiece:
         """Ids of a word; the unknown token where some part of it matches nothing."""
         ids, start = [], 0
         while start < len(word):
-            for end in range(min(len(word), start + self._max_token_chars), start, -1):
+            longest = self._longest.get(word[start : start + 2], 1)
+            for end in range(min(len(word), start + longest), start, -1):
                 token_id = self._ids.get(word[start:end])
                 if token_id is not None:
                     ids.append(token_id)
@@ -140,19 +144,19 @@ class WordPiece:
 
     def _words(self, text: str) -> list[str]:
         """Words between blanks; punctuation and Chinese characters are words of their own."""
-        words = [""]
+        words: list[list[str]] = [[]]  # characters: a string of a million of them would be copied for each
         dropped = {"Cc", "Cf", "Cs", "Co"} | ({"Mn", "Mc", "Me"} if self._strip_accents else set())
         for character in unicodedata.normalize("NFD", text) if self._strip_accents else text:
             category = unicodedata.category(character)
             if character in _BLANK_CHARACTERS:
-                words.append("")
+                words.append([])
             elif character in "\0\ufffd" or category in dropped:
                 continue
             elif category[0] == "P" or (category[0] == "S" and character < "\x7f") or _is_chinese(character):
-                words += [self._folded(character), ""]
+                words += [[self._folded(character)], []]
             else:
-                words[-1] += self._folded(character)
-        return [word for word in words if word]
+                words[-1].append(self._folded(character))
+        return ["".join(word) for word in words if word]
 
     def _folded(self, character: str) -> str:
         lower = character.lower()

@@ -200,9 +200,13 @@ def test_a_folder_gives_one_kind_of_weights_and_what_describes_them(here: Path) 
     ):
         (here / name).write_bytes(b"x")
     (here / "folder.json").mkdir()
+    for name in ("1_Pooling", "2_Dense"):
+        (here / name).mkdir()
+        (here / name / "config.json").write_bytes(b"x")
     found = local_files(".", here)
     assert found is not None
-    assert sorted(found.paths) == ["config.json", "model-1.safetensors", "model-2.safetensors", "tokenizer.json"]
+    assert found.paths["1_Pooling/config.json"] == here / "1_Pooling" / "config.json"
+    assert sorted(found.paths)[1:] == ["config.json", "model-1.safetensors", "model-2.safetensors", "tokenizer.json"]
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_exit_statuses(daemon: FakeDaemon, start: Start, arguments: list[str], s
     assert process.returncode == status
     assert b"Traceback" not in err
     if arguments == ["show", "x"]:
-        assert err == b"Error: model 'x' not found\n"
+        assert err == b"Error: model 'x' not found; `hob list` shows the models that are here\n"
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])

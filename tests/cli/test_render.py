@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import io
 
-from cli.render import Answer, timings
+import pytest
+
+from cli.render import Answer, Display, timings
 from daemon.api import GenerateResponse
+
+
+@pytest.fixture(autouse=True)
+def terminal_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
 class Terminal(io.StringIO):
@@ -15,7 +23,7 @@ class Terminal(io.StringIO):
 
 def test_a_pipe_gets_every_byte_as_it_came() -> None:
     out = io.StringIO()
-    answer = Answer(out)
+    answer = Answer(out, Display())
     answer.content("long " * 60)
     answer.content("\x1b[31mred\x07")
     answer.end()
@@ -24,7 +32,7 @@ def test_a_pipe_gets_every_byte_as_it_came() -> None:
 
 def test_thoughts_are_framed() -> None:
     out = io.StringIO()
-    answer = Answer(out)
+    answer = Answer(out, Display())
     answer.thinking("Let me ")
     answer.thinking("see.")
     answer.content("Four.")
@@ -34,7 +42,7 @@ def test_thoughts_are_framed() -> None:
 
 def test_thoughts_alone_are_closed_at_the_end() -> None:
     out = io.StringIO()
-    answer = Answer(out)
+    answer = Answer(out, Display())
     answer.thinking("Hm")
     answer.end()
     assert out.getvalue() == "Thinking...\nHm\n...done thinking.\n\n\n\n"
@@ -42,7 +50,7 @@ def test_thoughts_alone_are_closed_at_the_end() -> None:
 
 def test_hidden_thoughts_leave_no_trace() -> None:
     out = io.StringIO()
-    answer = Answer(out, hide_thinking=True)
+    answer = Answer(out, Display(hide_thinking=True))
     answer.thinking("Let me see.")
     answer.content("Four.")
     answer.end()
@@ -50,27 +58,78 @@ def test_hidden_thoughts_leave_no_trace() -> None:
 
 
 def test_a_terminal_is_safe_from_control_characters() -> None:
-    out = Terminal()
-    answer = Answer(out)
-    answer.content("a\x1b]0;title\x07b\x9bc\r\x00\n\td")
-    answer.end()
-    assert out.getvalue() == "a]0;titlebc\n\td\n\n"
+    for markdown, tab in ((False, "\t"), (True, "    ")):
+        out = Terminal()
+        answer = Answer(out, Display(markdown=markdown))
+        answer.content("a\x1b]0;title\x07b\x9bc\r\x00\n\td")
+        answer.end()
+        assert out.getvalue() == f"a]0;titlebc\n{tab}d\n\n"
 
 
 def test_thoughts_are_faint_on_a_terminal_and_only_there() -> None:
     out = Terminal()
-    answer = Answer(out)
+    answer = Answer(out, Display())
     answer.thinking("Hm")
-    answer.content("x")
+    answer.content("x ")
     assert out.getvalue() == "\x1b[2mThinking...\nHm\n...done thinking.\n\n\x1b[0mx"
 
 
 def test_an_interrupted_thought_leaves_the_terminal_plain() -> None:
     out = Terminal()
-    answer = Answer(out)
+    answer = Answer(out, Display())
     answer.thinking("Hm")
     answer.break_off()
     assert out.getvalue().endswith("\x1b[0m\n")
+
+
+def test_markdown_is_rendered_on_a_terminal_and_only_there() -> None:
+    out, pipe = Terminal(), io.StringIO()
+    for stream in (out, pipe):
+        answer = Answer(stream, Display())
+        answer.content("**Now")
+        answer.content("** or `never`.")
+        answer.end()
+    assert out.getvalue() == "\x1b[1mNow\x1b[0m or \x1b[36mnever\x1b[0m.\n\n"
+    assert pipe.getvalue() == "**Now** or `never`.\n\n"
+
+
+@pytest.mark.parametrize("reason", ["NO_COLOR", "TERM", "flag", "format"])
+def test_markdown_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    if reason in ("NO_COLOR", "TERM"):
+        monkeypatch.setenv(reason, "dumb")
+    out = Terminal()
+    answer = Answer(out, Display(markdown=reason != "flag"), markdown=reason != "format")
+    answer.content("**Now**")
+    answer.end()
+    assert out.getvalue() == "**Now**\n\n"
+
+
+def test_without_colours_thoughts_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = Terminal()
+    answer = Answer(out, Display())
+    answer.thinking("Hm")
+    answer.break_off()
+    assert out.getvalue() == "Thinking...\nHm\n"
+
+
+def test_what_markdown_holds_back_is_shown_when_the_answer_breaks_off() -> None:
+    out = Terminal()
+    answer = Answer(out, Display())
+    answer.content("see **this")
+    assert out.getvalue() == "see"
+    answer.break_off()
+    assert out.getvalue() == "see **this\n"
+
+
+def test_a_note_stands_on_a_line_of_its_own() -> None:
+    out = io.StringIO()
+    answer = Answer(out, Display())
+    answer.content("Well.")
+    answer.note("one")
+    answer.note("two")
+    answer.end()
+    assert out.getvalue() == "Well.\none\ntwo\n\n"
 
 
 def test_timings_align_and_leave_out_zeros() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pexpect
 import pytest
 
-from cli.repl import opening
+from cli.reader import is_open, message
 from tests.cli.fake_daemon import FakeDaemon
 
 ENTER, CTRL_C, CTRL_D, CTRL_J = "\r", "\x03", "\x04", "\n"
@@ -82,9 +82,9 @@ def test_a_conversation(loop: Callable[..., pexpect.spawn], daemon: FakeDaemon) 
 def test_messages_of_several_lines(loop: Callable[..., pexpect.spawn], daemon: FakeDaemon) -> None:
     child = loop()
     child.send('"""first' + ENTER)
-    child.expect_exact("... ")
+    child.expect_exact("...")
     child.send("second" + ENTER)
-    child.expect_exact("... ")
+    child.expect_exact("...")
     child.send('third"""' + ENTER)
     child.expect_exact("a time.")
     child.expect_exact(">>> ")
@@ -153,11 +153,38 @@ def test_errors_stay_in_the_loop(loop: Callable[..., pexpect.spawn], daemon: Fak
     child.send("Hi" + ENTER)
     child.expect_exact("Error: server busy")
     child.expect_exact(">>> ")
+    child.expect_exact("Hi")
+    daemon.routes["POST", "/api/chat"] = answer("Here I am.")
+    child.send(" again" + ENTER)
+    child.expect_exact("Here I am.")
+    assert daemon.bodies("/api/chat")[-1]["messages"] == [{"role": "user", "content": "Hi again"}]
+    child.expect_exact(">>> ")
     child.send("/set parameter top_k x" + ENTER)
     child.expect_exact("Couldn't set parameter")
     child.expect_exact(">>> ")
     child.send("/exit" + ENTER)
     assert ended(child) == 0
+
+
+def test_what_was_typed_ahead_is_not_mixed_with_a_message_that_failed(
+    loop: Callable[..., pexpect.spawn], daemon: FakeDaemon
+) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def fail(_: object) -> tuple[int, dict[str, str]]:
+        asked.set()
+        go_on.wait(60)
+        daemon.routes["POST", "/api/chat"] = answer("Yes.")
+        return 503, {"error": "server busy"}
+
+    child = loop()
+    daemon.routes["POST", "/api/chat"] = fail
+    child.send("one" + ENTER)
+    assert asked.wait(60)
+    child.send("two" + ENTER + CTRL_D)
+    go_on.set()
+    assert ended(child) == 0
+    assert [body["messages"][-1]["content"] for body in daemon.bodies("/api/chat")] == ["one", "two"]
 
 
 def test_the_answer_is_wrapped_between_words(loop: Callable[..., pexpect.spawn], daemon: FakeDaemon) -> None:
@@ -182,15 +209,18 @@ def test_history_is_kept_unless_it_is_off(loop: Callable[..., pexpect.spawn], tm
 
 
 @pytest.mark.parametrize(
-    ("text", "parts"),
+    ("text", "unfinished", "said"),
     [
-        ('"""a', ("", '"""', "a")),
-        ('/set system """a', ("/set system ", '"""', "a")),
-        ('a """b', ('a """b', "", "")),
+        ('"""a', True, "a"),
+        ('"""a"""', False, "a"),
+        ('"""\na\n b\n"""  ', False, "a\n b"),
+        ('/set system """a\nb"""', False, "/set system a\nb"),
+        ('/set  system  """', True, "/set  system  "),
+        ('a """b', False, 'a """b'),
     ],
 )
-def test_where_quotes_open_a_message(text: str, parts: tuple[str, str, str]) -> None:
-    assert opening(text) == parts
+def test_where_quotes_open_a_message(text: str, unfinished: bool, said: str) -> None:
+    assert (is_open(text), message(text)) == (unfinished, said)
 
 
 def test_a_daemon_that_ended_is_looked_for_before_every_message(
@@ -202,10 +232,14 @@ def test_a_daemon_that_ended_is_looked_for_before_every_message(
     child.expect_exact(">>> ")
     version = daemon.routes["GET", "/api/version"]
     daemon.routes["GET", "/api/version"] = {"version": "0.9.1"}
-    for line in ("Lost", "/list"):
-        child.send(line + ENTER)
-        child.expect_exact("Error: another server")
-        child.expect_exact(">>> ")
+    child.send("/list" + ENTER)
+    child.expect_exact("Error: another server")
+    child.expect_exact(">>> ")
+    child.send("Lost" + ENTER)
+    child.expect_exact("Error: another server")
+    child.expect_exact(">>> ")
+    child.expect_exact("Lost")  # is there to be sent again
+    child.send(CTRL_C)
     daemon.routes["GET", "/api/version"] = version
     child.send("Again" + ENTER)
     child.expect_exact("a time.")

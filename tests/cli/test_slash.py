@@ -11,11 +11,13 @@ import pytest
 from cli.client import Client
 from cli.conversation import Conversation
 from cli.errors import ServerError
-from cli.slash import Bye, run_command
+from cli.slash import Bye, is_command, run_command, word_choices
 from daemon import api
+from modelfiles.parameters import PARAMETERS
 from tests.cli.fake_daemon import DETAILS, FakeDaemon
 
 Say = Callable[[str], tuple[str, str]]
+INVALID_FORMAT = "Invalid or missing format. For 'json' mode use '/set format json'; a JSON schema is a format, too."
 
 
 @pytest.fixture
@@ -49,6 +51,8 @@ def chat(*texts: str) -> list[dict[str, Any]]:
         ("temperature 0.5", "Set parameter 'temperature' to '0.5'", {"temperature": 0.5}),
         ("num_ctx 4096", "Set parameter 'num_ctx' to '4096'", {"num_ctx": 4096}),
         ("stop a b", "Set parameter 'stop' to 'a, b'", {"stop": ["a", "b"]}),
+        ('stop "a b" c', "Set parameter 'stop' to 'a b, c'", {"stop": ["a b", "c"]}),
+        ("stop don't", "Set parameter 'stop' to 'don't'", {"stop": ["don't"]}),
         ("heat 1", "Couldn't set parameter: unknown parameter 'heat'", {}),
         ("top_k x", "Couldn't set parameter: parameter \"top_k\" is \"x\", which is not a whole number", {}),
     ],
@@ -61,7 +65,8 @@ def test_set_parameter(talk: Conversation, say: Say, line: str, said: str, optio
 def test_set_parameter_alone_lists_them(say: Say) -> None:
     out, err = say("/set parameter")
     assert out == ""
-    assert "/set parameter temperature" in err
+    assert "  temperature       number " in err
+    assert [line.split()[0] for line in sorted(err.splitlines()[1:])] == sorted(PARAMETERS)
 
 
 def test_set_system_replaces_one_that_nothing_was_said_under(talk: Conversation, say: Say) -> None:
@@ -76,25 +81,32 @@ def test_set_system_replaces_one_that_nothing_was_said_under(talk: Conversation,
 @pytest.mark.parametrize(
     ("line", "said", "attribute", "value"),
     [
-        (
-            "/set format json",
-            "constrained output (format) is not available in this version of Hob",
-            "format",
-            None,
-        ),
+        ("/set format json", "Set format to 'json' mode.", "format", "json"),
+        ('/set format {"type": "object"}', "Set format to a JSON schema.", "format", {"type": "object"}),
+        ("/set format yaml", INVALID_FORMAT, "format", None),
+        ("/set format", INVALID_FORMAT, "format", None),
         ("/set noformat", "Disabled format.", "format", None),
         ("/set think", "Set 'think' mode.", "think", True),
         ("/set think high", "Set 'think' mode to 'high'.", "think", "high"),
         ("/set nothink", "Set 'nothink' mode.", "think", False),
-        ("/set verbose", "Set 'verbose' mode.", "verbose", True),
-        ("/set quiet", "Set 'quiet' mode.", "verbose", False),
-        ("/set wordwrap", "Set 'wordwrap' mode.", "wordwrap", True),
-        ("/set nowordwrap", "Set 'nowordwrap' mode.", "wordwrap", False),
     ],
 )
 def test_set_modes(talk: Conversation, say: Say, line: str, said: str, attribute: str, value: object) -> None:
     assert say(line) == (f"{said}\n", "")
     assert getattr(talk, attribute) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "value"),
+    [
+        ("verbose", "verbose", True), ("quiet", "verbose", False), ("wordwrap", "wordwrap", True),
+        ("nowordwrap", "wordwrap", False), ("markdown", "markdown", True), ("nomarkdown", "markdown", False),
+    ],
+)  # fmt: skip
+def test_set_how_answers_are_shown(talk: Conversation, say: Say, name: str, attribute: str, value: bool) -> None:
+    setattr(talk.display, attribute, not value)
+    assert say(f"/set {name}") == (f"Set '{name}' mode.\n", "")
+    assert getattr(talk.display, attribute) is value
 
 
 def test_history_is_switched_silently(talk: Conversation, say: Say) -> None:
@@ -132,8 +144,39 @@ def test_load(talk: Conversation, say: Say, daemon: FakeDaemon, shown: dict[str,
     )
     assert say("/load none") == ("Loading model 'none'\nCouldn't find model 'none'\n", "")
     assert (talk.model, len(talk.messages)) == ("tale", 1)
+    say("/set system Be brief.")
     assert say("/load other") == ("Loading model 'other'\n>>> Hi\nHo\n\n", "")
-    assert (talk.model, talk.messages) == ("other", [])
+    assert (talk.model, talk.messages, talk.system) == ("other", [], "")
+
+
+def test_load_of_a_model_that_cannot_think(
+    talk: Conversation, say: Say, daemon: FakeDaemon, shown: dict[str, Any]
+) -> None:
+    daemon.routes["POST", "/api/generate"] = {"model": "m", "created_at": "t", "response": "", "done": True}
+    daemon.routes["POST", "/api/show"] = shown | {"capabilities": ["completion"]}
+    talk.think = "high"
+    say("/load other")
+    assert talk.think is None
+
+
+def test_saving_under_the_models_own_name_says_nothing_twice(
+    talk: Conversation, say: Say, daemon: FakeDaemon, shown: dict[str, Any]
+) -> None:
+    daemon.routes["POST", "/api/create"] = [{"status": "success"}]
+    daemon.routes["POST", "/api/chat"] = chat("Ho")
+    talk.turn("Hi")
+    stored = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    daemon.routes["POST", "/api/show"] = shown | {"messages": stored}
+    say("/save Tale:latest")
+    talk.turn("Again")
+    assert daemon.bodies("/api/chat")[1]["messages"] == [{"role": "user", "content": "Again"}]
+    say("/save tale")
+    assert [message["content"] for message in daemon.bodies("/api/create")[1]["messages"]] == [
+        "Hi",
+        "Ho",
+        "Again",
+        "Ho",
+    ]
 
 
 def test_save_keeps_what_the_session_set(talk: Conversation, say: Say, daemon: FakeDaemon) -> None:
@@ -168,9 +211,36 @@ def test_list(say: Say, daemon: FakeDaemon) -> None:
 
 def test_help_and_the_unknown(say: Say) -> None:
     assert say("/frobnicate now") == ("Unknown command '/frobnicate'. Type /? for help\n", "")
-    assert say("/?")[1].startswith("Available Commands:\n  /set ")
+    assert say("/?")[1].startswith("Commands:\n  /set ")
+    assert say("/help\tset") == say("/? /set")
     assert "/set nothink" in say("/help set")[1]
-    assert "Ctrl + d" in say("/? shortcuts")[1]
+    assert "Ctrl-D" in say("/? shortcuts")[1]
+    assert "  num_ctx " in say("/? parameters")[1]
+    for topic in ("", "set", "show", "parameters", "shortcuts"):
+        assert all(len(line) < 80 for line in say(f"/? {topic}")[1].splitlines())
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("/?", True), ("/help set", True), ("/frobnicate", True), ("/set\tverbose", True), ("/", True),
+        ("/home/me/file is a path", False), ("/* a comment */", False), ("//", False), ("a /set", False), ("", False),
+    ],
+)  # fmt: skip
+def test_what_is_a_command(line: str, command: bool) -> None:
+    assert is_command(line) is command
+
+
+@pytest.mark.parametrize(
+    ("before", "some"),
+    [
+        ([], "/set"), (["/set"], "parameter"), (["/set", "parameter"], "num_ctx"), (["/set", "think"], "high"),
+        (["/set", "format"], "json"), (["/show"], "info"), (["/?"], "shortcuts"), (["/load"], "tale"),
+    ],
+)  # fmt: skip
+def test_what_may_come_next(before: list[str], some: str) -> None:
+    assert some in word_choices(before, lambda: ["tale"])
+    assert not list(word_choices([*before, "x", "y"], lambda: ["tale"]))
 
 
 @pytest.mark.parametrize("line", ["/bye", "/exit"])

@@ -95,6 +95,15 @@ async def test_what_is_too_long_is_cut_unless_it_must_not_be(world: World) -> No
         assert refused.json()["error"].startswith("input after truncation exceeds maximum context length")
 
 
+async def test_of_a_book_no_more_is_encoded_than_is_needed(world: World) -> None:
+    book = "the cat " * 1_000_000  # encoding it whole takes seconds
+    reply = await embed(world, input=[book, " " * 100_000 + book])
+    assert world.engine.prompts == [[CLS, *[THE, CAT] * 29, SEP]] * 2
+    assert reply["truncated"] is True
+    refused = await world.post("/api/embed", model="bert", input=book, truncate=False)
+    assert "input 0 has more than 1" in refused.json()["error"]
+
+
 async def test_a_decoder_has_no_affixes_and_may_be_asked_for_nothing(world: World) -> None:
     assert (await embed(world, "tiny", input="ab"))["embeddings"] == [[2.0, 97.0, 1.0]]
     refused = await world.post("/api/embed", model="tiny", input=["a", ""])
@@ -243,8 +252,8 @@ BAD_INPUT = [
     ("/v1/embeddings", {"model": "bert", "input": ""}, 400, "invalid input"),
     ("/v1/embeddings", {"model": "bert", "input": []}, 400, "invalid input"),
     ("/v1/embeddings", {"model": "bert"}, 400, "invalid input"),
-    ("/v1/embeddings", {"model": "bert", "input": [1, "a"]}, 400, "invalid input"),
-    ("/v1/embeddings", {"model": "bert", "input": [True]}, 400, "invalid input"),
+    ("/v1/embeddings", {"model": "bert", "input": [1, "a"]}, 400, "input mixes texts"),
+    ("/v1/embeddings", {"model": "bert", "input": [True]}, 400, "field input[0]"),
     ("/v1/embeddings", {"model": "bert", "input": [[]]}, 400, "input 0 has no tokens"),
     ("/v1/embeddings", {"model": "bert", "input": [1, 97]}, 400, "token id 97, but the model's ids are 0 to 96"),
     ("/v1/embeddings", {"model": "bert", "input": [-1]}, 400, "token id -1"),
@@ -267,6 +276,15 @@ async def test_bad_input_is_told(world: World, path: str, body: dict[str, Any], 
     response = await world.post(path, **body)
     assert response.status_code == status, response.text
     assert error in response.text.replace('\\"', '"')
+
+
+async def test_openai_s_errors_name_the_field(world: World) -> None:
+    body = {"model": "bert", "input": "cat " * 100, "options": {"truncate": False, "keep_alive": "1m"}}
+    error = (await world.post("/v1/embeddings", **body)).json()["error"]
+    assert error["message"].startswith("the input length exceeds the context length: input 0 has 100 tokens")
+    assert (error["type"], error["param"], error["code"]) == (
+        "invalid_request_error", "input", "context_length_exceeded",
+    )  # fmt: skip
 
 
 # ---- rerank

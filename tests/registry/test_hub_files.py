@@ -165,3 +165,15 @@ def test_words_that_are_too_long_to_be_some_are_left_out() -> None:
     long = [HubFile(path, 2 * 1024 * 1024, None, "") for path in ("template", "LICENSE")]
     files = sort_files([*long, HubFile("m-Q8_0.gguf", 1, None, ""), HubFile("LICENSE.txt", 1, None, "")])
     assert chosen(files) == ["m-Q8_0.gguf", "LICENSE.txt"]
+
+
+def test_how_a_model_pools_comes_with_it_and_other_forms_do_not() -> None:
+    files = repository(
+        "config.json", "model.safetensors", "modules.json", "sentence_bert_config.json", "tokenizer.json", "vocab.txt",
+        "1_Pooling/config.json", "2_Dense/model.safetensors", "2_Dense/config.json", "onnx/model.onnx",
+        "openvino/config.json", "pytorch_model.bin",
+    )  # fmt: skip
+    assert sorted(chosen(files)) == [
+        "1_Pooling/config.json", "config.json", "model.safetensors", "modules.json", "sentence_bert_config.json",
+        "tokenizer.json", "vocab.txt",
+    ]  # fmt: skip

@@ -134,3 +134,18 @@ def test_real_models(data_dir: Path) -> None:
     ):
         keys = model_facts(ModelSource.from_path(data_dir / "models" / path)).config_keys()
         assert (keys["model_family"], keys["file_type"], keys["model_type"]) == (family, file_type, number)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "nomic_bert", "n_embd": 8, "n_positions": 8192, "max_trained_positions": 256},
+        {"model_type": "distilbert", "dim": 8, "max_position_embeddings": 256},
+    ],
+)
+def test_encoders_that_call_it_otherwise(config: dict[str, Any], tmp_path: Path) -> None:
+    files = write_files(
+        tmp_path, {"model.safetensors": safetensors_bytes(), "config.json": json.dumps(config).encode()}
+    )
+    facts = model_facts(ModelSource(files))
+    assert (facts.context_length, facts.embedding_length) == (256, 8)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import lzma
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 import sentencepiece
+import transformers
 from tokenizers import Tokenizer as RustTokenizer
 
 from engine.text.tokenizer import Tokenizer
@@ -76,6 +78,26 @@ def test_llama_cpp_texts(name: str, from_gguf: Load, data_dir: Path, texts: list
 def test_gguf_round_trip(name: str, from_gguf: Load, texts: list[str]) -> None:
     for text in [*texts, "", " ", "  two", "a\u0300\U0001f999\0", " \n\t "]:
         assert from_gguf(name).decode(from_gguf(name).encode(text)) == text
+
+
+def test_vocab_txt_is_read_as_transformers_reads_it(from_gguf: Load, texts: list[str], tmp_path: Path) -> None:
+    of_gguf = from_gguf("bert-bge")
+    spelled = [of_gguf._encoder.token_text(token_id) or "" for token_id in range(of_gguf.vocab_size)]
+    is_whole = re.compile(r"▁|\[.+\]$")
+    lines = [token.removeprefix("▁") if is_whole.match(token) else f"##{token}" for token in spelled]
+    (tmp_path / "vocab.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    reference = transformers.BertTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    of_hub = Tokenizer.from_source(ModelSource.from_path(tmp_path))
+    for text in texts:
+        expected = reference(text)["input_ids"]
+        assert of_hub.encode(text) == expected, text[:60]
+        assert of_gguf.encode(text) == expected, text[:60]
+    pair = reference("the cat", "a fox")["input_ids"]
+    for tokenizer in (of_hub, of_gguf):
+        (first,), (last,) = tokenizer.affixes
+        one, other = (tokenizer.encode(text, add_special=False) for text in ("the cat", "a fox"))
+        assert [first, *one, *tokenizer.between_ids, *other, last] == pair
 
 
 def test_bert_puts_its_tokens_around_a_text(from_gguf: Load) -> None:

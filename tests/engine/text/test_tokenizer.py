@@ -342,3 +342,27 @@ def test_importing_is_light() -> None:
     code = "import sys, engine.text.detokenizer, engine.config; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "numpy", "huggingface_hub", "sentencepiece"} & set(loaded)
+
+
+def test_what_stands_between_the_texts_of_a_pair(tmp_path: Path) -> None:
+    """[CLS] a [SEP] b [SEP] of BERT, <s> a </s></s> b </s> of RoBERTa; see also test_golden.py."""
+    roberta = {"model": "t5", "add_bos_token": True, "add_eos_token": True, "unknown_token_id": 0}
+    for changes, expected in (({}, (2, 2)), ({"seperator_token_id": 1}, (2, 1))):
+        tokenizer = Tokenizer.from_gguf(sentencepiece_metadata(**roberta, **changes))
+        assert tokenizer.affixes == ((1,), (2,))
+        assert tokenizer.between_ids == expected
+    assert Tokenizer.from_gguf(byte_level_metadata()).between_ids == ()
+    files = {"vocab.txt": "[UNK]\n[CLS]\n[SEP]\na\n##b\n", "tokenizer_config.json": {"do_lower_case": False}}
+    word_piece = Tokenizer.from_source(ModelSource.from_path(write_files(tmp_path / "bert", files)))
+    assert (word_piece.affixes, word_piece.between_ids) == (((1,), (2,)), (2,))
+    assert word_piece.encode("a ab A") == [1, 3, 3, 4, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "complaint"),
+    [(b"a\nb\n", r"vocab.txt lacks \[UNK\], \[SEP\], \[CLS\]"), (b"\xff\n", "vocab.txt is not UTF-8")],
+)
+def test_a_vocab_txt_that_is_none(vocabulary: bytes, complaint: str, tmp_path: Path) -> None:
+    source = ModelSource.from_path(write_files(tmp_path / "bert", {"vocab.txt": vocabulary}))
+    with pytest.raises(TokenizerError, match=complaint):
+        Tokenizer.from_source(source)
