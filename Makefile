@@ -1,13 +1,14 @@
 # Nothing to install but what `./install.sh --test` puts into .venv-test. PYTHON picks another environment.
 PYTHON ?= $(if $(wildcard .venv-test/bin/python),.venv-test/bin/python,python3)
 
-.PHONY: install lint check test test-gpu test-llama fuzz-api faults parsers history sweep check-catalog sanitize build bench bench-gpu
+.PHONY: install lint check test test-gpu test-llama constraints fuzz-api faults parsers history sweep check-catalog sanitize build bench bench-gpu
 
 install: ; ./install.sh
 lint: ; $(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
 check: ; $(PYTHON) tools/check.py && $(PYTHON) -m pytest -q tests/test_architecture.py
 test: ; $(PYTHON) -m pytest
 test-gpu: ; $(PYTHON) tools/test_gpu.py
+constraints: ; PYTHONPATH=. $(PYTHON) tools/test_constraints.py --out benchmarks/results/constraints.jsonl $(ARGS)
 test-llama: ; $(PYTHON) tools/test_llama.py
 fuzz-api: ; nice -n 10 $(PYTHON) tools/fuzz_api.py --out benchmarks/results/fuzz-api.log $(ARGS)
 faults: ; $(PYTHON) tools/fault_sweep.py --out benchmarks/results/store.jsonl $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
+from engine.constraint import Constraint
 from engine.messages import Load, Quantize, Quantized, Ready
 from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import TokenLogprobs
@@ -44,7 +45,9 @@ class Engine(Protocol):
     @property
     def alive(self) -> bool: ...
     async def load(self, load: Load) -> Ready: ...
-    def submit(self, prompt_ids: list[int], params: SamplingParams) -> TokenStream: ...
+    def submit(
+        self, prompt_ids: list[int], params: SamplingParams, *, constraint: Constraint | None = None
+    ) -> TokenStream: ...
     async def embed(
         self, prompts: Sequence[Sequence[int]], *, normalize: bool = True, dimensions: int = 0
     ) -> list[bytes]: ...

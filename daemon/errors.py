@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 
 from engine.config import ConfigError
+from engine.constraint import ConstraintError
 from engine.errors import EngineError, RequestFailed
 from engine.sampling_params import SamplingError
 from engine.text.tokenizer import TokenizerError
@@ -148,6 +149,7 @@ STATUS: dict[type[BaseException], int] = {
     TemplateError: 400,
     DurationError: 400,
     SamplingError: 400,
+    ConstraintError: 400,
     TokenizerError: 400,
     EngineError: 500,
     # Files that are broken, or of a kind that Hob does not run; loading them fails with LoadFailed and the same words.

@@ -10,20 +10,26 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from msgspec import structs
 
 from daemon.clock import Clock
-from daemon.errors import BadRequest
 from daemon.model_manager import ModelManager
 from daemon.options import Options
 from daemon.output import Chunk, OutputReader
-from daemon.parsers.families import family_of
+from daemon.parsers.families import CallForm, Family, family_of
 from daemon.parsers.selection import output_parser, shown_tags
 from daemon.prompts import Fitting, Prompt, PromptSource, compose
+from daemon.tool_grammar import ToolChoice, call_syntax, tool_constraint
 from daemon.workers import LoadedModel
 from engine.constraint import Constraint
 from engine.errors import EngineDied
+from engine.grammar.checker import ConstraintChecker
 from registry.stored_model import StoredModel
+
+FINAL_MESSAGE = "<|channel|>final<|message|>"
+"""What begins the answer in harmony."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,10 @@ class Job:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     constraint: Constraint | None = None
     """What the answer must look like; a thought before it is free."""
+    tool_choice: Literal["auto", "required"] = "auto"
+    """Whether the answer must call one of `tools`, where the model writes calls in a form that can be enforced."""
+    tool_name: str | None = None
+    """The tool that it must call."""
     on_start: Callable[[int, int], None] | None = None
     """Hears, before the first chunk, how many tokens the prompt has and how many of them the prefix cache held."""
     max_tool_calls: int | None = None
@@ -120,25 +130,37 @@ class Generator:
     Args:
         draw_seed: a random seed for requests that do not name one.
         new_call_id: an id for a tool call.
+        checker: tells whether a constraint can be enforced; None makes one.
     """
 
     def __init__(
-        self, models: ModelManager, clock: Clock, draw_seed: Callable[[], int], new_call_id: Callable[[], str]
+        self,
+        models: ModelManager,
+        clock: Clock,
+        draw_seed: Callable[[], int],
+        new_call_id: Callable[[], str],
+        checker: ConstraintChecker | None = None,
     ) -> None:
         self._models = models
         self._clock = clock
         self._draw_seed = draw_seed
         self._new_call_id = new_call_id
+        self._checker = checker or ConstraintChecker()
+
+    def close(self) -> None:
+        """Ends the process that checks constraints."""
+        self._checker.close()
 
     async def generate(self, job: Job) -> AsyncGenerator[Chunk | Summary]:
         """Chunks, then one Summary.
 
         Raises:
             DaemonError: the request cannot be served as it stands, or not now.
+            ConstraintError: the constraint cannot be enforced.
             EngineError: the model could not be loaded, or its worker died.
         """
-        if job.constraint is not None:
-            raise BadRequest("constrained output is not available in this version of Hob")
+        if job.constraint is not None:  # before a model is loaded for it
+            await asyncio.to_thread(self._checker.check, job.constraint)
         watch, has_sent = Stopwatch(self._clock), False
         try:
             async with aclosing(self._attempt(job, watch)) as pieces:
@@ -169,9 +191,10 @@ class Generator:
                     stop_token_ids=tuple(sorted({*model.tokenizer.eos_ids, *model.config.eos_token_ids})),
                     random_seed=self._draw_seed(),
                 )
+                constraint = await self._constraint(job, model, prompt)
                 num_cached_tokens, was_cut = 0, False
                 watch.submitted()
-                async with aclosing(model.engine.submit(prompt.token_ids, params)) as stream:
+                async with aclosing(model.engine.submit(prompt.token_ids, params, constraint=constraint)) as stream:
                     async for output in stream:
                         if not reader.token_ids:
                             place.served()
@@ -207,6 +230,21 @@ class Generator:
         prompt = await asyncio.to_thread(lambda: compose(job.source(model), model.tokenizer, job.context_ids, fitting))
         return prompt, options, fitting
 
+    async def _constraint(self, job: Job, model: LoadedModel, prompt: Prompt) -> Constraint | None:
+        """What the engine is told of the answer: the constraint, and where the thought before it ends."""
+        family = family_of(model.template.text, model.stored.parser)
+        constraint = job.constraint
+        syntax = call_syntax(family)
+        if job.parses_tools and job.tools and syntax is not None:
+            choice = ToolChoice(job.tools, job.tool_choice, job.tool_name, parallel=job.max_tool_calls != 1)
+            calls = tool_constraint(choice, syntax, job.constraint)
+            if calls is not None:
+                await asyncio.to_thread(self._checker.check, calls)
+                constraint = calls
+        if constraint is None or not job.parses_thinking:
+            return constraint
+        return _behind_thought(constraint, family, prompt.text.rstrip())
+
     def _reader(self, job: Job, model: LoadedModel, prompt: Prompt, options: Options) -> OutputReader:
         family = family_of(model.template.text, model.stored.parser)
         what = {"parses_thinking": job.parses_thinking, "parses_tools": job.parses_tools}
@@ -221,3 +259,15 @@ class Generator:
             max_calls=job.max_tool_calls,
             logprobs=job.logprobs is not None,
         )
+
+
+def _behind_thought(constraint: Constraint, family: Family, prompt: str) -> Constraint:
+    """The constraint, with the tags of a thought that may come before the answer."""
+    tags = family.thinking
+    if family.form is CallForm.CHANNELS:  # harmony: whatever comes before the answer's own message is free
+        return constraint if prompt.endswith(FINAL_MESSAGE) else structs.replace(constraint, close_tag=FINAL_MESSAGE)
+    if prompt.endswith(tags.open):
+        return structs.replace(constraint, close_tag=tags.close)
+    if prompt.endswith(tags.close):  # an empty thought: templates write it to switch thinking off
+        return constraint
+    return structs.replace(constraint, open_tag=tags.open, close_tag=tags.close)

@@ -204,6 +204,7 @@ async def serve(settings: Settings, listener: socket.socket, *, in_background: b
             await server.serve(sockets=[listener])
         finally:
             await models.close()
+            services.generator.close()
     logger.info("ended")
 
 

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from engine.channel import decode_for_daemon, encode_frame, read_payload_async
+from engine.constraint import Constraint
 from engine.errors import ChannelError, EngineDied, LoadFailed, RequestFailed
 from engine.messages import (
     Abort,
@@ -284,6 +285,7 @@ class EngineClient:
         cache_salt: str = "",
         adapter: int = 0,
         priority: int = 0,
+        constraint: Constraint | None = None,
     ) -> TokenStream:
         """Starts a request. Its errors come out of the stream.
 
@@ -297,6 +299,7 @@ class EngineClient:
             cache_salt=cache_salt,
             adapter=adapter,
             priority=priority,
+            constraint=constraint,
         )
         self._send(message)
         stream = TokenStream(self, message.seq_id, len(prompt_ids))

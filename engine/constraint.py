@@ -6,6 +6,13 @@ from typing import Literal
 
 import msgspec
 
+MAX_CONSTRAINT_CHARS = 1 << 18
+"""Longest schema, expression, list or grammar that is looked at."""
+
+
+class ConstraintError(ValueError):
+    """A constraint that cannot be enforced: the request's fault, in a sentence that names what is not supported."""
+
 
 class Constraint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request's constraint on its text."""
@@ -14,3 +21,8 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     value: str = ""
     """Nothing for "json" (any JSON object), a schema's JSON, a regular expression, a JSON array of strings for
     "choice", or a grammar's text."""
+    open_tag: str = ""
+    """What opens a thought at the answer's beginning, if the model wants to think; "": it cannot open one."""
+    close_tag: str = ""
+    """What ends a thought; "": there is none. With a `close_tag` and no `open_tag` the prompt ends inside a thought.
+    Thoughts are free, the constraint begins behind them."""

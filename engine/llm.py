@@ -18,8 +18,10 @@ from typing import Any
 import msgspec
 
 from engine.config import ModelConfig
+from engine.constraint import Constraint
 from engine.errors import EngineError, RequestFailed
 from engine.execution.model_runner import ModelRunner
+from engine.grammar.service import GrammarService
 from engine.llm_engine import LLMEngine
 from engine.messages import Load, Ready, Stats, TokenRow
 from engine.sampling_params import SamplingParams
@@ -102,7 +104,8 @@ class LLM:
         self.config = ModelConfig.from_source(source)
         runner = ModelRunner.load(load)
         self.ready: Ready = runner.ready
-        self.engine = LLMEngine.for_runner(runner, load)
+        self._grammars = GrammarService(load.files, runner.vocab_size)
+        self.engine = LLMEngine.for_runner(runner, load, self._grammars.fill)
         self.stop_token_ids = tuple(sorted(self.tokenizer.eos_ids | set(self.config.eos_token_ids)))
         """What ends an answer unless a request's own `stop_token_ids` say otherwise."""
         self._num_sequences = 0
@@ -113,6 +116,7 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         stop: Sequence[str] = (),
+        constraint: Constraint | None = None,
     ) -> list[Output]:
         """Continues prompts, all of them at once.
 
@@ -120,11 +124,13 @@ class LLM:
             prompts: Text, or token ids that are taken as they are; one or many.
             params: For all, or one for each. Without `stop_token_ids`, the model's own end tokens count.
             stop: Strings that end an output.
+            constraint: What every output must look like.
 
         Returns:
             One output a prompt, in their order.
 
         Raises:
+            ConstraintError: the constraint cannot be enforced.
             SchedulerError: a prompt can never run; nothing has been generated.
             RequestFailed: the model failed at a prompt; the others are lost, too.
         """
@@ -138,7 +144,9 @@ class LLM:
             for ids, one_params in zip(prompt_ids, per_prompt, strict=True):
                 seq_id = self._num_sequences
                 self._num_sequences += 1
-                self.engine.add(sequence.Sequence(seq_id, ids, self._with_stop_tokens(one_params)))
+                state = None if constraint is None else self._grammars.state(constraint)
+                seq = sequence.Sequence(seq_id, ids, self._with_stop_tokens(one_params), constraint=state)
+                self.engine.add(seq)
                 pending[seq_id] = _Pending(ids, self.tokenizer, stop)
                 outputs.append(pending[seq_id].output)
             while pending:

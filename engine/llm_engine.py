@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -15,9 +16,12 @@ import msgspec
 from engine.embedding_engine import Embedder
 from engine.errors import EngineError
 from engine.messages import Load, Stats, TokenRow
-from engine.scheduling.batch import Handle, Runner, ScheduledBatch
+from engine.scheduling.batch import Handle, Runner, ScheduledBatch, TokenMasks
 from engine.scheduling.scheduler import Scheduler, SchedulerConfig
-from engine.scheduling.sequence import Sequence
+from engine.scheduling.sequence import Sequence, TokenConstraint
+
+FillMasks = Callable[[list[tuple[int, TokenConstraint]]], TokenMasks]
+"""Starts to compute the masks of rows with a constraint."""
 
 
 @runtime_checkable
@@ -45,14 +49,21 @@ class LoadedRunner(Runner, Embedder, Protocol):
 class LLMEngine:
     """A scheduler and a runner, and the steps between them."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, run_ahead: int = 1) -> None:
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, run_ahead: int = 1, fill_masks: FillMasks | None = None
+    ) -> None:
+        """
+        Args:
+            fill_masks: needed by sequences with a constraint.
+        """
         self.scheduler = scheduler
+        self._fill_masks = fill_masks
         self._runner = runner
         self._run_ahead = run_ahead
         self._launched: deque[tuple[ScheduledBatch, Handle]] = deque()
 
     @classmethod
-    def for_runner(cls, runner: LoadedRunner, load: Load) -> LLMEngine:
+    def for_runner(cls, runner: LoadedRunner, load: Load, fill_masks: FillMasks | None = None) -> LLMEngine:
         """The engine over a loaded model, with the limits that it was loaded with."""
         ready = runner.ready
         max_num_seqs = load.max_num_seqs or ready.max_num_seqs
@@ -65,7 +76,7 @@ class LLMEngine:
             max_context=ready.max_context,
             kv_cache_type=load.kv_cache_type,
         )
-        return cls(Scheduler(config), runner, load.run_ahead)
+        return cls(Scheduler(config), runner, load.run_ahead, fill_masks)
 
     @property
     def has_work(self) -> bool:
@@ -91,11 +102,14 @@ class LLMEngine:
             EngineError: sequences wait and nothing can ever wake them, a bug of the scheduler.
             Exception: whatever the runner raises; then call `fail` before the next step.
         """
-        while len(self._launched) <= self._run_ahead:
+        while len(self._launched) <= (self._run_ahead if self.scheduler.runs_ahead else 0):
             batch = self.scheduler.schedule()
             if batch is None:
                 break
-            self._launched.append((batch, self._runner.launch(batch)))
+            # The masks are filled while the step is put together, and where the runner can, while it is computed.
+            constraints = self.scheduler.constraints()
+            masks = self._fill_masks(constraints) if constraints and self._fill_masks is not None else None
+            self._launched.append((batch, self._runner.launch(batch, masks)))
         if not self._launched:
             if self.scheduler.has_work:
                 raise EngineError("no sequence can run although some are unfinished; this is a bug of the scheduler")

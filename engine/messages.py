@@ -10,6 +10,7 @@ import struct
 
 import msgspec
 
+from engine.constraint import Constraint
 from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import TokenLogprobs
 
@@ -67,6 +68,8 @@ class Submit(Message, frozen=True):
     adapter: int = 0
     priority: int = 0
     """Lower runs first."""
+    constraint: Constraint | None = None
+    """What the text must look like. It is compiled first, beside the steps of others."""
 
 
 class Embed(Message, frozen=True):

@@ -24,7 +24,8 @@ class SamplingError(ValueError):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Options of one request.
 
-    Order of application: logit bias, penalties, temperature, top-k, typical-p, top-p, min-p, noise.
+    Order of application: logit bias, penalties, the mask of a constraint, temperature, top-k, typical-p, top-p, min-p,
+    noise.
     """
 
     temperature: float = 1.0

@@ -1,9 +1,10 @@
 """The loop of an engine worker: messages in, steps, messages out. Run by engine.worker, and by tests with a fake model.
 
 Two threads. The reader decodes frames into a queue, so that a long prompt is decoded while the device computes; the
-main thread drains the queue between two steps and blocks on it when there is nothing to compute. No asyncio, no
-polling. A step answers with one StepOutput for all sequences, sent before the next one is scheduled: the device has
-work meanwhile, because it is a step ahead.
+main thread drains the queue between two steps and blocks on it when there is nothing to compute. Constraints are
+compiled in threads of engine.grammar.service and come back through the queue. No asyncio, no polling. A step answers
+with one StepOutput for all sequences, sent before the next one is scheduled: the device has work meanwhile, because it
+is a step ahead.
 
 Python's cycle collector would stop the steps for tens of milliseconds whenever it looks at all the blocks and nodes of
 the prefix cache. So it is switched off while a model is loaded, and called where nobody waits: when there is nothing to
@@ -26,8 +27,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engine.channel import InvalidMessage, decode_for_worker, encode_frame, read_payload
+from engine.constraint import ConstraintError
 from engine.embedding_engine import Embedder, EmbeddingEngine
 from engine.errors import ChannelError, EngineError, SchedulerError
+from engine.grammar.service import GrammarService
 from engine.llm_engine import LLMEngine, LoadedRunner
 from engine.messages import (
     Abort,
@@ -51,6 +54,7 @@ from engine.messages import (
     Wake,
 )
 from engine.scheduling import sequence
+from engine.scheduling.sequence import TokenConstraint
 
 OnProgress = Callable[[int, int], None]
 """Called with the bytes done so far and in all."""
@@ -68,6 +72,13 @@ class Fault(NamedTuple):
     """As in messages.Failed."""
     fatal: bool = False
     """Whether the process cannot go on, such as after an illegal access on the device."""
+
+
+class Compiled(NamedTuple):
+    """A constraint is compiled, or cannot be enforced."""
+
+    seq_id: int
+    result: TokenConstraint | ConstraintError
 
 
 Classify = Callable[[Exception], Fault]
@@ -125,13 +136,15 @@ class WorkerLoop:
         self._load_runner = load_runner
         self._classify = classify
         self._quantize_model = quantize_model
-        self._inbox: queue.SimpleQueue[ToWorker | InvalidMessage] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[ToWorker | InvalidMessage | Compiled] = queue.SimpleQueue()
         self._model: Embedder | None = None
         self._runner: LoadedRunner | None = None
         """The same, where it generates."""
         self._engine: LLMEngine | None = None
         """None also where the model reads and does not write."""
         self._embeddings: EmbeddingEngine | None = None
+        self._grammars: GrammarService | None = None
+        self._compiling: dict[int, Submit] = {}  # by seq_id
         self._is_sleeping = False
         self._kv_size = (0, 0)  # num_blocks and budget_bytes of the last allocation, for Wake
         self._exit_status: int | None = None
@@ -162,7 +175,7 @@ class WorkerLoop:
     def _can_embed(self) -> bool:
         return self._embeddings is not None and self._embeddings.has_work
 
-    def _next_message(self) -> ToWorker | InvalidMessage:
+    def _next_message(self) -> ToWorker | InvalidMessage | Compiled:
         """Waits for a message. Where none comes for a while, works ahead first, then waits without using the CPU."""
         while self._exit_status is None:
             try:
@@ -209,11 +222,13 @@ class WorkerLoop:
         except ConnectionError:
             self._exit_status = 0
 
-    def _handle(self, message: ToWorker | InvalidMessage) -> None:
+    def _handle(self, message: ToWorker | InvalidMessage | Compiled) -> None:
         if self._exit_status is not None:
             return
         if isinstance(message, Submit):
             self._submit(message)
+        elif isinstance(message, Compiled):
+            self._take_compiled(message)
         elif isinstance(message, Abort):
             self._abort(message)
         elif isinstance(message, InvalidMessage):
@@ -264,7 +279,8 @@ class WorkerLoop:
         model = self._model = self._load_runner(load, self._send_progress)
         self._embeddings = EmbeddingEngine(model)
         if isinstance(model, LoadedRunner):
-            self._engine = LLMEngine.for_runner(model, load)
+            self._grammars = GrammarService(load.files, model.vocab_size)
+            self._engine = LLMEngine.for_runner(model, load, self._grammars.fill)
             self._runner = model
         self._kv_size = (load.num_blocks, load.budget_bytes)
         # The model lives as long as the process: the collector need not look at it when it is called.
@@ -314,15 +330,34 @@ class WorkerLoop:
         return self._engine.stats(is_sleeping=self._is_sleeping)
 
     def _submit(self, submit: Submit) -> None:
-        if self._engine is None or self._runner is None:
+        if self._engine is None or self._runner is None or self._grammars is None:
             error = "this worker has no model; send Load first"
             if self._model is not None:
                 error = "this model reads texts and generates none"
             self._send(Failed(error=error, kind="invalid", seq_id=submit.seq_id))
             return
+        if submit.constraint is None:
+            self._add(submit, self._engine, self._runner)
+            return
+        self._compiling[submit.seq_id] = submit
+        put, seq_id = self._inbox.put, submit.seq_id
+        self._grammars.compile(submit.constraint, lambda result: put(Compiled(seq_id, result)))
+
+    def _take_compiled(self, compiled: Compiled) -> None:
+        submit = self._compiling.pop(compiled.seq_id, None)
+        if submit is None or self._engine is None or self._runner is None:  # aborted meanwhile
+            return
+        if isinstance(compiled.result, ConstraintError):
+            self._send(Failed(error=str(compiled.result), kind="invalid", seq_id=submit.seq_id))
+        else:
+            self._add(submit, self._engine, self._runner, compiled.result)
+
+    def _add(
+        self, submit: Submit, engine: LLMEngine, runner: LoadedRunner, constraint: TokenConstraint | None = None
+    ) -> None:
         try:
-            _check_token_ids(submit, self._runner.vocab_size)
-            self._engine.add(
+            _check_token_ids(submit, runner.vocab_size)
+            engine.add(
                 sequence.Sequence(
                     submit.seq_id,
                     submit.prompt_ids,
@@ -330,6 +365,7 @@ class WorkerLoop:
                     cache_salt=submit.cache_salt,
                     adapter=submit.adapter,
                     priority=submit.priority,
+                    constraint=constraint,
                 )
             )
         except SchedulerError as error:
@@ -365,8 +401,10 @@ class WorkerLoop:
         if self._embeddings is not None:
             self._embeddings.abort(abort.request_ids)
         if self._engine is not None:
-            rows = [self._engine.abort(seq_id) for seq_id in abort.seq_ids]
-            self._send_rows([row for row in rows if row is not None])
+            rows = [self._engine.abort(seq_id) for seq_id in abort.seq_ids if seq_id not in self._compiling]
+            unborn = [seq_id for seq_id in abort.seq_ids if self._compiling.pop(seq_id, None) is not None]
+            ends = [TokenRow(seq_id, [], finish_reason="abort") for seq_id in unborn]
+            self._send_rows([*(row for row in rows if row is not None), *ends])
 
     def _step(self, step: Callable[[], list[TokenRow]]) -> None:
         """Runs one step, or all that are in flight."""

@@ -74,6 +74,7 @@ def talk_job(services: Services, stored: StoredModel, talk: Talk) -> Job:
         shows_thinking=talk.think is not False,
         parses_tools=bool(talk.tools),
         tools=talk.tools,
+        tool_choice="required" if talk.tool_use.mode == "required" else "auto",
         logprobs=talk.num_top,
         max_tool_calls=None if talk.parallel_tool_calls else 1,
         **_common(stored, talk.settings),

@@ -60,6 +60,7 @@ async def _job(services: Services, stored: StoredModel, body: types.MessagesRequ
     if tools:
         await services.library.require(stored, "tools", "tools", f'"{body.model}"')
     can_think, think = await _think(services, stored, body)
+    choice = body.tool_choice
     is_shown = body.thinking is not None and body.thinking.display != "omitted"
     return Job(
         stored=stored,
@@ -70,7 +71,9 @@ async def _job(services: Services, stored: StoredModel, body: types.MessagesRequ
         shows_thinking=bool(think) and is_shown,
         parses_tools=bool(tools),
         tools=tools,
-        max_tool_calls=1 if body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use else None,
+        tool_choice="required" if choice is not None and choice.type in ("any", "tool") else "auto",
+        tool_name=choice.name if choice is not None and choice.type == "tool" else None,
+        max_tool_calls=1 if choice is not None and choice.disable_parallel_tool_use else None,
         # Clients of this API shorten a conversation themselves, and do so when they are told that it is too long.
         truncate=own.truncate is True,
         shift=own.truncate is True,

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from daemon import api
 from daemon.bodies import read
+from daemon.constraints import read_constraint
 from daemon.errors import BadRequest
 from daemon.generation import Job
 from daemon.options import Options, check_top_logprobs, read_keep_alive
@@ -49,7 +50,8 @@ async def _generate(services: Services, request: Request) -> JSONReply | NDJSONR
     await services.library.require(stored, "completion", "generate", f'"{body.model}"')
     if body.suffix:
         await services.library.require(stored, "insert", "insert", f'"{body.model}"')
-    _refuse_unavailable(body.format, body.images, body.model or "")
+    _refuse_images(body.images, body.model or "")
+    constraint = read_constraint(body.format, body.options)
     Options.merge(stored.params, body.options or {})  # a wrong option is told before a model is loaded
     if not body.prompt and not body.suffix:
         return JSONReply(_load(services, stored, keep_alive_s, replies))
@@ -65,6 +67,7 @@ async def _generate(services: Services, request: Request) -> JSONReply | NDJSONR
         truncate=body.truncate is not False,
         shift=body.shift is not False,
         logprobs=logprobs,
+        constraint=constraint,
     )
     if body.raw:
         replies = GenerateReplies(body.model or "", services.now, with_context=False)
@@ -87,7 +90,8 @@ async def _chat(services: Services, request: Request) -> JSONReply | NDJSONReply
         _check_tools(body.tools)
     messages = read_messages(body.messages or ())
     images = [image for message in body.messages or () for image in message.images or ()]
-    _refuse_unavailable(body.format, images, body.model or "")
+    _refuse_images(images, body.model or "")
+    constraint = read_constraint(body.format, body.options)
     Options.merge(stored.params, body.options or {})
     if not messages:
         return JSONReply(_load(services, stored, keep_alive_s, replies))
@@ -104,6 +108,7 @@ async def _chat(services: Services, request: Request) -> JSONReply | NDJSONReply
         truncate=body.truncate is not False,
         shift=body.shift is not False,
         logprobs=logprobs,
+        constraint=constraint,
     )
     return _answer(services, job, replies, streams=body.stream is not False, render_only=body.debug_render_only is True)
 
@@ -143,12 +148,8 @@ async def _think(services: Services, stored: StoredModel, think: api.Think | Non
     return True if think is None and can_think else think
 
 
-def _refuse_unavailable(format: Any, images: Sequence[str] | None, name: str) -> None:
+def _refuse_images(images: Sequence[str] | None, name: str) -> None:
     """Say no to what would otherwise be silently ignored."""
-    if isinstance(format, dict) or format == "json":
-        raise BadRequest("constrained output (format) is not available in this version of Hob; leave format out")
-    if format not in (None, ""):
-        raise BadRequest(f'invalid format: {_shown(format)}; expected "json" or a valid JSON Schema object')
     if images:
         raise BadRequest(f'"{name}" does not support images')
 
@@ -160,8 +161,3 @@ def _check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
             raise BadRequest(
                 f'tools[{index}] has no function with a name; write {{"type": "function", "function": ...}}'
             )
-
-
-def _shown(value: object) -> str:
-    text = repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__
-    return text if len(text) <= 80 else text[:80] + "..."

@@ -3,6 +3,8 @@
     launch(batch):  differences -> RowState;  batch -> tensors (one place, `_context`);  one forward pass over all rows;
                     logits at the sampling positions only;  sample;  write each token to its row's next position
 
+Masks of constrained rows are filled in other threads during the forward pass, and waited for behind it.
+
 The scheduler may launch step N + 1 before it has read the tokens of step N, because they are read from the rows' state
 and not from the batch. The work is done when `launch` returns. Owned by the runner.
 """
@@ -16,12 +18,12 @@ import torch
 from engine.execution.errors import NOT_FINITE
 from engine.execution.kv_cache import KVCache
 from engine.execution.row_state import RowState
-from engine.execution.sampler import Sampled, SamplingRow, sample
+from engine.execution.sampler import MaskedRows, Sampled, SamplingRow, sample
 from engine.kernels.reference import plan_attention
 from engine.messages import Load
 from engine.models.decoder import Decoder
 from engine.models.forward_context import ForwardContext
-from engine.scheduling.batch import RowStep, ScheduledBatch, StepResult
+from engine.scheduling.batch import RowStep, ScheduledBatch, StepResult, TokenMasks
 
 Tensor = torch.Tensor
 
@@ -65,13 +67,17 @@ class CpuSteps:
         return False
 
     @torch.inference_mode()
-    def launch(self, batch: ScheduledBatch) -> StepHandle:
+    def launch(self, batch: ScheduledBatch, masks: TokenMasks | None = None) -> StepHandle:
         """Runs a step."""
         logits = self.compute_logits(batch)
         sampling = [step for step in batch.steps if step.samples]
         if not sampling:
             return StepHandle(sampling, None)
-        sampled = sample(logits, [self._sampling_row(step) for step in sampling])
+        words = None
+        if masks is not None:
+            number_of = {step.row: number for number, step in enumerate(sampling)}
+            words = MaskedRows([number_of[row] for row in masks.rows], torch.from_numpy(masks.words()))
+        sampled = sample(logits, [self._sampling_row(step) for step in sampling], words)
         self.rows.write(
             torch.tensor([step.row for step in sampling], device=self._device),
             torch.tensor([step.start + step.num_tokens for step in sampling], device=self._device),

@@ -4,7 +4,8 @@
 
 A step's kernels find everything by row: tokens, blocks, parameters. The host keeps no copy; it sends (offset, value)
 pairs of what changed, through pinned memory and one launch, in the order of the steps. So nothing waits for the device,
-and a step in which nothing changed sends nothing. Entries past what a row's sequence has written are garbage of earlier
+and a step in which nothing changed sends nothing. Masks of constrained rows lie in a tensor of their own: they are sent
+whole, before each step that samples from them. Entries past what a row's sequence has written are garbage of earlier
 owners: no kernel reads them. Owned by `gpu_steps`.
 """
 
@@ -13,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.execution.errors import ExecutionError, Unsupported
 from engine.execution.pinned import PinnedRing
 from engine.kernels.patch import apply_patch
-from engine.kernels.sampling_state import MAX_BIAS, NUM_FLOATS, NUM_INTS, SamplingState
+from engine.kernels.sampling_state import MAX_BIAS, NUM_FLOATS, NUM_INTS, SamplingState, num_mask_words
 from engine.sampling_params import MAX_LOGIT_BIAS
 from engine.scheduling.batch import Admission, BlockAppend
 
@@ -31,7 +33,19 @@ PATCH_LENGTH = 16384
 class DeviceRows:
     """State of `max_rows` rows of at most `max_tokens` tokens."""
 
-    def __init__(self, max_rows: int, max_tokens: int, num_groups: int, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        max_rows: int,
+        max_tokens: int,
+        num_groups: int,
+        block_size: int,
+        device: torch.device,
+        vocab_size: int = 1,
+    ) -> None:
+        """
+        Args:
+            vocab_size: tokens that masks are about.
+        """
         max_blocks = -(-max_tokens // block_size)
         # 64-bit seeds come first, where the arena is aligned for them. One more token: the one sampled at the last
         # position is written, though never computed.
@@ -54,6 +68,7 @@ class DeviceRows:
             ints=views[0].view(torch.int64),
             bias_ids=views[2],
             bias_values=views[3].view(torch.float32),
+            masks=torch.zeros(max_rows, num_mask_words(vocab_size), dtype=torch.int32, device=device),
         )
         self.tokens = views[4]
         self.block_tables = views[5:]
@@ -61,6 +76,7 @@ class DeviceRows:
         self._widths = [columns for _, columns in shapes]
         self._ring = PinnedRing(2 * PATCH_LENGTH, device)
         self._staged = torch.empty(2, PATCH_LENGTH, dtype=torch.int32, device=device)
+        self._mask_ring: PinnedRing | None = None  # page-locked memory takes a while, and many workers never need this
 
     def apply(self, admitted: Sequence[Admission], appended: Sequence[BlockAppend]) -> None:
         """Takes the differences of a step, admissions first, on the current stream."""
@@ -77,9 +93,26 @@ class DeviceRows:
         for first in range(0, len(offsets), PATCH_LENGTH):
             self._send(offsets[first : first + PATCH_LENGTH], values[first : first + PATCH_LENGTH])
 
+    def write_masks(self, rows: Sequence[int], words: npt.NDArray[np.int32]) -> None:
+        """Sends the masks of some rows, on the current stream.
+
+        Args:
+            words: [len(rows), num_mask_words(vocab_size)].
+        """
+        masks = self.sampling.masks
+        num_rows, num_words = words.shape
+        if self._mask_ring is None:
+            self._mask_ring = PinnedRing(masks.shape[0] * (num_words + 1), masks.device)
+        with self._mask_ring.slot() as host:
+            packed = host[: num_rows * (num_words + 1)].view(num_rows, num_words + 1)  # a row, and its mask behind it
+            packed.numpy()[:, 0] = rows
+            packed.numpy()[:, 1:] = words
+            staged = packed.to(masks.device, non_blocking=True)
+        masks.index_copy_(0, staged[:, 0].long(), staged[:, 1:])
+
     def _admit(self, admission: Admission, offsets: list[int], values: list[int]) -> None:
         row, params = admission.row, admission.params
-        floats, ints = SamplingState.encode(params, admission.origin)
+        floats, ints = SamplingState.encode(params, admission.origin, has_mask=admission.is_constrained)
         changes: list[Sequence[int]] = [
             np.array(ints, dtype=np.int64).view(np.int32).tolist(),
             np.array(floats, dtype=np.float32).view(np.int32).tolist(),

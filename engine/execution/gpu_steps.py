@@ -1,6 +1,7 @@
 """GpuSteps: runs the scheduler's batches on a GPU. State stays there; a step that repeats is one graph replay.
 
     launch(batch):  differences -> DeviceRows;  inputs of the step, unless it repeats the one before;
+                    masks of constrained rows -> DeviceRows;
                     replay a graph, or launch the kernels;  tokens -> pinned memory, behind an event
     result():       wait for the event
 
@@ -36,7 +37,7 @@ from engine.kernels.tiles import has_long_row
 from engine.messages import Load
 from engine.models.decoder import Decoder
 from engine.models.device_decoder import DeviceDecoder, DeviceState
-from engine.scheduling.batch import RowStep, ScheduledBatch
+from engine.scheduling.batch import RowStep, ScheduledBatch, TokenMasks
 
 Tensor = torch.Tensor
 
@@ -65,7 +66,9 @@ class GpuSteps:
         )
         self._captures = load.use_graphs and device.type == "cuda"
         self._stream = _stream(device) if device.type == "cuda" else None
-        self.rows = DeviceRows(load.max_num_seqs, max_context, len(config.kv_groups), kv_cache.block_size, device)
+        self.rows = DeviceRows(
+            load.max_num_seqs, max_context, len(config.kv_groups), kv_cache.block_size, device, config.vocab_size
+        )
         state = DeviceState(
             self.rows.tokens,
             self.rows.block_tables,
@@ -96,13 +99,15 @@ class GpuSteps:
 
     # ---- a step
 
-    def launch(self, batch: ScheduledBatch) -> DeviceHandle:
-        """Queues a step on the device.
+    def launch(self, batch: ScheduledBatch, masks: TokenMasks | None = None) -> DeviceHandle:
+        """Queues a step on the device, once the masks of its constrained rows are there.
 
         Returns:
             A handle; results are taken in order, and at most `Load.run_ahead` + 1 steps are in flight.
         """
         with torch.cuda.stream(self._stream):
+            if masks is not None:
+                self.rows.write_masks(masks.rows, masks.words())
             return self._launch(batch)
 
     def _launch(self, batch: ScheduledBatch) -> DeviceHandle:
@@ -114,8 +119,10 @@ class GpuSteps:
         for admission in batch.admitted:
             params = admission.params
             self._num_logprobs[admission.row] = params.logprobs
-            self._needs_logits[admission.row] = not params.is_greedy or bool(
-                params.logit_bias or params.needs_history or params.logprobs is not None
+            self._needs_logits[admission.row] = (
+                not params.is_greedy
+                or bool(params.logit_bias or params.needs_history or params.logprobs is not None)
+                or admission.is_constrained
             )
         self.rows.apply(batch.admitted, batch.appended)
         decodes = [step for step in batch.steps if step.num_tokens == 1 and step.samples]

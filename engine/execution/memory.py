@@ -115,14 +115,15 @@ def replan_memory(
 
 
 def graph_bytes(config: ModelConfig, request: MemoryRequest, num_tokens: int) -> int:
-    """What steps on a GPU hold beside activations: the rows' tokens and block tables, the results of attention's
+    """What steps on a GPU hold beside activations: the rows' tokens, block tables and masks, the results of attention's
     splits, and the activations of the largest graph, since graphs keep theirs."""
     rows, context = request.max_num_seqs, min(config.max_position_embeddings, num_tokens)
     state = rows * (context + len(config.kv_groups) * -(-context // request.block_size)) * 4
+    masks = 2 * rows * -(-config.vocab_size // 32) * 4  # and their way to the device
     splits = rows * SPLITS_A_ROW * config.num_heads * (config.head_dim + 2) * 4
     # Logits and the memory of sampling are counted with the activations.
     largest = activation_bytes(config, max(rows, request.max_num_batched_tokens), 0, request.dtype.itemsize)
-    return state + splits + largest + LIBRARY_BYTES
+    return state + masks + splits + largest + LIBRARY_BYTES
 
 
 def usable_bytes(memory: DeviceMemory, budget_bytes: int, overhead_bytes: int) -> int:

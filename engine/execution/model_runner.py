@@ -41,7 +41,7 @@ from engine.models.decoder import Decoder
 from engine.models.forward_context import ForwardContext
 from engine.models.offload import LayerStream, offloaded_layers
 from engine.pooling import Pooling, PoolingMode
-from engine.scheduling.batch import Handle, ScheduledBatch
+from engine.scheduling.batch import Handle, ScheduledBatch, TokenMasks
 from modelfiles.source import ModelSource
 
 if TYPE_CHECKING:
@@ -202,12 +202,12 @@ class ModelRunner:
 
     # ---- steps
 
-    def launch(self, batch: ScheduledBatch) -> Handle:
+    def launch(self, batch: ScheduledBatch, masks: TokenMasks | None = None) -> Handle:
         """Starts a step. Rows whose logits are not finite get an error of their own; the others are not touched by it.
 
         On a GPU the step is only queued.
         """
-        return self.steps.launch(batch)
+        return self.steps.launch(batch, masks)
 
     def prepare(self) -> bool:
         """Does a piece of the work that would delay a later step, while nobody waits; False when none is left."""

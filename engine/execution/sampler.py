@@ -1,7 +1,7 @@
 """Sampler: logits of a step's sampling rows -> one token each, with log-probabilities where asked.
 
-Order of application: logit bias, penalties, temperature, top-k, typical-p, top-p, min-p, noise. Log-probabilities are
-of the raw logits. What a request gets depends on its own logits, parameters, history and generation number alone:
+Order of application: logit bias, penalties, mask, temperature, top-k, typical-p, top-p, min-p, noise. Log-probabilities
+are of the raw logits. What a request gets depends on its own logits, parameters, history and generation number alone:
 rows are handled row-wise or in groups of the same top-k, and the noise is a hash (`kernels.reference_sampling`). A
 batch of greedy requests costs one argmax, one without filters one more pass for the noise; only what needs sorting is
 sorted.
@@ -33,6 +33,16 @@ class SamplingRow:
     """Generation number of the token to choose."""
     history: Tensor | None
     """int64, the tokens that penalties look back on; None where there are no penalties."""
+
+
+@dataclass(frozen=True)
+class MaskedRows:
+    """Rows that may sample some tokens only."""
+
+    numbers: Sequence[int]
+    """Of the rows, ascending."""
+    words: Tensor
+    """int32 [len(numbers), ceil(vocab_size / 32)]: bit t % 32 of word t // 32 is set where token t may be sampled."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +81,12 @@ class LogprobTensors:
         return result
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
+def sample(logits: Tensor, rows: Sequence[SamplingRow], masks: MaskedRows | None = None) -> Sampled:
     """Chooses a token for each row.
 
     Args:
         logits: float32 [num_rows, vocab_size]; overwritten.
+        masks: of the rows that have one.
     """
     likeliest, token_ids = logits.max(dim=-1)
     # NaN and +inf win every maximum; -inf alone is a token ruled out, unless all are.
@@ -85,6 +96,9 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     changed = [number for number, row in enumerate(rows) if row.params.logit_bias or row.history is not None]
     for number in changed:
         _adjust(logits[number], rows[number])
+    if masks is not None:
+        kernels.mask(logits, masks.numbers, masks.words)
+        changed = sorted({*changed, *masks.numbers})
     if changed:
         token_ids[changed] = logits[changed].argmax(-1)
     noisy = [number for number, row in enumerate(rows) if not row.params.is_greedy]

@@ -222,7 +222,8 @@ def sampling(vocab_size: int, dtype: torch.dtype, advance: bool) -> None:
     device = torch.device("cuda")
     sample_tokens(
         make(ROWS, vocab_size, dtype=dtype), ints(ROWS), ints(ROWS), ints(256, 4097),
-        SamplingState(256, device), SamplingWorkspace(ROWS, vocab_size, device), ints(ROWS), advance=advance,
+        SamplingState(256, device, vocab_size=vocab_size), SamplingWorkspace(ROWS, vocab_size, device), ints(ROWS),
+        advance=advance,
     )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """Sampling on the device: logits of a step's rows -> one token each. No sort, no host sync, no data-dependent shape.
 
-The order is that of SamplingParams: logit bias, penalties, temperature, top-k, typical-p, top-p, min-p, noise; the
-result is that of `engine.execution.sampler`, with the same noise bits. Five launches:
+The order is that of SamplingParams: logit bias, penalties, mask, temperature, top-k, typical-p, top-p, min-p, noise;
+the result is that of `engine.execution.sampler`, with the same noise bits. Five launches:
 
-    adjust  (rows, parts)   bias and penalties, for rows that have any              `sampling_scan`
+    adjust  (rows, parts)   bias, penalties and mask, for rows that have any        `sampling_scan`
     scan    (rows, chunks)  maxima of groups and chunks                             `sampling_scan`
     select  (rows)          the filters' cuts; rows with top-k get their token      `sampling_select`
     draw    (rows, parts)   noise and the greatest sum, for rows not yet decided    `sampling_draw`
@@ -130,7 +130,8 @@ def sample_tokens(
     parts = num_rows, num_parts(num_rows, w.num_chunks)
     sampling_adjust_kernel[parts](
         logits, w.work, rows, positions, tokens, state.floats, state.ints, state.bias_ids, state.bias_values,
-        logits.stride(0), w.work.stride(0), tokens.stride(0), state.max_bias, vocab_size, w.num_chunks,
+        state.masks, logits.stride(0), w.work.stride(0), tokens.stride(0), state.masks.stride(0),
+        state.max_bias, vocab_size, w.num_chunks,
         CHUNK=chunk, HISTORY=tile.history, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     sampling_scan_kernel[(num_rows, w.num_chunks)](

@@ -1,13 +1,14 @@
-"""First passes of sampling over the logits: bias and penalties where asked, then maxima that the passes after need.
+"""First passes of sampling over the logits: bias, penalties and masks where asked, then maxima that passes after need.
 
-Rows with biases or penalties get their adjusted logits written to `work`; the logits themselves stay as they are,
-because log-probabilities are of the raw ones. Occurrences in the history are counted by a histogram over a chunk's own
-tokens, so no table of counts needs to be kept or cleared. That takes many registers, so it is a kernel of its own,
+Rows with biases, penalties or a mask get their adjusted logits written to `work`; the logits themselves stay as they
+are, because log-probabilities are of the raw ones. Occurrences in the history are counted by a histogram over a chunk's
+own tokens, so no table of counts needs to be kept or cleared. That takes many registers, so it is a kernel of its own,
 with few programs: for other rows they return at once. A greedy row then costs one pass over its logits, and leaves
 three numbers a chunk.
 
 Order and rounding are those of the twin: bias; then a positive logit divided by the repeat penalty, another multiplied;
-then occurrences times the frequency penalty, then the presence penalty. Compiled without fused multiply-add.
+then occurrences times the frequency penalty, then the presence penalty; then the mask. Compiled without fused
+multiply-add.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import triton.language as tl
 
 from engine.kernels.sampling_state import (
     FREQUENCY_PENALTY,
+    HAS_MASK,
     LAST_N,
     NUM_BIAS,
     NUM_FLOATS,
@@ -31,12 +33,13 @@ from engine.kernels.sampling_state import (
 def is_adjusted(ints_ptr, row):
     """Whether the row's logits are in `work`."""
     row_ints = ints_ptr + row * NUM_INTS
-    return (tl.load(row_ints + LAST_N) != 0) | (tl.load(row_ints + NUM_BIAS) != 0)
+    asks = (tl.load(row_ints + LAST_N) != 0) | (tl.load(row_ints + NUM_BIAS) != 0)
+    return asks | (tl.load(row_ints + HAS_MASK) != 0)
 
 
 @triton.jit
 def load_logits(logits_ptr, work_ptr, adjusted, offset, mask):
-    """float32 logits after bias and penalties, -inf outside `mask`. Pointers are at the row."""
+    """float32 logits after bias, penalties and the row's mask, -inf outside `mask`. Pointers are at the row."""
     if adjusted:
         x = tl.load(work_ptr + offset, mask=mask, other=float("-inf")).to(tl.float32)
     else:
@@ -55,9 +58,11 @@ def sampling_adjust_kernel(
     ints_ptr,  # int64 [max_rows, NUM_INTS]
     bias_ids_ptr,  # int32 [max_rows, max_bias]
     bias_values_ptr,  # float32 [max_rows, max_bias]
+    masks_ptr,  # int32 [max_rows, masks_stride], bit t % 32 of word t // 32 is set where token t may be sampled
     logits_stride,
     work_stride,
     tokens_stride,
+    masks_stride,
     max_bias,
     vocab_size,
     num_chunks,
@@ -71,6 +76,7 @@ def sampling_adjust_kernel(
     if is_adjusted(ints_ptr, row):
         num_bias = tl.load(ints_ptr + row * NUM_INTS + NUM_BIAS)
         last_n = tl.load(ints_ptr + row * NUM_INTS + LAST_N)
+        has_mask = tl.load(ints_ptr + row * NUM_INTS + HAS_MASK) != 0
         position = tl.load(positions_ptr + item).to(tl.int64) + 1
         repeat = tl.load(floats_ptr + row * NUM_FLOATS + REPEAT_PENALTY)
         presence = tl.load(floats_ptr + row * NUM_FLOATS + PRESENCE_PENALTY)
@@ -98,6 +104,9 @@ def sampling_adjust_kernel(
             # A NaN stays out of comparisons, and a tiny repeat penalty may have made an inf, from which no distance is
             # finite: the raw logits tell what is broken.
             x = tl.where(x == x, tl.minimum(x, 3.0e38), 3.0e38)
+            if has_mask:
+                word = tl.load(masks_ptr + row * masks_stride + token // 32, mask=is_valid, other=0)
+                x = tl.where(((word >> (token % 32)) & 1) != 0, x, float("-inf"))
             tl.store(work_ptr + item * work_stride + token, x, mask=is_valid)
 
 

@@ -37,28 +37,38 @@ LAST_N = tl.constexpr(1)  # tokens that penalties look back on; 0 is none
 SEED = tl.constexpr(2)
 ORIGIN = tl.constexpr(3)  # the token at position p is generation number p - ORIGIN
 NUM_BIAS = tl.constexpr(4)
+HAS_MASK = tl.constexpr(6)  # 1: the row may sample only what its mask allows
 NUM_TOP = tl.constexpr(5)  # log-probabilities of so many of the likeliest are asked; -1: not even the chosen one's
 NUM_INTS = tl.constexpr(8)
 
 ALL_TOKENS = 2**31 - 1
 
 
+def num_mask_words(vocab_size: int) -> int:
+    """Words of a packed mask."""
+    return -(-vocab_size // 32)
+
+
 class SamplingState:
     """Parameters of `max_rows` rows."""
 
-    def __init__(self, max_rows: int, device: torch.device, max_bias: int = MAX_LOGIT_BIAS) -> None:
+    def __init__(
+        self, max_rows: int, device: torch.device, max_bias: int = MAX_LOGIT_BIAS, vocab_size: int = 1
+    ) -> None:
         """
         Args:
             max_bias: entries that a request's logit_bias may have.
+            vocab_size: tokens that masks are about.
         """
         self.max_bias = max_bias
         self.floats = torch.zeros(max_rows, NUM_FLOATS.value, dtype=torch.float32, device=device)
         self.ints = torch.zeros(max_rows, NUM_INTS.value, dtype=torch.int64, device=device)
         self.bias_ids = torch.zeros(max_rows, max_bias, dtype=torch.int32, device=device)
         self.bias_values = torch.zeros(max_rows, max_bias, dtype=torch.float32, device=device)
+        self.masks = torch.zeros(max_rows, num_mask_words(vocab_size), dtype=torch.int32, device=device)
 
     @classmethod
-    def over(cls, floats: Tensor, ints: Tensor, bias_ids: Tensor, bias_values: Tensor) -> SamplingState:
+    def over(cls, floats: Tensor, ints: Tensor, bias_ids: Tensor, bias_values: Tensor, masks: Tensor) -> SamplingState:
         """The state that lies in tensors of another owner.
 
         Args:
@@ -66,6 +76,8 @@ class SamplingState:
             ints: int64 [max_rows, NUM_INTS].
             bias_ids: int32 [max_rows, max_bias].
             bias_values: float32 [max_rows, max_bias].
+            masks: int32 [max_rows, num_mask_words(vocab_size)]: bit t % 32 of word t // 32 is set where token t may be
+                sampled. Read for rows that have a mask, and written anew before each of their steps.
 
         Raises:
             ValueError: shapes or types that do not fit.
@@ -73,12 +85,14 @@ class SamplingState:
         state = cls.__new__(cls)
         state.max_bias = bias_ids.shape[1]
         state.floats, state.ints, state.bias_ids, state.bias_values = floats, ints, bias_ids, bias_values
+        state.masks = masks
         max_rows = floats.shape[0]
         for name, dtype, columns in (
             ("floats", torch.float32, NUM_FLOATS.value),
             ("ints", torch.int64, NUM_INTS.value),
             ("bias_ids", torch.int32, state.max_bias),
             ("bias_values", torch.float32, state.max_bias),
+            ("masks", torch.int32, masks.shape[1]),
         ):
             tensor = getattr(state, name)
             if tensor.shape != (max_rows, columns) or tensor.dtype != dtype or not tensor.is_contiguous():
@@ -89,11 +103,12 @@ class SamplingState:
         return state
 
     @staticmethod
-    def encode(params: SamplingParams, origin: int) -> tuple[list[float], list[int]]:
+    def encode(params: SamplingParams, origin: int, *, has_mask: bool = False) -> tuple[list[float], list[int]]:
         """A row of `floats` and a row of `ints`; biases lie beside them.
 
         Args:
             origin: the token at position p of the row is generation number p - origin.
+            has_mask: whether the row is constrained.
         """
         # The logarithm is taken here, with the twin's function: a token exactly at the limit is kept by both.
         log_min_p = torch.tensor(params.min_p, dtype=torch.float32).log().item() if params.min_p > 0 else -math.inf
@@ -113,20 +128,21 @@ class SamplingState:
         ints[ORIGIN.value] = origin
         ints[NUM_BIAS.value] = len(params.logit_bias)
         ints[NUM_TOP.value] = -1 if params.logprobs is None else params.logprobs
+        ints[HAS_MASK.value] = int(has_mask)
         return floats, ints
 
-    def set(self, row: int, params: SamplingParams, origin: int) -> None:
+    def set(self, row: int, params: SamplingParams, origin: int, *, has_mask: bool = False) -> None:
         """A request takes `row`.
 
         Args:
-            origin: as for `encode`.
+            origin, has_mask: as for `encode`.
 
         Raises:
             ValueError: more logit biases than the table holds.
         """
         if len(params.logit_bias) > self.max_bias:
             raise ValueError(f"logit_bias has {len(params.logit_bias)} entries, but at most {self.max_bias} are taken")
-        floats, ints = self.encode(params, origin)
+        floats, ints = self.encode(params, origin, has_mask=has_mask)
         self.floats[row] = torch.tensor(floats, dtype=torch.float32)
         self.ints[row] = torch.tensor(ints, dtype=torch.int64)
         if params.logit_bias:

@@ -16,11 +16,16 @@ The structs hold no reference cycles and are made hundreds a step, so the garbag
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 DUMMY_BLOCK = 0
 """Block 0 belongs to nobody: padding, and table entries whose block has left a sliding window, point at it."""
@@ -40,6 +45,8 @@ class Admission(msgspec.Struct, frozen=True, gc=False):
     """The token at position p is generation number p - origin, the counter of its noise; negative after a shift."""
     params: SamplingParams
     adapter: int = 0
+    is_constrained: bool = False
+    """Whether each of its steps that sample comes with a mask."""
 
 
 class BlockAppend(msgspec.Struct, frozen=True, gc=False):
@@ -102,6 +109,19 @@ class StepResult(msgspec.Struct):
     """A sentence where the row's logits were not finite; its token id is then 0 and the sequence ends with "error"."""
 
 
+class TokenMasks(Protocol):
+    """Which tokens constrained rows of a step may sample; they may still be computed when the step is launched."""
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """The rows, in the order of the batch's steps."""
+        ...
+
+    def words(self) -> npt.NDArray[np.int32]:
+        """Waits for them: [num_rows, ceil(vocab_size / 32)], bit t % 32 of word t // 32 for token t."""
+        ...
+
+
 class Handle(Protocol):
     """A launched step."""
 
@@ -113,6 +133,10 @@ class Handle(Protocol):
 class Runner(Protocol):
     """The seam at which tests put a fake."""
 
-    def launch(self, batch: ScheduledBatch) -> Handle:
-        """Starts a step; the device may still be running the one before."""
+    def launch(self, batch: ScheduledBatch, masks: TokenMasks | None = None) -> Handle:
+        """Starts a step; the device may still be running the one before.
+
+        Args:
+            masks: of all constrained rows that sample in it; None where there are none.
+        """
         ...

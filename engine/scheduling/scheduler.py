@@ -18,6 +18,10 @@ computed again later; its full blocks stay in the radix cache, so that this is c
 is not admitted before they have arrived. The first running sequence can take everything from the others, and `add`
 refuses what does not fit alone, so somebody always gets on.
 
+*Constraints.* The tokens that a constrained sequence may sample depend on all before, so it takes no step while one is
+in flight; the others run ahead without it. While most rows are constrained nobody does (`runs_ahead`): steps of a few
+would cost as much as steps of all.
+
 *Context.* At the end of its context a sequence finishes with "length", or its tokens are replaced by the kept prefix
 and the tail and computed again, as if preempted. `origin` moves along, so the noise counter goes on.
 
@@ -38,7 +42,7 @@ from engine.messages import Stats, TokenRow
 from engine.scheduling.batch import Admission, BlockAppend, RowStep, ScheduledBatch, StepResult, TokenLogprobs
 from engine.scheduling.block_manager import BlockManager, KVUsage
 from engine.scheduling.block_pool import Node
-from engine.scheduling.sequence import Sequence, SequenceStatus
+from engine.scheduling.sequence import Sequence, SequenceStatus, TokenConstraint
 from engine.scheduling.token_budget import share_out
 
 
@@ -107,6 +111,7 @@ class Scheduler:
         self._retired_rows: list[tuple[int, int]] = []  # (row, step that may still use it)
         self._refused: tuple[Sequence | None, int] = (None, 0)  # who did not fit, and how many blocks were free
         self._decoding: list[Sequence] | None = None  # rows of the last step if each decoded one token in it
+        self._num_constrained = 0  # unfinished sequences
         self._num_arrivals = 0
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -120,6 +125,11 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a sequence is unfinished or a step is in flight."""
         return bool(self._sequences or self._launched)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether it is worth while to launch a step before the tokens of the one before are known."""
+        return not self._num_constrained or 2 * self._num_constrained <= len(self._running)
 
     @property
     def max_context(self) -> int:
@@ -146,6 +156,7 @@ class Scheduler:
         seq.set_max_context(limit)
         seq.arrival = self._num_arrivals
         self._num_arrivals += 1
+        self._num_constrained += seq.constraint is not None
         self._sequences[seq.seq_id] = seq
         insort(self._waiting, seq, key=_rank)
 
@@ -160,6 +171,10 @@ class Scheduler:
         uncomputed = [
             seq.num_tokens - seq.num_computed_tokens if seq.num_tokens < seq.max_length else 0 for seq in self._running
         ]
+        if self._num_constrained:
+            for index, seq in enumerate(self._running):
+                if seq.constraint is not None and seq.num_tokens > len(seq.token_ids):
+                    uncomputed[index] = 0
         someone_waits = bool(self._waiting and self._free_rows and self._waiting[0] is not self._refused[0])
         shares, num_left = share_out(uncomputed, self._config.max_num_batched_tokens, someone_waits=someone_waits)
         # Blocks go by rank, too, so whoever is preempted is at the end and has not been served yet.
@@ -172,6 +187,17 @@ class Scheduler:
         if not step.decodes and not step.chunks:
             return None
         return self._launch(step)
+
+    def constraints(self) -> list[tuple[int, TokenConstraint]]:
+        """Rows of the step just scheduled that sample under a constraint, in the order of its steps."""
+        if not self._num_constrained:
+            return []
+        batch, sequences = self._launched[-1]
+        return [
+            (step.row, seq.constraint)
+            for step, seq in zip(batch.steps, sequences, strict=True)
+            if step.samples and seq.constraint is not None
+        ]
 
     def update(self, batch: ScheduledBatch, result: StepResult) -> list[TokenRow]:
         """Takes in the result of the oldest launched step.
@@ -377,7 +403,15 @@ class Scheduler:
             budget -= num_tokens
             assert seq.row is not None
             step.admissions.append(
-                Admission(seq.row, seq.seq_id, list(seq.token_ids), seq.origin, seq.params, seq.adapter)
+                Admission(
+                    seq.row,
+                    seq.seq_id,
+                    list(seq.token_ids),
+                    seq.origin,
+                    seq.params,
+                    seq.adapter,
+                    seq.constraint is not None,
+                )
             )
             self._compute(step, seq, num_tokens, num_tokens == wanted)
 
@@ -416,6 +450,8 @@ class Scheduler:
         token_ids.append(token_id)
         self._num_generated_tokens += 1
         is_stop = token_id in seq.stop_token_ids
+        if seq.constraint is not None and (end := self._take_constrained(seq, seq.constraint, logprobs, is_stop)):
+            return end
         if seq.is_reported and logprobs is None and not is_stop and len(token_ids) < seq.max_length:
             return TokenRow(seq.seq_id, [token_id], truncated=seq.is_truncated)  # all but a few rows
         kept = [] if logprobs is None else [logprobs]
@@ -427,6 +463,20 @@ class Scheduler:
             return self._finish(seq, "length", [token_id], kept)
         self._shift(seq)
         return self._row(seq, [token_id], kept)
+
+    def _take_constrained(
+        self, seq: Sequence, constraint: TokenConstraint, logprobs: TokenLogprobs | None, is_stop: bool
+    ) -> TokenRow | None:
+        """Tells the constraint of the newest token; the sequence's last row where it ends by that."""
+        token_id = seq.token_ids[-1]
+        constraint.accept(token_id)
+        if constraint.error is not None:
+            return self._finish(seq, "error", error=constraint.error)
+        if is_stop or not constraint.is_over:
+            return None
+        # The end that had to come is told at once; a step that could sample nothing else is not worth its time.
+        ends = [] if token_id == constraint.end_token_id else [constraint.end_token_id]
+        return self._finish(seq, "stop", [token_id, *ends], [] if logprobs is None else [logprobs])
 
     def _shift(self, seq: Sequence) -> None:
         self._num_shifts += 1
@@ -446,6 +496,7 @@ class Scheduler:
         (self._running if seq.status is SequenceStatus.RUNNING else self._waiting).remove(seq)
         seq.status = SequenceStatus.FINISHED
         del self._sequences[seq.seq_id]
+        self._num_constrained -= seq.constraint is not None
         self._give_back(seq)
         return self._row(seq, token_ids or [], logprobs or [], reason, error)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from enum import Enum
+from typing import Protocol
 
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import Block, Node
@@ -43,6 +44,29 @@ class IllegalTransition(RuntimeError):
     """A change of status that TRANSITIONS does not list: a bug of the scheduler."""
 
 
+class TokenConstraint(Protocol):
+    """What a sequence's text must look like, and how far it is; engine.grammar.state has it."""
+
+    @property
+    def end_token_id(self) -> int:
+        """A token that ends a text."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the text is complete and nothing but an end can follow."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """A sentence, where the text cannot go on."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Takes the next token."""
+        ...
+
+
 class Sequence:
     """State of one request. Owned and changed by the Scheduler; `add` fills in what the constructor leaves empty.
 
@@ -59,6 +83,7 @@ class Sequence:
         cache_salt: str = "",
         adapter: int = 0,
         priority: int = 0,
+        constraint: TokenConstraint | None = None,
     ) -> None:
         self.seq_id = seq_id
         self.token_ids = list(prompt_ids)
@@ -67,6 +92,8 @@ class Sequence:
         self.cache_salt = cache_salt
         self.adapter = adapter
         self.priority = priority
+        self.constraint = constraint
+        """It knows every token whose value is known; its sequence takes no step while one is in flight."""
 
         self.arrival = 0
         """Number of the sequence in the order of `add`."""

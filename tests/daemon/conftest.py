@@ -182,6 +182,7 @@ async def world(tmp_path: Path, filled_store: Path, manager_config: ManagerConfi
         world = World(app, store, manager, services, http, shelf)
         yield world
         await manager.close()
+        generator.close()
     remote.close(timeout_s=60)
     assert all(engine.closed.is_set() for engine in world.engines)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.client import TokenOutput
+from engine.constraint import Constraint
 from engine.conversion.quantize import quantize_model
 from engine.errors import EngineDied
 from engine.messages import Load, Quantize, Quantized, Ready
@@ -108,6 +109,7 @@ class FakeEngine:
         self.num_embed_calls = 0
         self.prompts: list[list[int]] = []
         self.params: list[SamplingParams] = []
+        self.constraints: list[Constraint | None] = []
         self.num_aborted = 0
         self.aborted = asyncio.Event()
         self.paused = asyncio.Event()
@@ -142,10 +144,13 @@ class FakeEngine:
             load_s=0.0,
         )
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> FakeStream:
+    def submit(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, constraint: Constraint | None = None
+    ) -> FakeStream:
         assert self.tokenizer is not None
         self.prompts.append(list(prompt_ids))
         self.params.append(params)
+        self.constraints.append(constraint)
         answer = self._answer(self.tokenizer.decode(prompt_ids, skip_special=False))
         token_ids = self.tokenizer.encode(answer.text, add_special=False)
         if answer.finish_reason == "stop":

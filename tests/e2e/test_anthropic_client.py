@@ -143,7 +143,6 @@ def test_no_tokens_warm_the_cache(client: anthropic.Anthropic, tale: str) -> Non
     assert (warm.usage.cache_read_input_tokens or 0) > (message.usage.cache_read_input_tokens or 0)
 
 
-@pytest.mark.xfail(raises=anthropic.BadRequestError, reason="constrained output is not there yet")
 def test_structured_output(client: anthropic.Anthropic, tale: str) -> None:
     message = client.messages.parse(
         model=tale,
@@ -155,7 +154,6 @@ def test_structured_output(client: anthropic.Anthropic, tale: str) -> None:
     assert isinstance(message.parsed_output, Animal)
 
 
-@pytest.mark.xfail(raises=anthropic.BadRequestError, reason="constrained output is not there yet")
 def test_a_tool_that_must_be_called(client: anthropic.Anthropic, tale: str) -> None:
     for choice in ({"type": "any"}, {"type": "tool", "name": "get_weather"}):
         message = client.messages.create(

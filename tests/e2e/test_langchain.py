@@ -106,7 +106,6 @@ class Animal(BaseModel):
     legs: int = Field(ge=0, le=8)
 
 
-@pytest.mark.xfail(raises=ollama.ResponseError, reason="constrained output is not there yet")
 def test_structured_output(daemon: Daemon, tale: str) -> None:
     model = chat_model(daemon, tale, reasoning=False, num_predict=200).with_structured_output(Animal)
     assert isinstance(model.invoke("Name an animal."), Animal)

@@ -254,7 +254,6 @@ def test_a_python_function_is_a_tool(daemon: Daemon, tale: str) -> None:
 # ---- structured output and embeddings
 
 
-@pytest.mark.xfail(raises=ollama.ResponseError, reason="constrained output is not there yet")
 def test_structured_output(daemon: Daemon, client: ollama.Client, tale: str) -> None:
     schema = {
         "type": "object",

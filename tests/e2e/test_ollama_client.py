@@ -128,8 +128,8 @@ def test_create_copy_delete(client: ollama.Client, model: str) -> None:
 
 
 def test_refusals(client: ollama.Client, model: str) -> None:
-    with pytest.raises(ollama.ResponseError, match="constrained output") as caught:
-        client.chat(model, QUESTION, format="json")
+    with pytest.raises(ollama.ResponseError, match='uses "not", which cannot be enforced') as caught:
+        client.chat(model, QUESTION, format={"not": {}})
     assert caught.value.status_code == 400
     with pytest.raises(ollama.ResponseError, match="model 'no-such' not found"):
         client.chat("no-such", QUESTION)

@@ -236,10 +236,6 @@ def test_a_tool_made_of_a_class(client: openai.OpenAI, tale: str) -> None:
     assert call.function.parsed_arguments == GetWeather(city="Paris")
 
 
-NO_CONSTRAINTS = pytest.mark.xfail(raises=openai.BadRequestError, reason="constrained output is not there yet")
-
-
-@NO_CONSTRAINTS
 def test_structured_output(client: openai.OpenAI, tale: str) -> None:
     parsed = client.chat.completions.parse(model=tale, messages=STORY, response_format=Animal, **THOUGHTLESS)
     assert isinstance(parsed.choices[0].message.parsed, Animal)
@@ -249,7 +245,6 @@ def test_structured_output(client: openai.OpenAI, tale: str) -> None:
     assert isinstance(response.output_parsed, Animal)
 
 
-@NO_CONSTRAINTS
 @pytest.mark.parametrize(
     ("options", "texts"),
     [

@@ -12,7 +12,6 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 from pydantic_ai import Agent, NativeOutput
-from pydantic_ai.exceptions import AgentRunError, ModelHTTPError
 from pydantic_ai.messages import ThinkingPart, ToolCallPart
 from pydantic_ai.models import Model
 from pydantic_ai.models.anthropic import AnthropicModel
@@ -121,7 +120,6 @@ class Animal(BaseModel):
     legs: int = Field(ge=0, le=8)
 
 
-@pytest.mark.xfail(raises=AgentRunError, reason="constrained output is not there yet")
 def test_structured_output_by_a_tool(run: Run) -> None:
     async def use(model: Model) -> None:
         result = await Agent(model, output_type=Animal, model_settings=GREEDY).run("Name an animal.")
@@ -130,7 +128,6 @@ def test_structured_output_by_a_tool(run: Run) -> None:
     run(use)
 
 
-@pytest.mark.xfail(raises=ModelHTTPError, reason="constrained output is not there yet")
 def test_structured_output_by_a_schema(daemon: Daemon, tale: str) -> None:
     async def main() -> None:
         async with over_openai(daemon.base_url, tale) as model:

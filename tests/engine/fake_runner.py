@@ -5,7 +5,7 @@ is a hash of the whole text up to that position. Computing a position checks tha
 hash of this very text: a wrong table, a wrong position, a block given away too early or shared between different texts
 fails at once, in the step that would have gone wrong. The next token is a function of the text, the seed and the
 number of tokens generated, so it does not depend on batching, and outputs can be compared with those of the prompt run
-alone.
+alone. Of a row with a constraint it is one of those that the row's mask allows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from engine.embedding_queue import TextJob
 from engine.messages import Ready
 from engine.sampling_params import SamplingParams
-from engine.scheduling.batch import RowStep, ScheduledBatch, StepResult, TokenLogprobs
+from engine.scheduling.batch import RowStep, ScheduledBatch, StepResult, TokenLogprobs, TokenMasks
 
 EMPTY = hashlib.blake2b(b"", digest_size=8).digest()
 
@@ -53,6 +53,7 @@ class Row:
     hashes: list[bytes]  # hashes[p] is that of token_ids[: p + 1]
     origin: int
     params: SamplingParams
+    is_constrained: bool
     tables: list[list[int]]
     dead: list[int]
 
@@ -157,7 +158,7 @@ class FakeRunner:
             for job in jobs
         ]
 
-    def launch(self, batch: ScheduledBatch) -> FakeHandle:
+    def launch(self, batch: ScheduledBatch, masks: TokenMasks | None = None) -> FakeHandle:
         assert self.has_kv_cache, "a step while the KV cache is released"
         assert batch.step > self.last_step, "steps are numbered upwards"
         self.last_step = batch.step
@@ -171,6 +172,7 @@ class FakeRunner:
         self._admit(batch)
         self._append(batch)
         outcome = StepResult([], [], [])
+        allowed = _allowed(masks, self.vocab_size)
         reads: dict[tuple[int, int], int] = {}
         for step in batch.steps:
             row = self.rows[step.row]
@@ -179,7 +181,8 @@ class FakeRunner:
                 self._compute(row, position, reads)
             self.num_computed_tokens += step.num_tokens
             if step.samples:
-                self._sample(row, step.start + step.num_tokens, outcome)
+                assert row.is_constrained == (step.row in allowed), "constrained rows that sample have masks"
+                self._sample(row, step.start + step.num_tokens, outcome, allowed.get(step.row))
         handle = FakeHandle(self, batch, outcome, reads, {step.row: step.seq_id for step in batch.steps})
         self.in_flight.append(handle)
         return handle
@@ -199,6 +202,7 @@ class FakeRunner:
                 hashes,
                 admission.origin,
                 admission.params,
+                admission.is_constrained,
                 [[] for _ in self.windows],
                 [0 for _ in self.windows],
             )
@@ -235,11 +239,13 @@ class FakeRunner:
                     f"{group}, which holds another text"
                 )
 
-    def _sample(self, row: Row, position: int, outcome: StepResult) -> None:
+    def _sample(self, row: Row, position: int, outcome: StepResult, allowed: list[int] | None) -> None:
         """Yields the token at `position` and writes it where the next step reads it."""
         del row.token_ids[position:], row.hashes[position:]
         assert len(row.token_ids) == position
-        token_id = next_token(row.hashes[-1], row.params.seed, position - row.origin, self.vocab_size)
+        num_choices = self.vocab_size if allowed is None else len(allowed)
+        token_id = next_token(row.hashes[-1], row.params.seed, position - row.origin, num_choices)
+        token_id = token_id if allowed is None else allowed[token_id]
         is_bad = row.token_ids[-1] in self.bad_tokens
         outcome.token_ids.append(0 if is_bad else token_id)
         outcome.errors.append("the logits are not finite" if is_bad else None)
@@ -247,6 +253,17 @@ class FakeRunner:
         outcome.logprobs.append(TokenLogprobs(-0.5, [(token_id, -0.5)]) if wants else None)
         row.token_ids.append(token_id)
         row.hashes.append(extend_hash(row.hashes[-1], token_id))
+
+
+def _allowed(masks: TokenMasks | None, vocab_size: int) -> dict[int, list[int]]:
+    """Row -> the tokens that it may sample, in ascending order."""
+    if masks is None:
+        return {}
+    words = masks.words().tolist()
+    return {
+        row: [token for token in range(vocab_size) if bits[token // 32] >> token % 32 & 1]
+        for row, bits in zip(masks.rows, words, strict=True)
+    }
 
 
 def expected_output(

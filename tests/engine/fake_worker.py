@@ -19,7 +19,7 @@ from typing import Any
 from engine.embedding_engine import Embedder
 from engine.embedding_queue import TextJob
 from engine.messages import Load, Quantize, Quantized
-from engine.scheduling.batch import ScheduledBatch
+from engine.scheduling.batch import ScheduledBatch, TokenMasks
 from engine.worker_loop import Fault, OnProgress, serve
 from tests.engine.fake_runner import FakeHandle, FakeRunner
 
@@ -60,10 +60,10 @@ def main() -> int:
             threading.Event().wait()
 
     class Runner(FakeRunner):
-        def launch(self, batch: ScheduledBatch) -> FakeHandle:
+        def launch(self, batch: ScheduledBatch, masks: TokenMasks | None = None) -> FakeHandle:
             if batch.step == hang_at_launch:
                 threading.Event().wait()
-            return super().launch(batch)
+            return super().launch(batch, masks)
 
     def load_runner(load: Load, on_progress: OnProgress) -> Embedder:
         on_progress(1, 2)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from engine.channel import decode_for_daemon, encode_frame, read_payload
+from engine.constraint import Constraint
 from engine.llm_engine import LoadedRunner
 from engine.messages import (
     LENGTH,
@@ -39,6 +40,7 @@ from engine.messages import (
 )
 from engine.sampling_params import SamplingParams
 from engine.worker_loop import IDLE_COLLECTION_STEPS, OnProgress, WorkerLoop, classify_builtin
+from tests.daemon.tiny_model import write_tiny_model
 from tests.engine.fake_runner import FakeRunner
 
 SCRIPT = Path(__file__).with_name("fake_worker.py")
@@ -281,3 +283,69 @@ def test_a_step_that_fails_writes_its_trace_to_the_log(start: Callable[..., Work
     status, log = worker.wait()
     assert status == 0
     assert "RuntimeError: the device is on fire" in log
+
+
+def tiny_files(tmp_path: Path) -> dict[str, str]:
+    """Files of a model with a token a byte, for the grammar; the fake model is none of them."""
+    write_tiny_model(tmp_path / "tiny")
+    return {path.name: str(path) for path in (tmp_path / "tiny").iterdir()}
+
+
+def rows_of(worker: Worker, seq_id: int) -> tuple[list[int], str | None]:
+    """All tokens of a sequence, and how it ended."""
+    token_ids: list[int] = []
+    while True:
+        message = worker.receive()
+        assert isinstance(message, StepOutput)
+        for row in message.rows:
+            if row.seq_id == seq_id:
+                token_ids += row.token_ids
+                if row.finish_reason is not None:
+                    return token_ids, row.finish_reason
+
+
+def test_a_constraint_is_compiled_and_kept(start: Callable[..., Worker], tmp_path: Path) -> None:
+    worker = start(vocab_size=259)
+    worker.send(Load(files=tiny_files(tmp_path), max_num_seqs=8, max_num_batched_tokens=32))
+    while not isinstance(worker.receive(), Ready):
+        pass
+    params = SamplingParams(max_tokens=20, stop_token_ids=(258,))
+    worker.send(Submit(seq_id=1, prompt_ids=[1], params=params, constraint=Constraint(kind="regex", value="[ab]{5}")))
+    token_ids, reason = rows_of(worker, 1)
+    assert reason == "stop"
+    assert token_ids[-1] in (256, 258)
+    assert len(token_ids) == 6
+    assert set(bytes(token_ids[:-1])) <= set(b"ab")
+
+
+def test_a_constraint_that_cannot_be_compiled_is_the_requests_fault(
+    start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    worker = start(vocab_size=259)
+    worker.send(Load(files=tiny_files(tmp_path), max_num_seqs=8, max_num_batched_tokens=32))
+    while not isinstance(worker.receive(), Ready):
+        pass
+    bad = Constraint(kind="json_schema", value='{"not": {}}')
+    worker.send(Submit(seq_id=1, prompt_ids=[1], params=SamplingParams(), constraint=bad))
+    failed = worker.receive()
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.seq_id, failed.fatal) == ("invalid", 1, False)
+    assert 'uses "not"' in failed.error
+    worker.send(Submit(seq_id=2, prompt_ids=[1], params=SamplingParams(max_tokens=3)))
+    assert rows_of(worker, 2)[1] == "length"
+
+
+def test_a_request_is_aborted_while_its_constraint_is_compiled(start: Callable[..., Worker], tmp_path: Path) -> None:
+    worker = start(vocab_size=259)
+    worker.send(Load(files=tiny_files(tmp_path), max_num_seqs=8, max_num_batched_tokens=32))
+    while not isinstance(worker.receive(), Ready):
+        pass
+    asked = Constraint(kind="regex", value="[ab]{5000}")
+    # Both are in the queue before the compiler has read the tokenizer; if not, the abort meets a running sequence.
+    worker.sock.sendall(
+        encode_frame(Submit(seq_id=1, prompt_ids=[1], params=SamplingParams(), constraint=asked))
+        + encode_frame(Abort(seq_ids=[1]))
+    )
+    assert rows_of(worker, 1)[1] == "abort"
+    worker.send(GetStats())
+    assert isinstance(worker.receive(), Stats)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.execution.sampler import SamplingRow, sample
+from engine.execution.sampler import MaskedRows, SamplingRow, sample
 from engine.kernels import reference_sampling as twin
 from engine.kernels import sampling
 from engine.kernels.launch import INTERPRETED
@@ -35,18 +35,32 @@ class Batch:
     """Rows of one step, in shuffled rows of the state, with poison in the rows that are nobody's."""
 
     def __init__(
-        self, logits: Tensor, params: Sequence[SamplingParams], device: torch.device, tile: SamplingTile | None = SMALL
+        self,
+        logits: Tensor,
+        params: Sequence[SamplingParams],
+        device: torch.device,
+        tile: SamplingTile | None = SMALL,
+        allowed: Sequence[Sequence[int] | None] = (),
     ) -> None:
+        """
+        Args:
+            allowed: what the mask of each row allows; None for a row without one.
+        """
         num_rows, vocab_size = logits.shape
         self.logits, self.params, self.device = logits, params, device
         self.rows = torch.randperm(num_rows + 3)[:num_rows].to(torch.int32)
         self.tokens = torch.randint(0, vocab_size, (num_rows + 3, LENGTH + 20), dtype=torch.int32)
         self.lengths = torch.randint(1, LENGTH, (num_rows,), dtype=torch.int32)
         self.origins = torch.randint(-5, LENGTH, (num_rows,)).tolist()
-        self.state = SamplingState(num_rows + 3, device)
+        self.state = SamplingState(num_rows + 3, device, vocab_size=vocab_size)
         self.state.floats.fill_(torch.nan)
+        self.masks = masked_rows(allowed, vocab_size)
         for row, param, origin in zip(self.rows.tolist(), params, self.origins, strict=True):
             self.state.set(row, param, origin)
+        if self.masks is not None:
+            self.state.masks[self.rows[list(self.masks.numbers)].long()] = self.masks.words.to(device)
+            for number in self.masks.numbers:
+                self.state.set(int(self.rows[number]), params[number], self.origins[number], has_mask=True)
         self.workspace = SamplingWorkspace(num_rows, vocab_size, device, tile)
 
     def run(self, rows: Tensor | None = None, *, advance: bool = True) -> list[int]:
@@ -93,11 +107,13 @@ class Batch:
             if row.history is not None and len(row.history):
                 p = row.params
                 twin.penalize(logits[number], row.history, p.repeat_penalty, p.presence_penalty, p.frequency_penalty)
+        if self.masks is not None:
+            twin.mask(logits, self.masks.numbers, self.masks.words)
         return logits
 
     def check(self) -> tuple[list[int], int]:
         """Compares tokens and survivors; returns the tokens, and how many rows differ (none in the interpreter)."""
-        expected = sample(self.logits.clone(), self.twin_rows())
+        expected = sample(self.logits.clone(), self.twin_rows(), self.masks)
         token_ids = self.run()
         is_broken = [token == -1 for token in token_ids]
         assert is_broken == expected.is_broken.tolist()
@@ -114,6 +130,16 @@ class Batch:
                 pytest.fail(f"row {number}: {token_ids[number]}, not {int(expected.token_ids[number])}: {params}")
             num_different += not same
         return token_ids, num_different
+
+
+def masked_rows(allowed: Sequence[Sequence[int] | None], vocab_size: int) -> MaskedRows | None:
+    """Packed as the contract says, bit by bit."""
+    numbers = [number for number, tokens in enumerate(allowed) if tokens is not None]
+    words = torch.zeros(len(numbers), -(-vocab_size // 32), dtype=torch.int64)
+    for place, number in enumerate(numbers):
+        for token in allowed[number] or ():
+            words[place, token // 32] |= 1 << token % 32
+    return MaskedRows(numbers, words.to(torch.int32)) if numbers else None
 
 
 def scaled(logits: Tensor, params: SamplingParams) -> Tensor:
@@ -297,6 +323,26 @@ def test_bias_forces_bans_and_ignores_unknown_ids(device: torch.device) -> None:
     assert check_one(logits, device, seed=2, logit_bias={11: 1e29, 96: 3.0, 97: 5.0, 2**31 - 1: 9.0}) == 11
 
 
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"repeat_penalty": 1.3}, {"top_p": 0.9}, FILTERS[-1]], ids=str
+)
+def test_a_mask_rules_out_all_others(options: dict[str, Any], device: torch.device) -> None:
+    torch.manual_seed(0)
+    allowed: list[Any] = [[96], None, list(range(1, 97, 3)), [0, 31, 32, 63, 64, 95]]
+    batch = Batch(torch.randn(4, 97), [SamplingParams(seed=n, **options) for n in range(4)], device, allowed=allowed)
+    token_ids, num_different = batch.check()
+    assert num_different == 0
+    for token_id, tokens in zip(token_ids, allowed, strict=True):
+        assert tokens is None or token_id in tokens
+
+
+def test_a_masked_row_does_not_hide_that_its_logits_are_broken(device: torch.device) -> None:
+    logits = torch.zeros(2, 97)
+    logits[0, 7] = torch.nan
+    batch = Batch(logits, [SamplingParams(seed=1)] * 2, device, allowed=[[3], [3]])
+    assert batch.check()[0] == [-1, 3]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_logits_of_half_precision(dtype: torch.dtype, device: torch.device) -> None:
     torch.manual_seed(0)
@@ -394,6 +440,7 @@ def test_a_state_over_the_memory_of_another(device: torch.device) -> None:
     views = {
         "ints": parts[0].view(torch.int64), "floats": parts[1].view(torch.float32),
         "bias_ids": parts[2], "bias_values": parts[3].view(torch.float32),
+        "masks": torch.zeros(3, 1, dtype=torch.int32, device=device),
     }  # fmt: skip
     state = SamplingState.over(**views)
     params = SamplingParams(seed=2**63 - 1, top_p=0.5, logprobs=3, repeat_penalty=1.1, logit_bias={4: -1.5, 7: 1e38})
@@ -406,6 +453,8 @@ def test_a_state_over_the_memory_of_another(device: torch.device) -> None:
     assert state.ints[1].tolist() == ints
     assert ints[5] == 3
     assert SamplingState.encode(SamplingParams(), 0)[1][5] == -1
+    assert SamplingState.encode(SamplingParams(), 0)[1][6] == 0
+    assert SamplingState.encode(SamplingParams(), 0, has_mask=True)[1][6] == 1
     with pytest.raises(ValueError, match=r"ints is torch.int32 \(3, 16\); it must be torch.int64 \(3, 8\)"):
         SamplingState.over(**views | {"ints": parts[0]})
 

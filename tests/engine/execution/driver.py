@@ -43,10 +43,19 @@ class Driver:
         self.admitted: list[Admission] = []
         self.step_number = 0
 
-    def admit(self, row: int, token_ids: Sequence[int], params: SamplingParams = GREEDY, origin: int = -1) -> None:
+    def admit(
+        self,
+        row: int,
+        token_ids: Sequence[int],
+        params: SamplingParams = GREEDY,
+        origin: int = -1,
+        *,
+        is_constrained: bool = False,
+    ) -> None:
         self.release(row)
         origin = len(token_ids) if origin < 0 else origin
-        self.admitted.append(Admission(row, 100 + row, list(token_ids), origin, params))
+        admission = Admission(row, 100 + row, list(token_ids), origin, params, is_constrained=is_constrained)
+        self.admitted.append(admission)
         self.known[row], self.computed[row], self.num_blocks[row], self.owned[row] = len(token_ids), 0, 0, []
 
     def release(self, row: int) -> None:

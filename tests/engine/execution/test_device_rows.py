@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from engine.execution.device_rows import PATCH_LENGTH, DeviceRows
 from engine.execution.errors import ExecutionError, Unsupported
-from engine.kernels.sampling_state import NUM_TOP, SEED, TOP_P
+from engine.kernels.sampling_state import HAS_MASK, NUM_TOP, SEED, TOP_P
 from engine.sampling_params import SamplingParams
 from engine.scheduling.batch import Admission, BlockAppend
 
@@ -29,6 +30,17 @@ def test_differences_arrive_in_their_row() -> None:
     for other in (0, 2):
         assert not rows.tokens[other].any()
         assert not any(table[other].any() for table in rows.block_tables)
+
+
+def test_masks_arrive_in_their_rows() -> None:
+    rows = DeviceRows(4, 20, 1, 4, DEVICE, vocab_size=70)
+    rows.apply([Admission(2, 1, [5], 0, PARAMS, is_constrained=True), Admission(3, 2, [5], 0, PARAMS)], [])
+    assert rows.sampling.ints[:, HAS_MASK.value].tolist() == [0, 0, 1, 0]
+    words = np.array([[1, -2, 3], [-(2**31), 5, 6]], dtype=np.int32)
+    rows.write_masks([2, 0], words)
+    assert rows.sampling.masks.tolist() == [[-(2**31), 5, 6], [0, 0, 0], [1, -2, 3], [0, 0, 0]]
+    rows.write_masks([1], -words[:1])
+    assert rows.sampling.masks[:3].tolist() == [[-(2**31), 5, 6], [-1, 2, -3], [1, -2, 3]]
 
 
 def test_a_prompt_of_many_patches() -> None:

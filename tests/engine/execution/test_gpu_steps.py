@@ -6,6 +6,8 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -159,3 +161,42 @@ def test_a_cache_of_8_bits(wide_dir: Path) -> None:
         driver.admit(2, prompt(2, 9))
         results.append([driver.step(step).token_ids for step in ({3: 3, 2: 5}, {3: 1, 2: 4}, {3: 1, 2: 1})])
     assert results[1] == results[0]
+
+
+class Masks:
+    """Each row may sample one of a few tokens, which change from step to step."""
+
+    def __init__(self, rows: list[int], step: int) -> None:
+        self.rows = rows
+        self.allowed = {row: random.Random(100 * row + step).sample(range(97), k=3) for row in rows}
+
+    def words(self) -> npt.NDArray[np.int32]:
+        bits = np.zeros((len(self.rows), 128), dtype=np.uint8)
+        for number, row in enumerate(self.rows):
+            bits[number, self.allowed[row]] = 1
+        return np.packbits(bits, axis=1, bitorder="little").view(np.int32)
+
+
+@pytest.mark.parametrize("runners", ["wide_dir"], indirect=True)
+def test_constrained_rows_beside_free_ones(runners: tuple[ModelRunner, ModelRunner]) -> None:
+    """In a step of prompts, and in one of rows that decode, all of them greedy."""
+
+    def run(runner: ModelRunner) -> list[list[int]]:
+        driver, results = Driver(runner, seed=3), []
+        driver.admit(2, prompt(1, 3), is_constrained=True)
+        driver.admit(0, prompt(2, 2))
+        counts = {2: 3, 0: 2}
+        for step in range(2):
+            rows = [row for row in sorted(counts, key=lambda row: counts[row] > 1) if row != 0]
+            masks = Masks(rows, step)
+            batch = driver.batch(counts)
+            assert [one.row for one in batch.steps if one.row != 0] == rows
+            token_ids = runner.launch(batch, masks).result().token_ids
+            for one, token_id in zip(batch.steps, token_ids, strict=True):
+                assert one.row == 0 or token_id in masks.allowed[one.row]
+            results.append(token_ids)
+            counts = dict.fromkeys(counts, 1)
+        return results
+
+    expected, tokens = (run(runner) for runner in runners)
+    assert tokens == expected
