@@ -405,8 +405,42 @@ async def test_an_error_after_it_is_an_event(world: World) -> None:
     assert json.loads(last.data)["error"]["message"] == "the model failed while it computed"
 
 
-async def test_what_cannot_be_constrained_yet_is_refused(world: World) -> None:
-    for more in ({"response_format": {"type": "json_object"}}, {"options": {"regex": "[ab]"}}):
-        error = await error_of(world, 400, "/v1/chat/completions", messages=USER, **more)
-        assert "constrained" in error["message"]
-    assert (await chat(world, response_format={"type": "text"}))["choices"][0]["finish_reason"] == "stop"
+# ---- constraints
+
+
+async def test_constraints_reach_the_engine(world: World) -> None:
+    await chat(world, response_format={"type": "text"})
+    await chat(world, response_format={"type": "json_object"})
+    await chat(world, options={"regex": "[ab]"})
+    await chat(world, tools=[TOOL])
+    await chat(world, tools=[TOOL], tool_choice="required")
+    await chat(world, tools=[TOOL, OTHER], tool_choice=NAMED, n=2)
+    told = [constraint and constraint.kind for constraint in world.engine.constraints]
+    assert told == [None, "json", "regex", None, "lark", "lark", "lark"]
+    required, named, _ = [constraint.value for constraint in world.engine.constraints[-3:] if constraint]
+    assert "get_weather" in required
+    assert "get_time" in named
+    assert "get_weather" not in named
+
+
+WRONG: dict[str, Any] = {"type": "object", "properties": {"x": {"type": "string", "pattern": "("}}}
+STRICT = {"type": "function", "function": {"name": "f", "strict": True, "parameters": WRONG}}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": WRONG}}},
+            "response_format",
+        ),
+        ({"options": {"regex": "("}}, "options.regex"),
+        ({"options": {"grammar": "start: ("}}, "options.grammar"),
+        ({"options": {"grammar": "root ::= ("}}, "options.grammar"),
+        ({"tools": [STRICT], "tool_choice": "required"}, "tools"),
+    ],
+)
+async def test_what_cannot_be_enforced_is_refused(world: World, body: dict[str, Any], param: str) -> None:
+    for count in (1, 2):
+        error = await error_of(world, 400, "/v1/chat/completions", messages=USER, n=count, **body)
+        assert (error["param"], error["type"]) == (param, "invalid_request_error")
