@@ -1,8 +1,8 @@
 """From tools and a tool_choice to a constraint on the answer: calls in the form that the model writes them. Pure.
 
     "required", or a tool's name    nothing but calls
-    "auto"                          text and calls, where a tool is `strict`; or calls and what the request's format says;
-                                    else no constraint: the model decides
+    "auto"                          text and calls, where a tool is `strict`; or calls and what a format says; else no
+                                    constraint: the model decides
     "none"                          no constraint; the tools were not shown to the model
 
 Arguments follow a tool's schema. What of it cannot be enforced is ignored, unless the tool is `strict`: then it is an

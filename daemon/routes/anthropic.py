@@ -18,7 +18,7 @@ from daemon.anthropic.replies import Reply, stream, whole
 from daemon.anthropic.requests import read_constraint, read_messages, read_options, read_think, read_tools
 from daemon.api import Think
 from daemon.bodies import read
-from daemon.errors import BadRequest, describe
+from daemon.errors import describe
 from daemon.extensions import read_extensions
 from daemon.generation import Job, Summary
 from daemon.options import Options
@@ -42,7 +42,6 @@ async def _messages(services: Services, request: Request) -> JSONReply | SSERepl
     body = await read(request, types.MessagesRequest)
     stored = await services.library.find_valid(body.model)
     await services.library.require(stored, "completion", "chat", f'"{body.model}"')
-    _refuse_forced(body)
     reply = Reply(
         id=f"msg_{secrets.token_hex(12)}",
         model=body.model,
@@ -112,16 +111,6 @@ async def _think(services: Services, stored: StoredModel, body: types.Conversati
     """Whether the model can think, and whether it shall. A model that cannot is not refused: it answers without."""
     can_think = "thinking" in (await services.library.describe(stored)).capabilities
     return can_think, read_think(body) if can_think else None
-
-
-def _refuse_forced(body: types.MessagesRequest) -> None:
-    """Say no to what would otherwise be silently ignored."""
-    if body.tool_choice is not None and body.tool_choice.type in ("any", "tool"):
-        raise BadRequest(
-            f'tool_choice "{body.tool_choice.type}" is not available in this version of Hob; leave the choice to the '
-            'model with "auto"',
-            "tool_choice",
-        )
 
 
 async def _events(generated: AsyncGenerator[Chunk | Summary], reply: Reply) -> AsyncGenerator[Event]:

@@ -24,7 +24,7 @@ from engine.constraint import MAX_CONSTRAINT_CHARS, Constraint, ConstraintError
 from engine.errors import EngineError
 
 COMMAND = (sys.executable, "-P", "-m", "engine.grammar.check_process")
-CHECK_S = 4.0
+CHECK_S = 10.0
 """Time until an answer must be there; the process itself dies of its processor time, sooner on a quiet machine."""
 START_S = 30.0
 """A busy machine may take so long to start it."""

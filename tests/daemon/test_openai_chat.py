@@ -444,3 +444,11 @@ async def test_what_cannot_be_enforced_is_refused(world: World, body: dict[str, 
     for count in (1, 2):
         error = await error_of(world, 400, "/v1/chat/completions", messages=USER, n=count, **body)
         assert (error["param"], error["type"]) == (param, "invalid_request_error")
+
+
+async def test_a_schema_that_cannot_be_enforced_is_refused_and_named(world: World) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array", "uniqueItems": True}}}
+    error = await error_of(world, 400, "/v1/chat/completions", messages=USER, response_format=schema)
+    assert error["param"] == "response_format"
+    assert 'uses "uniqueItems", which cannot be enforced' in error["message"]
+    assert not world.engines

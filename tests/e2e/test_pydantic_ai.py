@@ -122,7 +122,9 @@ class Animal(BaseModel):
 
 def test_structured_output_by_a_tool(run: Run) -> None:
     async def use(model: Model) -> None:
-        result = await Agent(model, output_type=Animal, model_settings=GREEDY).run("Name an animal.")
+        result = await Agent(model, output_type=Animal, model_settings={**GREEDY, "max_tokens": 200}).run(
+            "Name an animal."
+        )
         assert isinstance(result.output, Animal)
 
     run(use)
