@@ -28,7 +28,9 @@ def read_constraint(format: Any, options: Mapping[str, Any] | None) -> Constrain
     Raises:
         BadRequest: it is nothing of the kind, or there are two of them.
     """
-    found = [constraint for constraint in (_format(format), *map(_option, *_given(options))) if constraint is not None]
+    found = [
+        constraint for constraint in (_format(format), *map(constraint_of, *_given(options))) if constraint is not None
+    ]
     if len(found) > 1:
         raise BadRequest("an answer can have one constraint: give one of format, and options regex, grammar and choice")
     return found[0] if found else None
@@ -49,13 +51,19 @@ def _format(format: Any) -> Constraint | None:
     raise BadRequest(f'invalid format: {_shown(format)}; expected "json" or a valid JSON Schema object')
 
 
-def _option(name: str, value: Any) -> Constraint:
+def constraint_of(name: str, value: Any) -> Constraint:
+    """What one of the options asks for; all protocols have them.
+
+    Raises:
+        BadRequest: it is nothing of the kind.
+    """
+    param = f"options.{name}"
     if name == "choice":
         if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
-            raise BadRequest('option "choice" must be an array of strings, none of them empty')
+            raise BadRequest(f"{param} must be a list of strings, at least one and none of them empty", param)
         return Constraint(kind="choice", value=msgspec.json.encode(value).decode())
     if not isinstance(value, str) or not value:
-        raise BadRequest(f'option "{name}" must be of type string, and not empty')
+        raise BadRequest(f"{param} must be a string, and not an empty one", param)
     if name == "regex":
         return Constraint(kind="regex", value=value)
     return Constraint(kind="gbnf" if GBNF_RULE.search(value) else "lark", value=value)

@@ -10,15 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from daemon.api import KeepAlive
+from daemon.constraints import OPTIONS, constraint_of
 from daemon.errors import BadRequest
 from daemon.options import read_keep_alive
 from engine.constraint import Constraint
 from modelfiles.parameters import ParameterError, check_options
-
-CONSTRAINTS = ("regex", "grammar", "choice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,7 @@ def read_extensions(
     truncate = own.pop("truncate", None)
     if not isinstance(truncate, bool | None):
         raise BadRequest("options.truncate must be true or false", "options.truncate")
-    constraints = {name: own.pop(name) for name in CONSTRAINTS if name in own}
+    constraints = {name: own.pop(name) for name in OPTIONS if name in own}
     check_named(own, "options.")
     return Extensions(
         options=own,
@@ -77,19 +74,5 @@ def _one_constraint(given: Constraint | None, constraints: Mapping[str, Any]) ->
         names = ", ".join(f"options.{name}" for name in constraints)
         raise BadRequest(f"a text can have one constraint only, but there are several: {names}", "options")
     for name, value in constraints.items():
-        return _constraint(name, value)
+        return constraint_of(name, value)
     return given
-
-
-def _constraint(name: str, value: Any) -> Constraint:
-    param = f"options.{name}"
-    if name == "choice":
-        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-            raise BadRequest(f"{param} must be a list of strings, at least one", param)
-        return Constraint(kind="choice", value=msgspec.json.encode(value).decode())
-    if not isinstance(value, str) or not value:
-        raise BadRequest(f"{param} must be a string, and not an empty one", param)
-    if name == "regex":
-        return Constraint(kind="regex", value=value)
-    # What only GBNF writes between a rule's name and its body; Lark has a colon there.
-    return Constraint(kind="gbnf" if "::=" in value else "lark", value=value)

@@ -43,11 +43,11 @@ def test_what_is_asked_for(format: Any, options: Any, constraint: Constraint | N
         (True, None, "invalid format: True; expected"),
         ("json", {"regex": "a"}, "an answer can have one constraint"),
         (None, {"regex": "a", "choice": ["b"]}, "an answer can have one constraint"),
-        (None, {"regex": 7}, 'option "regex" must be of type string, and not empty'),
-        (None, {"grammar": ""}, 'option "grammar" must be of type string, and not empty'),
-        (None, {"choice": "a"}, 'option "choice" must be an array of strings, none of them empty'),
-        (None, {"choice": []}, 'option "choice" must be an array'),
-        (None, {"choice": ["a", ""]}, 'option "choice" must be an array'),
+        (None, {"regex": 7}, "options.regex must be a string, and not an empty one"),
+        (None, {"grammar": ""}, "options.grammar must be a string, and not an empty one"),
+        (None, {"choice": "a"}, "options.choice must be a list of strings, at least one and none of them empty"),
+        (None, {"choice": []}, "options.choice must be a list of strings"),
+        (None, {"choice": ["a", ""]}, "options.choice must be a list of strings"),
     ],
 )
 def test_what_is_no_constraint(format: Any, options: Any, error: str) -> None:
