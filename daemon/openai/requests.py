@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from daemon.api import Think
+from daemon.constraints import OPTIONS
 from daemon.errors import BadRequest
-from daemon.extensions import CONSTRAINTS, check_named, read_extensions
+from daemon.extensions import check_named, read_extensions
 from daemon.openai import api
 from daemon.options import MAX_INT, RANDOM_SEED, Options
 from engine.constraint import Constraint
@@ -102,7 +103,7 @@ def read_settings(
 def _constraint_param(body: api.TextRequest, constraint: Constraint | None) -> str:
     if constraint is None:
         return "tools"
-    names = [f"options.{name}" for name in CONSTRAINTS if (body.options or {}).get(name) is not None]
+    names = [f"options.{name}" for name in OPTIONS if (body.options or {}).get(name) is not None]
     return names[0] if names else "response_format" if isinstance(body, api.ChatRequest) else "text.format"
 
 
