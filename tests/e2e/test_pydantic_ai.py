@@ -133,7 +133,7 @@ def test_structured_output_by_a_tool(run: Run) -> None:
 def test_structured_output_by_a_schema(daemon: Daemon, tale: str) -> None:
     async def main() -> None:
         async with over_openai(daemon.base_url, tale) as model:
-            agent = Agent(model, output_type=NativeOutput(Animal), model_settings=GREEDY)
+            agent = Agent(model, output_type=NativeOutput(Animal), model_settings={**GREEDY, "max_tokens": 200})
             assert isinstance((await agent.run("Name an animal.")).output, Animal)
 
     asyncio.run(main())
