@@ -71,8 +71,8 @@ def check_named(options: Mapping[str, Any], prefix: str = "") -> None:
 
 def _one_constraint(given: Constraint | None, constraints: Mapping[str, Any]) -> Constraint | None:
     if len(constraints) + (given is not None) > 1:
-        names = ", ".join(f"options.{name}" for name in constraints)
-        raise BadRequest(f"a text can have one constraint only, but there are several: {names}", "options")
+        names = [f"options.{name}" for name in constraints] + ["a format"] * (given is not None)
+        raise BadRequest(f"a text can have one constraint only, but there are several: {', '.join(names)}", "options")
     for name, value in constraints.items():
         return constraint_of(name, value)
     return given

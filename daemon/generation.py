@@ -21,9 +21,9 @@ from daemon.output import Chunk, OutputReader
 from daemon.parsers.families import CallForm, Family, family_of
 from daemon.parsers.selection import output_parser, shown_tags
 from daemon.prompts import Fitting, Prompt, PromptSource, compose
-from daemon.tool_grammar import ToolChoice, call_syntax, tool_constraint
+from daemon.tool_grammar import ToolChoice, about_tools, call_syntax, tool_constraint
 from daemon.workers import LoadedModel
-from engine.constraint import Constraint
+from engine.constraint import Constraint, ConstraintError
 from engine.errors import EngineDied
 from engine.grammar.checker import ConstraintChecker
 from registry.stored_model import StoredModel
@@ -242,7 +242,10 @@ class Generator:
             choice = ToolChoice(job.tools, job.tool_choice, job.tool_name, parallel=job.max_tool_calls != 1)
             calls = tool_constraint(choice, syntax, job.constraint)
             if calls is not None:
-                await asyncio.to_thread(self._checker.check, calls)
+                try:
+                    await asyncio.to_thread(self._checker.check, calls)
+                except ConstraintError as error:
+                    raise about_tools(error, choice, calls) from error
                 constraint = calls
         if constraint is None or not job.parses_thinking:
             return constraint

@@ -118,14 +118,17 @@ def _stored_messages(stored: StoredModel) -> list[Message]:
     return [Message(message["role"], message["content"]) for message in stored.messages]
 
 
-def check_num_messages(num_messages: int) -> None:
+def check_num_messages(num_messages: int, field: str = "messages", items: str = "messages") -> None:
     """Refuse a conversation of too many messages.
+
+    Args:
+        field, items: which field of the request has them, and what it calls them.
 
     Raises:
         BadRequest: it is one.
     """
     if num_messages > MAX_MESSAGES:
-        raise BadRequest(f"messages has {num_messages} messages; {MAX_MESSAGES} are allowed", "messages")
+        raise BadRequest(f"{field} has {num_messages} {items}; {MAX_MESSAGES} are allowed", field)
 
 
 def read_messages(messages: Sequence[api.RequestMessage]) -> list[Message]:

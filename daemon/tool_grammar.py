@@ -12,17 +12,23 @@ error, as for any schema.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from daemon.errors import BadRequest
 from daemon.parsers.families import CallForm, Family
-from engine.constraint import Constraint
+from engine.constraint import Constraint, ConstraintError
 from engine.grammar.closed_objects import close_objects
 
 WHITE_SPACE = r"[ ]{1,2}|\n[ ]{0,40}|\n\t{1,10}"
 """Between JSON's tokens."""
+AT_LINE = re.compile(
+    r"the grammar cannot be enforced: at (\d+)\(\d+\): failed to compile JSON schema: (.*?)( \d+ \| |$)"
+)
+GRAMMAR = re.compile(r"^the (grammar|lark)\b")
+"""What the sentences of engine.grammar call a constraint of this kind."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,10 @@ def tool_constraint(choice: ToolChoice, syntax: CallSyntax, answer: Constraint |
     Raises:
         BadRequest: a tool must be called that is not there.
     """
-    functions = [tool.get("function") or {} for tool in choice.tools]
+    functions = _callable(choice)
     must_call = choice.name is not None or choice.mode == "required"
-    if choice.name is not None:
-        functions = [function for function in functions if function.get("name") == choice.name]
-        if not functions:
-            raise BadRequest(f'tool_choice names "{choice.name[:80]}", which is none of the tools')
+    if choice.name is not None and not functions:
+        raise BadRequest(f'tool_choice names "{choice.name[:80]}", which is none of the tools')
     if must_call and not functions:
         raise BadRequest("tool_choice requires a call of a tool, but there are no tools")
     if must_call:
@@ -106,6 +110,27 @@ def tool_constraint(choice: ToolChoice, syntax: CallSyntax, answer: Constraint |
     else:
         return None
     return Constraint(kind="lark", value=_lark(functions, syntax, start, parallel=choice.parallel))
+
+
+def about_tools(error: ConstraintError, choice: ToolChoice, constraint: Constraint) -> ConstraintError:
+    """The error in words of the tools: who sent them knows nothing of the grammar that was made of them.
+
+    Args:
+        constraint: what `tool_constraint` made of the choice.
+    """
+    if found := AT_LINE.match(str(error)):
+        rule = constraint.value.splitlines()[int(found[1]) - 1].partition(":")[0]
+        for number, function in enumerate(_callable(choice)):
+            if rule == f"tool_{number}":
+                name = str(function["name"])[:80]
+                return ConstraintError(f'the parameters of the tool "{name}" cannot be enforced: {found[2]}')
+    return ConstraintError(GRAMMAR.sub("the grammar of the tools", str(error)))
+
+
+def _callable(choice: ToolChoice) -> list[Mapping[str, Any]]:
+    """The functions that may be called, in the order of their rules."""
+    functions = [tool.get("function") or {} for tool in choice.tools]
+    return [function for function in functions if choice.name in (None, function.get("name"))]
 
 
 def _lark(functions: Sequence[Mapping[str, Any]], syntax: CallSyntax, start: Sequence[str], *, parallel: bool) -> str:

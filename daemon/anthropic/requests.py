@@ -38,10 +38,10 @@ def read_messages(body: types.Conversation) -> list[Message]:
         raise BadRequest("messages is empty: at least one message is required", "messages")
     check_num_messages(len(body.messages))
     reader = _Reader({})
-    messages = [Message("system", text)] if (text := _joined(_system(body.system))) else []
-    for index, turn in enumerate(body.messages):
-        messages += reader.turn(turn, f"messages[{index}]")
-    return list(_merged(messages))
+    system = [Message("system", text)] if (text := _joined(_system(body.system))) else []
+    messages = [message for at, turn in enumerate(body.messages) for message in reader.turn(turn, f"messages[{at}]")]
+    check_num_messages(len(messages))  # each result of a tool is one, and a turn may hold many
+    return list(_merged([*system, *messages]))
 
 
 def read_tools(body: types.Conversation) -> list[dict[str, Any]]:
@@ -51,11 +51,13 @@ def read_tools(body: types.Conversation) -> list[dict[str, Any]]:
     every server has others.
 
     Raises:
-        BadRequest: a tool has no schema, or `tool_choice` names one that is not there.
+        BadRequest: a tool has no schema or no name, or `tool_choice` names one that is not there.
     """
     choice = body.tool_choice
     tools = [tool for tool in body.tools or () if not (tool.type or "").startswith(SERVER_TOOLS)]
     for index, tool in enumerate(tools):
+        if not tool.name:
+            raise BadRequest(f"tools[{index}] has no name", f"tools[{index}]")
         if tool.input_schema is None:
             kind = f' of the type "{tool.type[:MAX_SHOWN]}"' if tool.type else ""
             raise BadRequest(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from daemon.errors import BadRequest
 from daemon.openai.messages import ROLES, read_arguments, read_content
 from daemon.openai.responses_api import InputItem
+from daemon.prompt_sources import check_num_messages
 from modelfiles.prompt import Message, ToolCall
 
 MAX_SHOWN = 40
@@ -25,13 +26,14 @@ def read_input(given: str | Sequence[InputItem] | None, instructions: str | None
         model: what the client calls it, for a refusal.
 
     Raises:
-        BadRequest: there is none, or an item is none that a text model can read.
+        BadRequest: there is none, or an item is none that a text model can read; or there are too many.
     """
     if not given:
         raise BadRequest("input is missing: give a text or at least one item", "input")
     messages = [Message("system", instructions)] if instructions else []
     if isinstance(given, str):
         return [*messages, Message("user", given)]
+    check_num_messages(len(given), "input", "items")
     reader = _Reader(model, messages)
     for index, item in enumerate(given):
         reader.take(item, f"input[{index}]")

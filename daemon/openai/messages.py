@@ -9,6 +9,7 @@ import msgspec
 
 from daemon.errors import BadRequest
 from daemon.openai import api
+from daemon.prompt_sources import check_num_messages
 from modelfiles.prompt import Message, ToolCall
 
 ROLES = {
@@ -39,10 +40,11 @@ def read_messages(messages: Sequence[api.RequestMessage], model: str) -> list[Me
         model: what the client calls it, for a refusal.
 
     Raises:
-        BadRequest: a message is none, or holds what a text model cannot read.
+        BadRequest: a message is none, or holds what a text model cannot read; or there are too many.
     """
     if not messages:
         raise BadRequest("[] is too short - 'messages'", "messages")
+    check_num_messages(len(messages))
     names: dict[str, str] = {}  # of the tool, by the id of its call
     return [_message(message, names, f"messages[{index}]", model) for index, message in enumerate(messages)]
 

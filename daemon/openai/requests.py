@@ -169,7 +169,9 @@ def read_format(kind: str, schema: Mapping[str, Any] | bool | None, param: str) 
         )
     if schema is None:
         raise BadRequest(f"{param} has no schema", param)
-    return Constraint(kind="json_schema", value=msgspec.json.encode(schema).decode())
+    if schema is False:
+        raise BadRequest(f"{param} has the schema false, which no text can match", param)
+    return Constraint(kind="json_schema", value=msgspec.json.encode({} if schema is True else schema).decode())
 
 
 def read_chat_format(given: api.ResponseFormat | None) -> Constraint | None:

@@ -186,7 +186,7 @@ def _is_list_of(value: Any, kind: type[Any]) -> TypeGuard[list[Any]]:
 def _check_number(inputs: Sequence[object]) -> None:
     if len(inputs) > MAX_INPUTS:
         raise BadRequest(
-            f"input holds {len(inputs)} texts; the limit is {MAX_INPUTS}, so send them in several requests"
+            f"input holds {len(inputs)} texts; the limit is {MAX_INPUTS}, so send them in several requests", "input"
         )
 
 

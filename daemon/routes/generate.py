@@ -161,3 +161,5 @@ def _check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
             raise BadRequest(
                 f'tools[{index}] has no function with a name; write {{"type": "function", "function": ...}}'
             )
+        if not isinstance(function.get("parameters"), dict | None):
+            raise BadRequest(f"tools[{index}].function.parameters must be a JSON schema")

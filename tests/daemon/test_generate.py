@@ -315,6 +315,17 @@ REFUSALS: list[tuple[str, dict[str, Any], int, str]] = [
         "registry.ollama.ai/library/plain:latest does not support tools",
     ),
     ("/api/chat", {"model": "tiny", "messages": USER, "tools": [{}]}, 400, "tools[0] has no function with a name"),
+    (
+        "/api/chat",
+        {
+            "model": "tiny",
+            "messages": USER,
+            "tools": [{"function": {"name": "f", "parameters": [1]}}],
+            "format": "json",
+        },
+        400,
+        "tools[0].function.parameters must be a JSON schema",
+    ),
     ("/api/generate", {"model": "tiny", "prompt": "x", "format": "yaml"}, 400, "invalid format: 'yaml'; expected"),
     ("/api/generate", {"model": "tiny", "prompt": "x", "format": 1}, 400, "invalid format: 1; expected"),
     ("/api/generate", {"model": "tiny", "prompt": "x", "images": ["aGk="]}, 400, '"tiny" does not support images'),

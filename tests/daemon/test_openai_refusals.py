@@ -37,6 +37,7 @@ REFUSALS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"model": "../x"}, "model", "'../x' is no model name"),
     ({"messages": []}, "messages", "[] is too short - 'messages'"),
     ({"messages": None}, "messages", "[] is too short - 'messages'"),
+    ({"messages": USER * 50_001}, "messages", "messages has 50001 messages; 50000 are allowed"),
     ({"messages": "Hi"}, "messages", "invalid request: field messages: expected array"),
     (message(role="boss"), "messages[0].role", 'messages[0].role is "boss", but it must be one of system, developer'),
     (message(role=None), "messages[0].role", "invalid request: field messages[0].role: expected str"),
@@ -109,6 +110,11 @@ REFUSALS: list[tuple[dict[str, Any], str | None, str]] = [
         "response_format.json_schema.schema",
         "invalid request: field response_format.json_schema.schema: expected",
     ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": False}}},
+        "response_format",
+        "response_format has the schema false, which no text can match",
+    ),
     ({"functions": []}, "functions", "functions is not taken any more; write tools"),
     ({"function_call": "auto"}, "function_call", "function_call is not taken any more; write tool_choice"),
     ({"audio": {}}, "audio", '"tiny" does not support audio'),
@@ -123,6 +129,11 @@ REFUSALS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"options": {"choice": []}}, "options.choice", "options.choice must be a list of strings"),
     ({"options": {"choice": ["a", 1]}}, "options.choice", "options.choice must be a list of strings"),
     ({"options": {"choice": ["a"], "regex": "b"}}, "options", "a text can have one constraint only"),
+    (
+        {"options": {"choice": ["a"]}, "response_format": {"type": "json_object"}},
+        "options",
+        "a text can have one constraint only, but there are several: options.choice, a format",
+    ),
     ({"keep_alive": "300"}, "keep_alive", "keep_alive cannot be read"),
 ]
 
@@ -179,6 +190,8 @@ def test_response_formats_become_constraints() -> None:
     assert read_text_format(None) is None
     form = TextConfig(format=TextFormat(type="json_schema", name="x", schema=SCHEMA))
     assert read_text_format(form) == read[2]
+    anything = api.ResponseFormat(type="json_schema", json_schema=api.JSONSchema(schema=True))
+    assert read_chat_format(anything) == Constraint(kind="json_schema", value="{}")
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,11 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         "previous_response_id",
         "previous_response_id cannot be used: nothing is kept",
     ),
+    (
+        {"input": [{"role": "user", "content": "Hi"}] * 50_001},
+        "input",
+        "input has 50001 items; 50000 are allowed",
+    ),
     ({"conversation": "c"}, "conversation", "conversation cannot be used"),
     ({"prompt": {"id": "p"}}, "prompt", "prompt cannot be used"),
     ({"background": True}, "background", "background cannot be used"),

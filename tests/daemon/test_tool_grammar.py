@@ -13,7 +13,7 @@ from daemon.parsers.families import FAMILIES, PLAIN, Family
 from daemon.parsers.selection import call_parser
 from daemon.prompts import TextPrompt
 from daemon.tool_grammar import CallSyntax, ToolChoice, call_syntax, tool_constraint
-from engine.constraint import Constraint, ConstraintError
+from engine.constraint import MAX_CONSTRAINT_CHARS, Constraint, ConstraintError
 from engine.grammar.vocabulary import GrammarVocabulary
 from engine.text.tokenizer import Tokenizer
 from modelfiles.source import ModelSource
@@ -188,3 +188,25 @@ async def test_the_engine_is_told_of_the_choice(world: World) -> None:
     assert world.engine.constraints == [tool_constraint(ToolChoice([WEATHER], "required"), HERMES), None]
     with pytest.raises(BadRequest, match="none of the tools"):
         await run(ToolChoice([WEATHER], name="nobody"))
+    wrong = tool("f", {"type": "bogus"})
+    for choice, sentence in (
+        (
+            ToolChoice([WEATHER, wrong], "required"),
+            'the parameters of the tool "f" cannot be enforced: Invalid type: bogus',
+        ),
+        (
+            ToolChoice([WEATHER, wrong], name="f"),
+            'the parameters of the tool "f" cannot be enforced: Invalid type: bogus',
+        ),
+        (
+            ToolChoice([tool("f", {"not": {}}, strict=True)]),
+            'the grammar of the tools uses "not", which cannot be enforced; leave it out',
+        ),
+        (
+            ToolChoice([tool("f", {"title": "x" * MAX_CONSTRAINT_CHARS})], "required"),
+            "the grammar of the tools has ",
+        ),
+    ):
+        with pytest.raises(ConstraintError) as caught:
+            await run(choice)
+        assert str(caught.value).startswith(sentence)
