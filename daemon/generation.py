@@ -62,6 +62,8 @@ class Job:
     """Hears, before the first chunk, how many tokens the prompt has and how many of them the prefix cache held."""
     max_tool_calls: int | None = None
     """The answer ends with that many."""
+    counts: bool = True
+    """Whether it takes a place in the queue; of several answers to one request, one does."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class Generator:
                 yield piece
 
     async def _attempt(self, job: Job, watch: Stopwatch) -> AsyncGenerator[Chunk | Summary]:
-        with self._models.queue() as place:
+        with self._models.queue(counts=job.counts) as place:
             async with self._models.acquire(job.stored, job.keep_alive_s) as model:
                 watch.loaded()
                 prompt, options, fitting = await self._compose(job, model)

@@ -69,11 +69,16 @@ class ManagerConfig:
 
 
 class Place:
-    """A request's place in the queue, a context manager: it counts as waiting until its first token."""
+    """A request's place in the queue, a context manager: it counts as waiting until its first token.
 
-    def __init__(self, manager: ModelManager) -> None:
-        self._manager: ModelManager | None = manager
-        manager.num_waiting += 1
+    Args:
+        manager: None for a place that does not count.
+    """
+
+    def __init__(self, manager: ModelManager | None) -> None:
+        self._manager = manager
+        if manager is not None:
+            manager.num_waiting += 1
 
     def served(self) -> None:
         """The request has its first token, or has ended; further calls do nothing."""
@@ -104,8 +109,11 @@ class ModelManager:
 
     # ---- using a model
 
-    def queue(self) -> Place:
+    def queue(self, *, counts: bool = True) -> Place:
         """A place in the queue.
+
+        Args:
+            counts: False for a further answer of a request that has a place already.
 
         Raises:
             ServerBusy: there is none left.
@@ -113,9 +121,9 @@ class ModelManager:
         """
         if self._closed:
             raise ShuttingDown
-        if self.num_waiting >= self._config.max_queue:
+        if counts and self.num_waiting >= self._config.max_queue:
             raise ServerBusy
-        return Place(self)
+        return Place(self if counts else None)
 
     @asynccontextmanager
     async def acquire(self, stored: StoredModel, keep_alive_s: float | None = None) -> AsyncGenerator[LoadedModel]:

@@ -12,7 +12,7 @@ from daemon.generation import Generator, Job, Summary
 from daemon.output import Chunk
 
 MAX_AT_ONCE = 64
-"""Jobs of one request that run at once; the others wait, so that one request does not fill the daemon's queue."""
+"""Jobs of one request that run at once; the others wait, so that one request does not fill the engine."""
 
 
 class Piece(NamedTuple):
@@ -57,6 +57,8 @@ class _Jobs:
                 prompt_read = asyncio.Event()
                 for place, job in enumerate(group):
                     work = self._follow if place else self._lead
+                    # One request takes one place in the queue, or many answers would be too many for an idle daemon.
+                    job = replace(job, counts=not tasks)
                     tasks.append(asyncio.create_task(work(len(tasks), job, prompt_read)))
             num_running = len(tasks)
             while num_running:

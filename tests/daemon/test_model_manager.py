@@ -200,6 +200,17 @@ class TestQueueOfTwo:
                 pass
         assert world.manager.num_waiting == 0
 
+    async def test_a_request_of_many_answers_has_one_place(self, world: World) -> None:
+        for path, body in (
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "n": 5}),
+            ("/v1/completions", {"prompt": ["a", "b", "c"], "n": 2}),
+        ):
+            response = await world.post(path, model="tiny", **body)
+            assert response.status_code == 200, response.text
+            with world.manager.queue(), world.manager.queue():
+                assert (await world.post(path, model="tiny", **body)).status_code == 503
+        assert world.manager.num_waiting == 0
+
     async def test_who_is_too_many_gets_503(self, world: World) -> None:
         world.prepare = lambda engine: engine.load_gate.clear()
         tasks = [asyncio.create_task(world.post("/api/generate", model="tiny", prompt="Hi")) for _ in range(5)]
