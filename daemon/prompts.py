@@ -116,7 +116,8 @@ def compose(source: PromptSource, tokenizer: Tokenizer, context_ids: Sequence[in
         if not fitting.shift:
             raise PromptTooLong(
                 "the prompt is longer than the context length currently available: "
-                f"{len(token_ids)} tokens exceed {fitting.num_ctx}; shorten it, raise num_ctx or allow shift"
+                f"{len(token_ids)} tokens exceed {fitting.num_ctx}; shorten it, raise num_ctx or allow shift "
+                "(in OpenAI's API options.truncate)"
             )
         token_ids = cut_middle(token_ids, fitting.num_ctx, fitting.num_keep)
     return Prompt(text, token_ids, is_truncated=True)

@@ -97,8 +97,8 @@ class ChatReplies:
 
 
 def finish_reason(summary: Summary, *, has_calls: bool) -> str:
-    """Why a choice ended."""
-    return "tool_calls" if has_calls else summary.done_reason
+    """Why a choice ended. One that was cut off says so, whatever it calls: it may be another call that was cut."""
+    return "tool_calls" if has_calls and summary.done_reason != "length" else summary.done_reason
 
 
 def function_of(call: ToolCall) -> api.Function:

@@ -282,6 +282,15 @@ async def test_logprobs(world: World) -> None:
     assert world.engine.params[-1].logprobs == 0
 
 
+async def test_calls_that_were_cut_off_end_with_length(world: World) -> None:
+    text = f"{CALL}<tool_call>"
+    world.answers = [Answer(text, finish_reason="length"), Answer(text, finish_reason="length")]
+    (choice,) = (await chat(world, tools=[TOOL]))["choices"]
+    assert (len(choice["message"]["tool_calls"]), choice["finish_reason"]) == (1, "length")
+    *_, last = await chunks_of(world, "/v1/chat/completions", messages=USER, tools=[TOOL])
+    assert last["choices"][0]["finish_reason"] == "length"
+
+
 # ---- several answers
 
 
