@@ -43,14 +43,17 @@ MODEL = "tale"
 FIRST_ID, NUM_IDS = 300, 400
 """Ids of ordinary words in the model's vocabulary."""
 PROMPT = "Tell me a story about a fox. "
+TALK = [{"role": "user", "content": PROMPT}]
 FEW, MANY = 50, 250
 """Chunks a request."""
 CHUNK = b"8e\r\n" + b"x" * 142 + b"\r\n"
 """As long as a chunk of /api/generate."""
-CASES = (("/api/generate", 1), ("/api/generate", 32), ("/api/generate", 256), ("/api/chat", 256))
+OPENAI = "/v1/chat/completions"
+CASES = (("/api/generate", 1), ("/api/generate", 32), ("/api/generate", 256), ("/api/chat", 256), (OPENAI, 256))
 SPEC = {
     "/api/generate": lambda num: {"prompt": PROMPT, "options": {"num_predict": num}},
-    "/api/chat": lambda num: {"messages": [{"role": "user", "content": PROMPT}], "options": {"num_predict": num}},
+    "/api/chat": lambda num: {"messages": TALK, "options": {"num_predict": num}},
+    OPENAI: lambda num: {"messages": TALK, "max_tokens": num, "stream": True},
 }
 
 
@@ -185,10 +188,11 @@ async def stream(port: int, path: str, body: dict[str, Any]) -> tuple[int, int]:
     writer.write(b"Connection: close\r\n\r\n" + data)
     reply = await reader.read(-1)
     writer.close()
-    last = json.loads(reply.split(b"\r\n")[-4])
-    if not reply.startswith(b"HTTP/1.1 200") or last.get("done") is not True:
+    last = reply.split(b"\r\n")[-4]
+    if not reply.startswith(b"HTTP/1.1 200") or not (b'"done":true' in last or b"data: [DONE]" in last):
         raise SystemExit(f"a stream failed: {reply[:200]!r} ... {reply[-200:]!r}")
-    return reply.count(b'"done":false'), last["eval_count"]
+    chunks = reply.count(b'"done":false') + reply.count(b'"delta":{"content":')
+    return chunks, json.loads(last)["eval_count"] if path != OPENAI else chunks
 
 
 async def bare_stream(port: int, num_chunks: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cli.errors import CliError
+from cli.errors import CliError, Incomplete
 from cli.render import Answer, Display, timings, tool_call, waiting
 from daemon import api
 
@@ -92,6 +92,8 @@ class Conversation:
                 for call in chunk.message.tool_calls:
                     out.note(tool_call(call.function.name, call.function.arguments))
                 last, chunk = chunk, next(chunks, None)
+            if last is None or not last.done:
+                raise Incomplete
             out.end()
         except KeyboardInterrupt:
             # Closing the stream is what tells the daemon to stop; the generator would otherwise end when it is

@@ -19,7 +19,7 @@ import typer
 from cli.connection import connected, load_settings
 from cli.errors import CliError
 from cli.inbox import linked
-from cli.source_files import SourceFiles, local_files
+from cli.source_files import SourceFiles, adapter_files, local_files
 from daemon import api
 from modelfiles.parser import Modelfile, ModelfileError, parse
 
@@ -104,7 +104,6 @@ def build_request(
     names = [value for value, found in sources if found is None]
     if len(names) > 1 or (names and len(sources) > 1):
         raise CliError(f'FROM "{names[-1]}" is no file here, and only one FROM can name a model')
-    adapters, drafts = _local(modelfile, "adapter", folder), _local(modelfile, "draft", folder)
     request = api.CreateRequest(
         model=model,
         from_=names[0] if names else None,
@@ -119,17 +118,19 @@ def build_request(
         quantize=quantize or None,
     )
     weights = [found for _, found in sources if found is not None]
-    files = {"files": weights, "adapters": adapters, "draft_files": drafts}
-    return request, {field: SourceFiles.merge(found) for field, found in files.items()}
+    return request, {
+        "files": SourceFiles.merge(weights),
+        "adapters": adapter_files(modelfile.values("adapter"), folder),
+        "draft_files": _drafts(modelfile, folder),
+    }
 
 
-def _local(modelfile: Modelfile, command: str, folder: Path) -> list[SourceFiles]:
-    """The files of all instructions of a kind that names files only."""
-    found = [(value, local_files(value, folder)) for value in modelfile.values(command)]
+def _drafts(modelfile: Modelfile, folder: Path) -> SourceFiles:
+    found = [(value, local_files(value, folder)) for value in modelfile.values("draft")]
     for value, files in found:
         if files is None:
-            raise CliError(f'{command.upper()} "{value}" is not there; it must be a file or a folder')
-    return [files for _, files in found if files is not None]
+            raise CliError(f'DRAFT "{value}" is not there; it must be a file or a folder')
+    return SourceFiles.merge([files for _, files in found if files is not None])
 
 
 def send(client: Client, request: api.CreateRequest, files: dict[str, SourceFiles], inbox: Path, show: Show) -> None:

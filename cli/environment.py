@@ -16,6 +16,7 @@ VARIABLES = {
     "HOB_KEEP_ALIVE": "How long an idle model stays loaded. Default: 5m.",
     "HOB_KV_CACHE_TYPE": "Type of the cached keys and values: auto, f32, f16, bf16, fp8, int8 or q8_0. Default: auto.",
     "HOB_LOAD_TIMEOUT": "How long a load may make no progress. Default: 5m.",
+    "HOB_MARKDOWN": "0 shows Markdown as it was written. Default: 1.",
     "HOB_MAX_LOADED_MODELS": "How many models may be loaded at once. Default: as many as fit.",
     "HOB_MAX_QUEUE": "How many requests may wait. Default: 512.",
     "HOB_MODELS": "Folder of the models.",

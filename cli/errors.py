@@ -2,6 +2,7 @@
 
 CliError                 a sentence and an exit status; cli/main.py is the one place that prints it
 +-- UsageError           the command line makes no sense (status 2)
++-- Incomplete           an answer ended before its end
 +-- DaemonUnreachable    nothing answers, or something that is not Hob
 |   +-- NoDaemon         ... nothing takes the connection: a daemon can be started there
 |   +-- DaemonSilent     ... something takes it and does not answer: one cannot
@@ -24,6 +25,13 @@ class UsageError(CliError):
     """Arguments that contradict each other or cannot be read."""
 
     exit_status = 2
+
+
+class Incomplete(CliError):
+    """An answer that ended before its end, without an error."""
+
+    def __init__(self) -> None:
+        super().__init__("the daemon ended its answer before it was complete; its log may say why")
 
 
 class DaemonUnreachable(CliError):

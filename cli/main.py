@@ -54,7 +54,7 @@ SERVING = (
 
 app.command("serve", cls=Command, epilog=epilog(*SERVING))(serve.serve)
 app.command("start", cls=Command, hidden=True)(serve.serve)
-app.command("run", cls=Command, epilog=epilog(*CONNECTING, "HOB_NOHISTORY", "HOB_EDITOR"))(run.run)
+app.command("run", cls=Command, epilog=epilog(*CONNECTING, "HOB_MARKDOWN", "HOB_NOHISTORY", "HOB_EDITOR"))(run.run)
 app.command("list", cls=Command, epilog=epilog(*CONNECTING))(models.list_models)
 app.command("ls", cls=Command, hidden=True)(models.list_models)
 app.command("ps", cls=Command, epilog=epilog(*CONNECTING))(models.ps)

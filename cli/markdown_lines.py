@@ -20,7 +20,8 @@ UNDECIDED = re.compile(
 """Starts of a line that more of it could make something else than text."""
 CODE_INDENT = "    "
 BULLET, BOX, TICKED, BAR = "• ", "☐ ", "☑ ", "│ "
-RULE_COLUMNS = 40
+RULE_COLUMNS = 20
+"""Of a rule: few enough for any terminal."""
 
 
 @dataclass(frozen=True)

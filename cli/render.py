@@ -91,9 +91,12 @@ class Answer:
         self._mid_line = True
 
     def end(self) -> None:
-        """Two newlines: the last line's end, and a blank line before whatever comes next."""
+        """Two newlines: the last line's end, and a blank line before whatever comes next. Rendered Markdown has its own
+        where it ends a block of code or a table.
+        """
         self._end_thinking()
-        self._write(self._close() + "\n\n")
+        is_open = self._mid_line or not self._markdown or not self._begun
+        self._write(self._close() + "\n" + "\n" * is_open)
 
     def break_off(self) -> None:
         """It ends before its end: leave the terminal as it should be, at the start of a line."""

@@ -7,7 +7,9 @@ on: it is kept here. Ctrl-C stops an answer and returns to the prompt; Ctrl-D or
 
 from __future__ import annotations
 
+import shutil
 import sys
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from cli.connection import ensure_hob
@@ -68,8 +70,13 @@ def loop(conversation: Conversation, settings: Settings, reader: Reader) -> None
         except Bye:
             return
         except Exception as error:
-            sys.stderr.write(f"Error: {sentence_of(error)}\n")
+            sys.stderr.write(wrapped(f"Error: {sentence_of(error)}") + "\n")
             unanswered = "" if is_command(text) else text
+
+
+def wrapped(sentence: str) -> str:
+    """The sentence broken between words. Addresses and paths stay whole, so that they can be copied."""
+    return fill(sentence, shutil.get_terminal_size().columns - 1, break_long_words=False, break_on_hyphens=False)
 
 
 def take(conversation: Conversation, settings: Settings, text: str) -> None:

@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from cli.connection import connected, load_settings
-from cli.errors import CliError, NotFound, UsageError
+from cli.errors import CliError, Incomplete, NotFound, UsageError
 from cli.models import INSECURE, pull_model
 from cli.render import Answer, Display, timings, waiting
 from daemon import api
@@ -69,8 +69,13 @@ def run(
     piped = "" if sys.stdin.isatty() else read_stdin()
     text = utf8(" ".join(part for part in (piped, *(prompt or ())) if part))
     interactive = not text and sys.stdin.isatty() and sys.stdout.isatty()
-    display = Display(wordwrap=not nowordwrap, markdown=not nomarkdown, hide_thinking=hidethinking, verbose=verbose)
     settings = load_settings()
+    display = Display(
+        wordwrap=not nowordwrap,
+        markdown=settings.markdown and not nomarkdown,
+        hide_thinking=hidethinking,
+        verbose=verbose,
+    )
     with connected(settings) as client:
         shown = show_or_pull(client, model, insecure=insecure)
         if "embedding" in shown.capabilities and "completion" not in shown.capabilities:
@@ -104,7 +109,7 @@ def answer(client: Client, options: api.ChatRequest, prompt: str, display: Displ
             out.content(chunk.response)
             last, chunk = chunk, next(chunks, None)
         if last is None or not last.done:
-            raise CliError("the daemon ended its answer before it was complete; its log may say why")
+            raise Incomplete
     except (KeyboardInterrupt, CliError):
         out.break_off()
         raise

@@ -17,7 +17,9 @@ from engine.architectures import ARCHITECTURES, BY_GGUF_NAME, BY_HF_CLASS
 from engine.conversion.file_types import FileTypeError, parse_file_type
 from engine.encoder_architectures import ENCODER_BY_GGUF_NAME, ENCODER_BY_HF_CLASS, ENCODERS
 from engine.encoder_config import EncoderConfig
+from engine.models.adapter_plan import plan_adapter
 from engine.models.encoder_plan import check_encoder_tensors
+from engine.models.peft_config import AdapterError
 from engine.models.tensor_plan import check_tensors
 from engine.text.tokenizer import Tokenizer
 from modelfiles.source import ModelSource
@@ -62,7 +64,7 @@ def create_events(
     _check_names(request)
     if request.from_name and not _is_stored(store, request.from_name):
         yield from _pull_parent(transfers, request.from_name)
-    for event in create_model(store, request, check_source, quantize):
+    for event in create_model(store, request, check_source, quantize, check_adapter):
         yield api.ProgressResponse(
             status=event.status, digest=event.digest, total=event.total, completed=event.completed
         )
@@ -142,6 +144,18 @@ def check_source(source: ModelSource) -> None:
     else:
         check_tensors(config, source)
     _check_vocabulary(config, tokenizer)
+
+
+def check_adapter(base: ModelSource, adapter: ModelSource) -> None:
+    """Whether an adapter can be applied to these weights, as far as can be told without reading a tensor.
+
+    Raises:
+        ValueError: it cannot; the message says why.
+    """
+    config = read_config(base)
+    if isinstance(config, EncoderConfig):
+        raise AdapterError("adapters are applied to models that generate text; the base is an encoder")
+    plan_adapter(config, adapter)
 
 
 def _check_vocabulary(config: AnyConfig, tokenizer: Tokenizer) -> None:

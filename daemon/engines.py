@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from engine.constraint import Constraint
@@ -45,11 +45,18 @@ class Engine(Protocol):
     @property
     def alive(self) -> bool: ...
     async def load(self, load: Load) -> Ready: ...
+    async def add_adapter(self, adapter: int, files: Mapping[str, str]) -> Ready: ...
+    async def remove_adapter(self, adapter: int) -> Ready: ...
     def submit(
-        self, prompt_ids: list[int], params: SamplingParams, *, constraint: Constraint | None = None
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        adapter: int = ...,
+        constraint: Constraint | None = None,
     ) -> TokenStream: ...
     async def embed(
-        self, prompts: Sequence[Sequence[int]], *, normalize: bool = True, dimensions: int = 0
+        self, prompts: Sequence[Sequence[int]], *, normalize: bool = True, dimensions: int = 0, adapter: int = 0
     ) -> list[bytes]: ...
     async def score(self, pairs: Sequence[Sequence[int]], second_starts: Sequence[int]) -> list[bytes]: ...
     async def quantize(self, quantize: Quantize, on_progress: OnProgress) -> Quantized: ...

@@ -194,7 +194,10 @@ class Generator:
                 constraint = await self._constraint(job, model, prompt)
                 num_cached_tokens, was_cut = 0, False
                 watch.submitted()
-                async with aclosing(model.engine.submit(prompt.token_ids, params, constraint=constraint)) as stream:
+                stream_of_tokens = model.engine.submit(
+                    prompt.token_ids, params, adapter=model.adapter, constraint=constraint
+                )
+                async with aclosing(stream_of_tokens) as stream:
                     async for output in stream:
                         if not reader.token_ids:
                             place.served()

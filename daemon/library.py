@@ -16,6 +16,7 @@ from daemon.errors import BadRequest, UnknownModel
 from engine.any_config import AnyConfig, capabilities_of, read_config
 from engine.text.hf_tokenizer import chat_template
 from modelfiles.gguf import open_shards
+from modelfiles.named_templates import gguf_chat_template
 from modelfiles.prompt import TemplateError
 from modelfiles.source import ModelSource, SourceError
 from modelfiles.template_choice import choose_template
@@ -138,8 +139,7 @@ def _config_and_template(source: ModelSource) -> tuple[AnyConfig, str]:
     config = read_config(source)
     if source.format == "gguf":
         with open_shards(source.gguf_files) as model:
-            template = model.metadata.get("tokenizer.chat_template", "")
-            return config, template if isinstance(template, str) else ""
+            return config, gguf_chat_template(model.metadata) or ""
     return config, chat_template(source) or ""
 
 

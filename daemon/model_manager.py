@@ -1,9 +1,9 @@
 """ModelManager: which models are loaded, who uses them, and when they go.
 
 A worker process holds the base weights of one model; two Modelfiles over one base share it and differ in what the
-daemon keeps beside it (template, SYSTEM, parameters). So there are two levels: a Worker for each set of weight files,
-and a Session for each name that uses it. A session's clock runs while nobody uses it; the last session closes the
-worker.
+daemon keeps beside it (template, SYSTEM, parameters) and in their LoRA adapters (`daemon.adapters`). So there are two
+levels: a Worker for each set of weight files, and a Session for each name that uses it. A session's clock runs while
+nobody uses it; the last session closes the worker.
 
     acquire(stored)   enters a session, waits for the one load that all callers share, leaves on the way out
     unload(name)      ends a session now, or as soon as its last user is done
@@ -23,6 +23,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
 
+from daemon.adapters import adapter_key
 from daemon.clock import Clock
 from daemon.engines import Engine, EngineFactory
 from daemon.errors import ServerBusy, ShuttingDown
@@ -124,16 +125,18 @@ class ModelManager:
             keep_alive_s: how long it stays afterwards; None is what it had, or the default.
 
         Raises:
-            EngineError: it could not be loaded.
+            EngineError: it, or its adapter, could not be loaded.
             ValueError: its files are broken or of a kind that Hob does not run.
         """
         key = _key(stored)
         worker = await self._worker(key, stored)
         session = self._enter(worker, stored, keep_alive_s)
         try:
-            # Shielded: a caller that leaves must not end the load that others wait for.
-            weights = await self._wait_for(worker)
-            yield await self._as_loaded(stored, session, weights)
+            with worker.adapters.held(adapter_key(stored)):
+                # Shielded: a caller that leaves must not end the load that others wait for.
+                weights = await self._wait_for(worker)
+                adapter = await self._load_adapter(worker, session, stored, weights)
+                yield await self._as_loaded(stored, session, weights, adapter)
         finally:
             self._leave(worker, session)
 
@@ -245,7 +248,6 @@ class ModelManager:
         num_gpu = stored.params.get("num_gpu")  # unchecked where Ollama wrote the model
         return Load(
             files={name: str(path) for name, path in source.files.items()},
-            adapters=[str(path) for path in stored.adapter_files.values()],
             device=self._config.device,
             dtype=self._config.dtype,
             weight_type=self._config.weight_type,
@@ -321,6 +323,8 @@ class ModelManager:
             session.timer = loop.call_later(session.keep_alive_s, self._end_session, worker, session)
         if not any(other.is_busy for other in self._workers.values()):
             self.start_spare()  # only now, so that importing torch takes no time from anybody's tokens
+        if self._workers.get(worker.key) is worker:
+            self._release_adapters(worker)
         self._wake_waiters()
 
     def _end_session(self, worker: Worker, session: Session) -> None:
@@ -328,8 +332,25 @@ class ModelManager:
             session.timer.cancel()
         if worker.sessions.get(session.stored.name) is session:
             del worker.sessions[session.stored.name]
-        if not worker.sessions:
+        if worker.sessions:
+            self._release_adapters(worker)
+        else:
             self._drop(worker)
+
+    @staticmethod
+    async def _load_adapter(worker: Worker, session: Session, stored: StoredModel, weights: Weights) -> int:
+        try:
+            return await worker.adapters.load(stored, weights.engine, weights.set_ready)
+        except LoadFailed:
+            session.keep_alive_s = 0.0  # the base runs, but not what the name stands for
+            raise
+
+    @staticmethod
+    def _release_adapters(worker: Worker) -> None:
+        """Those of names that are gone, or that were created anew with others."""
+        if (weights := worker.weights) is not None:
+            wanted = {adapter_key(session.stored) for session in worker.sessions.values()}
+            worker.adapters.release(wanted, weights.engine, weights.set_ready)
 
     def _drop(self, worker: Worker) -> None:
         """Forget a worker and end its process in the background."""
@@ -353,7 +374,7 @@ class ModelManager:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _as_loaded(self, stored: StoredModel, session: Session, weights: Weights) -> LoadedModel:
+    async def _as_loaded(self, stored: StoredModel, session: Session, weights: Weights, adapter: int) -> LoadedModel:
         digest = stored.digest.hex
         if digest not in session.templates:
             session.templates = {digest: await asyncio.to_thread(prompt_template, stored, weights.tokenizer)}
@@ -366,6 +387,7 @@ class ModelManager:
             ready=weights.ready,
             default_context=self._context(weights),
             max_context=min(weights.config.max_position_embeddings, weights.ready.max_context),
+            adapter=adapter,
         )
 
     def _context(self, weights: Weights) -> int:
@@ -381,8 +403,7 @@ class ModelManager:
 
 
 def _key(stored: StoredModel) -> WorkerKey:
-    files = {**stored.files, **{f"adapter/{name}": path for name, path in stored.adapter_files.items()}}
-    return frozenset((name, str(path)) for name, path in files.items())
+    return frozenset((name, str(path)) for name, path in stored.files.items())
 
 
 def prompt_template(stored: StoredModel, tokenizer: Tokenizer) -> PromptTemplate:

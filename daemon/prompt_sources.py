@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from daemon import api
 from daemon.errors import BadRequest
-from daemon.parsers.thinking import CLOSE_TAG, OPEN_TAG
+from daemon.parsers.families import Tags, family_of
 from daemon.prompts import MessagesPrompt, PromptSource, TextPrompt
 from daemon.workers import LoadedModel
 from modelfiles.prompt import Message, PromptTemplate, TemplateError, ToolCall, go_prompt_template
@@ -51,11 +51,11 @@ def chat_source(
     model: HasTemplate,
 ) -> PromptSource:
     if "thinking" in model.template.capabilities:
-        messages = without_old_thoughts(messages)
+        messages = without_old_thoughts(messages, family_of(model.template.text).thinking)
     return _messages_prompt(messages, model.template, tools, think, now)
 
 
-def without_old_thoughts(messages: Sequence[Message]) -> list[Message]:
+def without_old_thoughts(messages: Sequence[Message], tags: Tags) -> list[Message]:
     """The messages with the thoughts left out that clients sent back inside earlier answers.
 
     A client that knows nothing of thinking returns what it was sent by a server that did not split it: tags in the
@@ -63,16 +63,16 @@ def without_old_thoughts(messages: Sequence[Message]) -> list[Message]:
     """
     last_user = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
     return [
-        replace(message, content=_after_thought(message.content))
+        replace(message, content=_after_thought(message.content, tags))
         if message.role == "assistant" and index < last_user
         else message
         for index, message in enumerate(messages)
     ]
 
 
-def _after_thought(content: str) -> str:
-    _, tag, answer = content.partition(CLOSE_TAG)
-    return answer.lstrip() if tag and content.lstrip().startswith(OPEN_TAG) else content
+def _after_thought(content: str, tags: Tags) -> str:
+    _, tag, answer = content.partition(tags.close)
+    return answer.lstrip() if tag and content.lstrip().startswith(tags.open) else content
 
 
 def _messages_prompt(
@@ -118,14 +118,23 @@ def _stored_messages(stored: StoredModel) -> list[Message]:
     return [Message(message["role"], message["content"]) for message in stored.messages]
 
 
+def check_num_messages(num_messages: int) -> None:
+    """Refuse a conversation of too many messages.
+
+    Raises:
+        BadRequest: it is one.
+    """
+    if num_messages > MAX_MESSAGES:
+        raise BadRequest(f"messages has {num_messages} messages; {MAX_MESSAGES} are allowed", "messages")
+
+
 def read_messages(messages: Sequence[api.RequestMessage]) -> list[Message]:
     """The messages of a request.
 
     Raises:
         BadRequest: there are too many, or one has a role that there is not.
     """
-    if len(messages) > MAX_MESSAGES:
-        raise BadRequest(f"messages has {len(messages)} messages; {MAX_MESSAGES} are allowed")
+    check_num_messages(len(messages))
     return [read_message(message) for message in messages]
 
 

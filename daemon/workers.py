@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from daemon.adapters import WorkerAdapters
 from daemon.engines import Engine
 from engine.any_config import AnyConfig
 from engine.messages import Ready
@@ -31,6 +32,8 @@ class LoadedModel:
     """Tokens of context where neither request nor Modelfile says."""
     max_context: int
     """The most that a request can have."""
+    adapter: int = 0
+    """What requests to the engine name; 0: the model has no LoRA adapter."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Session:
     """By manifest digest: a name may be created anew while it is loaded."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Weights:
     """What a load yields."""
 
@@ -67,6 +70,10 @@ class Weights:
     config: AnyConfig
     tokenizer: Tokenizer
     ready: Ready
+    """Changes when an adapter comes or goes."""
+
+    def set_ready(self, ready: Ready) -> None:
+        self.ready = ready
 
 
 @dataclass(eq=False)
@@ -77,6 +84,7 @@ class Worker:
     loading: asyncio.Task[Weights]
     sessions: dict[ModelName, Session] = field(default_factory=dict)
     last_used_ns: int = 0
+    adapters: WorkerAdapters = field(default_factory=WorkerAdapters)
 
     @property
     def is_busy(self) -> bool:

@@ -35,6 +35,7 @@ from engine.constraint import Constraint
 from engine.errors import ChannelError, EngineDied, LoadFailed, RequestFailed
 from engine.messages import (
     Abort,
+    AddAdapter,
     Embed,
     Embedded,
     Failed,
@@ -45,6 +46,7 @@ from engine.messages import (
     Quantize,
     Quantized,
     Ready,
+    RemoveAdapter,
     Resize,
     Shutdown,
     Sleep,
@@ -252,6 +254,18 @@ class EngineClient:
         self._on_progress = on_progress
         return await self._ask(load, Ready)
 
+    async def add_adapter(self, adapter: int, files: Mapping[str, str]) -> Ready:
+        """Puts LoRA adapters beside the weights, under a number that requests name. Raises as `load`.
+
+        Args:
+            files: name -> path, as modelfiles.adapter_files has them.
+        """
+        return await self._ask(AddAdapter(adapter=adapter, files=dict(files)), Ready)
+
+    async def remove_adapter(self, adapter: int) -> Ready:
+        """Gives an adapter's memory back; requests that still use it end. Raises as `load`."""
+        return await self._ask(RemoveAdapter(adapter=adapter), Ready)
+
     async def resize(self, *, budget_bytes: int = 0, num_blocks: int = 0) -> Ready:
         """Allocates the KV cache anew; sequences go on in it. Raises as `load`."""
         return await self._ask(Resize(budget_bytes=budget_bytes, num_blocks=num_blocks), Ready)
@@ -312,6 +326,7 @@ class EngineClient:
         *,
         normalize: bool = True,
         dimensions: int = 0,
+        adapter: int = 0,
     ) -> list[bytes]:
         """A vector of each text, as little-endian float32. Cancelling the call forgets them.
 
@@ -319,6 +334,7 @@ class EngineClient:
             prompts: token ids of each text, those around it included.
             normalize: give vectors the length 1.
             dimensions: elements to keep of each; 0 is all.
+            adapter: a number of `add_adapter`; 0 is the base alone.
 
         Raises:
             RequestFailed: the worker refused or could not compute them.
@@ -326,7 +342,13 @@ class EngineClient:
         """
         ids = [list(prompt) for prompt in prompts]
         return await self._embed(
-            Embed(request_id=next(self._seq_ids), prompts=ids, normalize=normalize, dimensions=dimensions)
+            Embed(
+                request_id=next(self._seq_ids),
+                prompts=ids,
+                normalize=normalize,
+                dimensions=dimensions,
+                adapter=adapter,
+            )
         )
 
     async def score(self, pairs: Sequence[Sequence[int]], second_starts: Sequence[int]) -> list[bytes]:

@@ -35,6 +35,7 @@ class TextJob:
     normalize: bool
     dimensions: int
     """Elements to keep of the vector; 0 is all."""
+    adapter: int = 0
 
 
 @dataclass
@@ -68,7 +69,7 @@ class EmbeddingQueue:
         self._requests[embed.request_id] = _Request([b""] * len(embed.prompts), len(embed.prompts))
         for index, token_ids in enumerate(embed.prompts):
             start = embed.second_starts[index] if embed.second_starts else 0
-            job = TextJob(embed.request_id, index, token_ids, start, embed.normalize, embed.dimensions)
+            job = TextJob(embed.request_id, index, token_ids, start, embed.normalize, embed.dimensions, embed.adapter)
             self._num_arrivals += 1
             self._waiting[self._num_arrivals] = job
             self._arrivals.append(self._num_arrivals)

@@ -36,6 +36,8 @@ class EncoderArchitecture:
     """Of the matrices of layers; norms always have them."""
     starts_behind_padding: bool = False
     """Positions of safetensors files are counted from pad_token_id + 1 on. GGUF files have those rows cut off."""
+    has_relative_bias: bool = False
+    """Attention adds a learnt number for each distance (T5's, one table for all layers)."""
     head_activation: str = "tanh"
     """Between a head's two matrices."""
     hf_defaults: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
@@ -116,6 +118,33 @@ ENCODERS: tuple[EncoderArchitecture, ...] = (
         hf_defaults=_frozen(
             type_vocab_size=0, layer_norm_eps=1e-12, hidden_act="gelu", max_position_embeddings=512,
             vocab_size=30522, hidden_size=768, num_hidden_layers=6, num_attention_heads=12, intermediate_size=3072,
+        ),
+    ),
+    EncoderArchitecture(
+        "mpnet",
+        ("MPNetModel", "MPNetForMaskedLM"),
+        ("MPNetForSequenceClassification",),
+        "mpnet",
+        MappingProxyType(
+            {
+                **_BERT_NAMES,
+                "relative_bias": "encoder.relative_attention_bias",
+                "q": "encoder.layer.{i}.attention.attn.q",
+                "k": "encoder.layer.{i}.attention.attn.k",
+                "v": "encoder.layer.{i}.attention.attn.v",
+                "attention_output": "encoder.layer.{i}.attention.attn.o",
+                "attention_norm": "encoder.layer.{i}.attention.LayerNorm",
+                "head_dense": "classifier.dense",
+                "head_output": "classifier.out_proj",
+            }
+        ),
+        ("", "mpnet."),
+        starts_behind_padding=True,
+        has_relative_bias=True,
+        hf_defaults=_frozen(
+            type_vocab_size=0, layer_norm_eps=1e-12, hidden_act="gelu", max_position_embeddings=512, pad_token_id=1,
+            relative_attention_num_buckets=32, vocab_size=30527, hidden_size=768, num_hidden_layers=12,
+            num_attention_heads=12, intermediate_size=3072,
         ),
     ),
     EncoderArchitecture(

@@ -89,6 +89,8 @@ class EncoderConfig:
     layer_norm_eps: float = 1e-12
     activation: EncoderActivation = "gelu"
     rope: Rope | None = None
+    num_relative_buckets: int = 0
+    """Rows of the table of attention's biases by distance; 0 where there is none."""
     pooling: Pooling = DEFAULT_POOLING
     num_labels: int = 0
     """1 of a cross-encoder, which gives a score for two texts; 0 of a model that gives vectors."""
@@ -165,6 +167,7 @@ class EncoderConfig:
             layer_norm_eps=f.number("layer_norm_eps", maximum=1.0),
             activation=_activation(f),
             rope=_rope(f, hidden_size // num_heads) if row.is_rotary else None,
+            num_relative_buckets=_num_relative_buckets(f) if row.has_relative_bias else 0,
             num_labels=_num_labels(f) if is_ranker else 0,
             has_head_dense=is_ranker,
             quantization=DTYPES.get(str(f.raw("dtype") or f.raw("torch_dtype")), "unknown"),
@@ -185,7 +188,9 @@ class EncoderConfig:
         num_heads = f.integer("attention.head_count", MAX_HEADS)
         context = f.integer("context_length", MAX_POSITIONS)
         table = tensors.get("position_embd.weight")
-        is_ranker = f.optional_integer("pooling_type", 255, minimum=0) == RANK
+        pooling_type = f.optional_integer("pooling_type", 255, minimum=0)
+        # Files of cross-encoders often leave the type to the command line; the head is only in theirs.
+        is_ranker = pooling_type == RANK or (not pooling_type and "cls.output.weight" in tensors)
         theta = f.number("rope.freq_base", above=1.0, maximum=1e15, default=ROPE_THETA)
         return cls(
             architecture=row.name,
@@ -289,6 +294,14 @@ def _rope(f: Fields, head_dim: int) -> Rope:
         raise ConfigError(f"{nested.name('rope_type')} is {kind[:60]!r}; Hob runs encoders with plain rotation")
     fields = nested if nested.has("rope_theta") else f
     return Rope(fields.number("rope_theta", above=1.0, maximum=1e15, default=ROPE_THETA), head_dim)
+
+
+def _num_relative_buckets(f: Fields) -> int:
+    """Half of them are for either direction, and half of those for distances of their own."""
+    number = f.integer("relative_attention_num_buckets", MAX_WIDTH, minimum=4)
+    if number % 4:
+        raise ConfigError(f"{f.name('relative_attention_num_buckets')} is {number}; it must be a multiple of 4")
+    return number
 
 
 def _num_labels(f: Fields) -> int:

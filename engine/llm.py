@@ -102,13 +102,34 @@ class LLM:
         load = Load(files={name: str(path) for name, path in source.files.items()}, **options)
         self.tokenizer = Tokenizer.from_source(source)
         self.config = ModelConfig.from_source(source)
-        runner = ModelRunner.load(load)
+        runner = self.runner = ModelRunner.load(load)
         self.ready: Ready = runner.ready
         self._grammars = GrammarService(load.files, runner.vocab_size)
         self.engine = LLMEngine.for_runner(runner, load, self._grammars.fill)
         self.stop_token_ids = tuple(sorted(self.tokenizer.eos_ids | set(self.config.eos_token_ids)))
         """What ends an answer unless a request's own `stop_token_ids` say otherwise."""
         self._num_sequences = 0
+        self._num_adapters = 0
+
+    def add_adapter(self, *paths: str | Path) -> int:
+        """Puts LoRA adapters beside the weights: GGUF files, or folders in PEFT's layout; several add up.
+
+        Returns:
+            The number that `generate` takes.
+
+        Raises:
+            AdapterError, SourceError, GGUFError, SafetensorsError: one cannot be applied to this model.
+            ExecutionError: they do not fit.
+        """
+        sources = [ModelSource.from_path(Path(path)) for path in paths]
+        files = {f"{n}/{name}": str(file) for n, source in enumerate(sources) for name, file in source.files.items()}
+        self.runner.add_adapter(self._num_adapters + 1, files)
+        self._num_adapters += 1
+        return self._num_adapters
+
+    def remove_adapter(self, adapter: int) -> None:
+        """Gives an adapter's memory back."""
+        self.runner.remove_adapter(adapter)
 
     def generate(
         self,
@@ -116,6 +137,7 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         stop: Sequence[str] = (),
+        adapter: int | Sequence[int] = 0,
         constraint: Constraint | None = None,
     ) -> list[Output]:
         """Continues prompts, all of them at once.
@@ -124,6 +146,7 @@ class LLM:
             prompts: Text, or token ids that are taken as they are; one or many.
             params: For all, or one for each. Without `stop_token_ids`, the model's own end tokens count.
             stop: Strings that end an output.
+            adapter: A number of `add_adapter`, for all prompts or one for each; 0 is the model alone.
             constraint: What every output must look like.
 
         Returns:
@@ -138,15 +161,16 @@ class LLM:
         per_prompt = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(prompt_ids)
         if len(per_prompt) != len(prompt_ids):
             raise EngineError(f"{len(per_prompt)} sampling parameters were given for {len(prompt_ids)} prompts")
+        adapters = [adapter] * len(prompt_ids) if isinstance(adapter, int) else list(adapter)
         pending: dict[int, _Pending] = {}
         outputs = []
         try:
-            for ids, one_params in zip(prompt_ids, per_prompt, strict=True):
+            for ids, one_params, number in zip(prompt_ids, per_prompt, adapters, strict=True):
                 seq_id = self._num_sequences
                 self._num_sequences += 1
                 state = None if constraint is None else self._grammars.state(constraint)
-                seq = sequence.Sequence(seq_id, ids, self._with_stop_tokens(one_params), constraint=state)
-                self.engine.add(seq)
+                with_stops = self._with_stop_tokens(one_params)
+                self.engine.add(sequence.Sequence(seq_id, ids, with_stops, adapter=number, constraint=state))
                 pending[seq_id] = _Pending(ids, self.tokenizer, stop)
                 outputs.append(pending[seq_id].output)
             while pending:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -31,6 +31,22 @@ class LoadedRunner(Runner, Embedder, Protocol):
     @property
     def windows(self) -> tuple[int | None, ...]:
         """One a KV group; position p attends [p - window + 1, p], None: all before p."""
+        ...
+
+    def has_adapter(self, adapter: int) -> bool:
+        """Whether a number is an adapter's; 0 is none, and always there."""
+        ...
+
+    def has_room_for(self, files: Mapping[str, str]) -> bool:
+        """Whether adapters fit beside the KV cache as it is. Raises what `add_adapter` does."""
+        ...
+
+    def add_adapter(self, adapter: int, files: Mapping[str, str]) -> None:
+        """Loads adapters under one number, while no KV cache is allocated if there is no room for both."""
+        ...
+
+    def remove_adapter(self, adapter: int) -> None:
+        """Gives an adapter's memory back. No step is in flight, and no sequence uses it."""
         ...
 
     def prepare(self) -> bool:

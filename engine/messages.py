@@ -30,7 +30,6 @@ class Load(Message, frozen=True):
 
     files: dict[str, str]
     """Name -> path, as in modelfiles.source.ModelSource."""
-    adapters: list[str] = []
     device: str = "auto"
     dtype: str = "auto"
     weight_type: str = "auto"
@@ -66,6 +65,7 @@ class Submit(Message, frozen=True):
     cache_salt: str = ""
     """Requests share cached prefixes only with requests of the same salt."""
     adapter: int = 0
+    """Number of an AddAdapter; 0: the base alone."""
     priority: int = 0
     """Lower runs first."""
     constraint: Constraint | None = None
@@ -87,6 +87,8 @@ class Embed(Message, frozen=True):
     """Whether vectors get the length 1; a model may do so by itself."""
     dimensions: int = 0
     """Elements to keep of each vector, before it gets its length; 0 is all."""
+    adapter: int = 0
+    """Number of an AddAdapter; 0: the base alone."""
 
 
 class Abort(Message, frozen=True):
@@ -94,6 +96,24 @@ class Abort(Message, frozen=True):
 
     seq_ids: list[int] = []
     request_ids: list[int] = []
+
+
+class AddAdapter(Message, frozen=True):
+    """Put LoRA adapters beside the base's weights; those of one message add up. Answered by Ready or Failed.
+
+    Where memory is short, the KV cache is made smaller, which drops the prefix cache.
+    """
+
+    adapter: int
+    """What requests call it: from 1 on, and not in use."""
+    files: dict[str, str]
+    """Name -> path, as modelfiles.adapter_files has them."""
+
+
+class RemoveAdapter(Message, frozen=True):
+    """Forget an adapter, and end what still runs with it. Answered by Ready."""
+
+    adapter: int
 
 
 class Resize(Message, frozen=True):
@@ -136,12 +156,13 @@ class Shutdown(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """A model is loaded."""
+    """A model is loaded, or an adapter beside it."""
 
     num_blocks: int
     """KV blocks of each group, the dummy block not counted."""
     block_size: int
     weights_bytes: int
+    """Those of adapters included."""
     kv_cache_bytes: int
     max_context: int
     """Longest sequence in tokens that fits both the model and the cache."""
@@ -230,5 +251,7 @@ class Failed(Message, frozen=True):
     fatal: bool = False
 
 
-ToWorker = Load | Submit | Embed | Abort | Resize | Sleep | Wake | GetStats | Quantize | Shutdown
+ToWorker = (
+    Load | Submit | Embed | Abort | AddAdapter | RemoveAdapter | Resize | Sleep | Wake | GetStats | Quantize | Shutdown
+)
 ToDaemon = Ready | StepOutput | Embedded | Stats | Progress | Quantized | Failed

@@ -34,6 +34,7 @@ from engine.grammar.service import GrammarService
 from engine.llm_engine import LLMEngine, LoadedRunner
 from engine.messages import (
     Abort,
+    AddAdapter,
     Embed,
     Failed,
     GetStats,
@@ -43,6 +44,7 @@ from engine.messages import (
     Quantize,
     Quantized,
     Ready,
+    RemoveAdapter,
     Resize,
     Shutdown,
     Sleep,
@@ -240,7 +242,9 @@ class WorkerLoop:
         else:
             self._control(message)
 
-    def _control(self, message: Load | Resize | Sleep | Wake | GetStats | Quantize) -> None:
+    def _control(
+        self, message: Load | AddAdapter | RemoveAdapter | Resize | Sleep | Wake | GetStats | Quantize
+    ) -> None:
         """Messages that are answered in their order by Ready, Stats, Quantized or Failed."""
         try:
             self._send(self._answer(message))
@@ -254,7 +258,7 @@ class WorkerLoop:
                 self._exit_status = 1
 
     def _answer(
-        self, message: Load | Resize | Sleep | Wake | GetStats | Quantize
+        self, message: Load | AddAdapter | RemoveAdapter | Resize | Sleep | Wake | GetStats | Quantize
     ) -> Ready | Stats | Quantized | Failed:
         if isinstance(message, Load):
             return self._load(message)
@@ -265,8 +269,15 @@ class WorkerLoop:
         if self._model is None:
             error = f"{type(message).__name__} needs a loaded model, and this worker has none; send Load first"
             return Failed(error=error, kind="invalid")
+        if isinstance(message, AddAdapter) and self._runner is None:
+            error = "adapters are applied to models that generate text; this one is an encoder"
+            return Failed(error=error, kind="unsupported")
         if self._engine is None or self._runner is None:  # an encoder has no KV cache to give back or to resize
             return self._stats() if isinstance(message, Sleep) else self._model.ready
+        if isinstance(message, AddAdapter):
+            return self._add_adapter(message, self._engine, self._runner)
+        if isinstance(message, RemoveAdapter):
+            return self._remove_adapter(message, self._engine, self._runner)
         if isinstance(message, Resize):
             return self._resize(message, self._engine, self._runner)
         if isinstance(message, Sleep):
@@ -296,6 +307,27 @@ class WorkerLoop:
 
     def _send_progress(self, done_bytes: int, total_bytes: int) -> None:
         self._send(Progress(done_bytes=done_bytes, total_bytes=total_bytes))
+
+    def _add_adapter(self, message: AddAdapter, engine: LLMEngine, runner: LoadedRunner) -> Ready:
+        """Where there is no room beside the KV cache, that is allocated anew, and running sequences start over."""
+        if self._is_sleeping or runner.has_room_for(message.files):
+            runner.add_adapter(message.adapter, message.files)
+            return runner.ready
+        self._sleep(engine, runner)
+        try:
+            runner.add_adapter(message.adapter, message.files)
+            return self._wake(engine, runner)
+        except Exception:
+            runner.remove_adapter(message.adapter)
+            self._wake(engine, runner)
+            raise
+
+    def _remove_adapter(self, message: RemoveAdapter, engine: LLMEngine, runner: LoadedRunner) -> Ready:
+        rows = [engine.abort(seq_id) for seq_id in engine.scheduler.sequences_with(message.adapter)]
+        self._send_rows([row for row in rows if row is not None])
+        self._step(engine.drain)  # launched steps still read it
+        runner.remove_adapter(message.adapter)
+        return runner.ready
 
     def _resize(self, resize: Resize, engine: LLMEngine, runner: LoadedRunner) -> Ready:
         self._sleep(engine, runner)
@@ -357,6 +389,7 @@ class WorkerLoop:
     ) -> None:
         try:
             _check_token_ids(submit, runner.vocab_size)
+            self._check_adapter(submit.adapter)
             engine.add(
                 sequence.Sequence(
                     submit.seq_id,
@@ -371,12 +404,21 @@ class WorkerLoop:
         except SchedulerError as error:
             self._send(Failed(error=str(error), kind="invalid", seq_id=submit.seq_id))
 
+    def _check_adapter(self, adapter: int) -> None:
+        """
+        Raises:
+            SchedulerError: there is none of that number.
+        """
+        if adapter and (self._runner is None or not self._runner.has_adapter(adapter)):
+            raise SchedulerError(f"there is no adapter {adapter}; AddAdapter must come before a request")
+
     def _embed(self, embed: Embed) -> None:
         if self._embeddings is None:
             error = "this worker has no model; send Load first"
             self._send(Failed(error=error, kind="invalid", request_id=embed.request_id))
             return
         try:
+            self._check_adapter(embed.adapter)
             self._send_all(self._embeddings.add(embed))
         except EngineError as error:
             self._send(Failed(error=str(error), kind="invalid", request_id=embed.request_id))

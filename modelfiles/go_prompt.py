@@ -19,7 +19,7 @@ from modelfiles.gotemplate import GoTemplate
 from modelfiles.gotemplate_values import GoStruct
 from modelfiles.prompt_types import Message, PromptTemplate, TemplateError, Tool
 
-BASE_STEPS, STEPS_A_PART = 300_000, 500
+BASE_STEPS, STEPS_A_PART = 100_000, 500
 BASE_CHARACTERS, CHARACTERS_A_CHARACTER = 16 << 20, 64
 
 # Order and absence as Ollama's Go structs have them; keys that it does not know follow behind.

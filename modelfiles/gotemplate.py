@@ -43,9 +43,13 @@ from modelfiles.prompt_types import TemplateError
 
 __all__ = ["GoTemplate", "TemplateError"]
 
-MAX_STEPS = 300_000
+MAX_STEPS = 100_000
 MAX_CHARACTERS = 32 << 20
 MAX_CALL_DEPTH = 50
+MAX_VARIABLES = 500
+"""In sight at once; they are looked up one by one."""
+READ_DISCOUNT = 16
+"""Characters of an argument that cost as much as one that is written."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ class _Run:
             is_empty = False
             self.spend()
             for name, bound in zip(names, (item,) if len(names) == 1 else (key, item), strict=False):
-                self.assign(name, bound) if node.pipeline.assigns else self.variables.append((name, bound))
+                self.assign(name, bound) if node.pipeline.assigns else self.declare(name, bound)
             jump = self.nodes(node.body, item)
             del self.variables[inner:]
             if jump == "break":
@@ -222,7 +226,7 @@ class _Run:
             self.line = pipeline.line
             value = (result,)
         for name in pipeline.variables:  # those of a range get the items later
-            self.assign(name, value[0]) if pipeline.assigns else self.variables.append((name, value[0]))
+            self.assign(name, value[0]) if pipeline.assigns else self.declare(name, value[0])
         return value[0]
 
     def command(self, command: Command, dot: Any, final: tuple[Any, ...]) -> Any:
@@ -237,6 +241,7 @@ class _Run:
         return self.operand(first, dot)
 
     def function(self, name: str, operands: tuple[Operand, ...], dot: Any, final: tuple[Any, ...]) -> Any:
+        self.steps -= len(operands)
         if name in LAZY and operands:
             value: Any = None
             for operand in operands:
@@ -244,8 +249,10 @@ class _Run:
                 if is_true(value) == (name == "or"):
                     return value
             return final[0] if final else value
-        arguments = [self.operand(operand, dot) for operand in operands]
-        value = call(name, [*arguments, *final], self.now)
+        arguments = [*(self.operand(operand, dot) for operand in operands), *final]
+        # Measuring or comparing a text reads it whole, which is cheaper than writing it but not free.
+        self.characters -= sum(len(value) for value in arguments if isinstance(value, str)) // READ_DISCOUNT
+        value = call(name, arguments, self.now)
         self.spend(value)
         return value
 
@@ -274,6 +281,11 @@ class _Run:
             if known == name:
                 return value
         raise GoError(f'undefined variable "{name}"')
+
+    def declare(self, name: str, value: Any) -> None:
+        if len(self.variables) == MAX_VARIABLES:
+            raise GoError(f"it has more than {MAX_VARIABLES} variables")
+        self.variables.append((name, value))
 
     def assign(self, name: str, value: Any) -> None:
         for index in range(len(self.variables) - 1, -1, -1):

@@ -31,7 +31,7 @@ from modelfiles.gotemplate_nodes import (
 )
 from modelfiles.prompt_types import TemplateError
 
-MAX_TEMPLATE = 1 << 20
+MAX_TEMPLATE = 1 << 17
 MAX_DEPTH = 64
 ESCAPE = re.compile(r"\\([abfnrtv\\'\"]|[0-7]{3}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})")
 BRANCHES = ("if", "with", "range")

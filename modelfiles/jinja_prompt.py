@@ -23,7 +23,7 @@ from modelfiles.call_ids import with_fitting_ids
 from modelfiles.jinja_sandbox import AddSteps, BoundedEnvironment, Budget
 from modelfiles.prompt_types import Message, PromptTemplate, TemplateError, Tool
 
-MAX_TEMPLATE = 1 << 20
+MAX_TEMPLATE = 1 << 17
 BASE_STEPS, STEPS_A_MESSAGE = 250_000, 500
 BASE_CHARACTERS, CHARACTERS_A_CHARACTER = 16 << 20, 64
 END_MARK = "\ue000hob-continue-here\ue001"
@@ -168,4 +168,4 @@ def _template_error(error: Exception) -> TemplateError:
         return TemplateError(f"the chat template does not parse: {error.msg}")
     if type(error) is jinja2.TemplateError:
         return TemplateError(f"the chat template refuses the conversation: {error}")
-    return TemplateError(f"the chat template fails: {error}")
+    return TemplateError(f"the chat template fails: {str(error) or type(error).__name__}")

@@ -124,6 +124,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self._spend_input(value)
         return value
 
+    def sliced(self, value: object) -> object:
+        """Stands around every slice, which Python makes without asking anybody."""
+        self._spend_result(value)
+        return value
+
     def flat_tuple(self, *values: object) -> tuple[object, ...]:
         """What a tuple in the template becomes. One in another would be hashed without end when they share parts."""
         if any(isinstance(value, tuple) for value in values):
@@ -274,7 +279,7 @@ class GenerationTag(Extension):
 
 
 class AddSteps(NodeTransformer):
-    """Puts the calls that pay for loops, macros and ~ into a syntax tree."""
+    """Puts the calls that pay for loops, macros, slices and ~ into a syntax tree."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
@@ -283,6 +288,10 @@ class AddSteps(NodeTransformer):
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)
         return _call("flat_tuple", node.items, node.lineno) if node.ctx == "load" else node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("sliced", [node], node.lineno) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)

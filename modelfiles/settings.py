@@ -61,6 +61,8 @@ class Settings:
     """What a loaded model may take on its device in all; 0 leaves some to others."""
     history: bool
     """Whether the prompt's lines are remembered between runs."""
+    markdown: bool
+    """Whether `hob run` renders Markdown on a terminal."""
     prune: bool
     """Whether the daemon collects unreferenced blobs when it starts."""
     debug: int

@@ -133,6 +133,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("gpu_overhead_bytes", "gpu_overhead", ("HOB_GPU_OVERHEAD", "OLLAMA_GPU_OVERHEAD"), _integer(0, 2**50), 0),
     Setting("model_memory_bytes", "model_memory", ("HOB_MODEL_MEMORY",), _integer(0, 2**50), 0),
     Setting("history", "history", ("HOB_HISTORY", "!HOB_NOHISTORY", "!OLLAMA_NOHISTORY"), _boolean, True),
+    Setting("markdown", "markdown", ("HOB_MARKDOWN",), _boolean, True),
     Setting("prune", "prune", ("HOB_PRUNE", "!HOB_NOPRUNE", "!OLLAMA_NOPRUNE"), _boolean, True),
     Setting("debug", "debug", ("HOB_DEBUG", "OLLAMA_DEBUG"), _debug, 0),
     Setting("editor", "editor", ("HOB_EDITOR", "OLLAMA_EDITOR", "VISUAL", "EDITOR"), str, "vi"),

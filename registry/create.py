@@ -6,7 +6,8 @@ the new one is. `daemon/routes` and the built-in model's installation call it; a
 the caller, who sees ModelNotFound.
 
 What a child inherits: parameters are merged, the child's win; template, system and messages are the parent's unless the
-child brings its own, where an empty one takes the parent's away; licences add up.
+child brings its own, where an empty one takes the parent's away; adapters are the parent's unless the child brings
+any; licences add up.
 Source: docs/api.md and docs/modelfile.md of Ollama for wordings and their order.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from modelfiles.adapter_files import CONFIG_NAME, group_adapters
 from modelfiles.gguf import GGUFError
 from modelfiles.gotemplate import GoTemplate, TemplateError
 from modelfiles.parameters import ParameterError, check_options
@@ -117,6 +119,8 @@ class QuantizeOrder:
 
 
 CheckSource = Callable[[ModelSource], object]
+CheckAdapter = Callable[[ModelSource, ModelSource], object]
+"""Raises ValueError where the second is no adapter for the first."""
 QuantizeModel = Callable[[QuantizeOrder], Iterator[CreateStatus]]
 """Writes the files, yielding progress; they are whole and on the disk when it ends."""
 
@@ -126,12 +130,14 @@ def create_model(
     request: CreateRequest,
     check_source: CheckSource | None = None,
     quantize: QuantizeModel | None = None,
+    check_adapter: CheckAdapter | None = None,
 ) -> Iterator[CreateStatus]:
     """Make a model, yielding progress; the last status is "success". Nothing happens before the first `next`.
 
     Args:
         check_source: raises ValueError for weights that cannot be run; whoever knows the engine passes it.
         quantize: whoever knows the engine passes it, too; without it, `request.quantize` is refused.
+        check_adapter: raises ValueError for an adapter that cannot be applied to these weights.
 
     Raises:
         CreateError: the request or one of its files is wrong; nothing was changed.
@@ -151,7 +157,7 @@ def create_model(
         draft = _Draft(store, request, parent)
         try:
             yield from draft.add_files(check_source)
-            yield from draft.add_adapters()
+            yield from draft.add_adapters(check_adapter)
             yield from draft.add_drafts()
             if request.quantize:
                 yield from draft.quantize(quantize)
@@ -196,7 +202,7 @@ class _Draft:
             source = ModelSource(weights)
             facts = _facts(source)
             if check_source:
-                _check(check_source, source)
+                _check(lambda: check_source(source))
             self.config.update(facts.config_keys())
         elif not self.parent:
             raise CreateError("unknown type: the files hold a projector or an adapter, but no model's weights")
@@ -258,25 +264,41 @@ class _Draft:
 
     # ---- adapters
 
-    def add_adapters(self) -> Iterator[CreateStatus]:
+    def add_adapters(self, check_adapter: CheckAdapter | None) -> Iterator[CreateStatus]:
+        """Adapters of one request add up, and take the place of the parent's."""
         if not self.request.adapters:
             return
-        names = model_files.select(self.request.adapters, model_files.ADAPTER_WEIGHTS)
-        files = self._paths(self.request.adapters, names)
-        is_gguf = names[0].lower().endswith(".gguf")
-        if is_gguf:
-            yield CreateStatus("parsing GGUF")
-            if model_files.sort_gguf(files).adapters != names:
-                raise CreateError(f"{names[0]} is no LoRA adapter: its general.type is not adapter")
-        else:
-            yield CreateStatus("parsing safetensors")
-            model_files.check_safetensors(files)
-            if "adapter_config.json" not in files:
-                raise CreateError("there is no adapter_config.json beside the adapter's weights")
-        if len([name for name in names if name.lower().endswith((".gguf", ".safetensors"))]) > 1:
-            raise CreateError("only one adapter is currently supported")
+        adapters = group_adapters({name: name for name in self.request.adapters})
+        if not adapters:
+            raise CreateError(
+                "unknown type: there are no .gguf files and no adapter_model.safetensors among the adapter's files"
+            )
         self.inherited = [layer for layer in self.inherited if layer.media_type != ADAPTER]
-        self._add(ADAPTER, self.request.adapters, names, is_named=not is_gguf)
+        for names in adapters:
+            is_gguf = next(iter(names)).lower().endswith(".gguf")
+            yield CreateStatus("parsing GGUF" if is_gguf else "parsing safetensors")
+            self._check_adapter(names, check_adapter, is_gguf=is_gguf)
+            self._add(ADAPTER, self.request.adapters, tuple(names.values()), is_named=not is_gguf)
+
+    def _check_adapter(self, names: Mapping[str, str], check_adapter: CheckAdapter | None, *, is_gguf: bool) -> None:
+        """
+        Args:
+            names: of one adapter's files, by the names without the folder.
+        """
+        files = self._paths(self.request.adapters, tuple(names.values()))
+        if is_gguf:
+            if not model_files.sort_gguf(files).adapters:
+                raise CreateError(f"{next(iter(files))} is no LoRA adapter: its general.type is not adapter")
+        else:
+            if CONFIG_NAME not in names:
+                raise CreateError(f"there is no {CONFIG_NAME} beside the adapter's weights")
+            if len(names) == 1:
+                raise CreateError(f"there are no adapter's weights beside {names[CONFIG_NAME]}")
+            model_files.check_safetensors(files)
+        if check_adapter is not None:
+            base = self._weights() or (self.parent.files if self.parent else {})
+            adapter = {short: files[name] for short, name in names.items()}
+            _check(lambda: check_adapter(ModelSource(base), ModelSource(adapter)))
 
     def add_drafts(self) -> Iterator[CreateStatus]:
         if not self.request.drafts:
@@ -424,9 +446,9 @@ def _facts(source: ModelSource) -> ModelFacts:
         raise CreateError(str(error)) from error
 
 
-def _check(check_source: CheckSource, source: ModelSource) -> None:
+def _check(check: Callable[[], object]) -> None:
     try:
-        check_source(source)
+        check()
     except ValueError as error:
         raise CreateError(str(error)) from error
 

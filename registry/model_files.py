@@ -33,7 +33,6 @@ WEIGHTS = (
     ("*.gguf",),
 )
 """Patterns of weights, in order: the first row that matches any file is the model's."""
-ADAPTER_WEIGHTS = (("adapter_model.safetensors", "adapters.safetensors"), ("*.gguf",))
 
 ALWAYS_TAKEN = ("*.json", "*.jinja", "merges.txt", "vocab.txt")
 SENTENCEPIECE = "tokenizer.model"
@@ -69,14 +68,14 @@ def check_name(name: str) -> None:
         raise CreateError(f"{name} is refused: {ending} files can run code; convert the weights to safetensors or GGUF")
 
 
-def select(names: Iterable[str], weights: tuple[tuple[str, ...], ...] = WEIGHTS) -> tuple[str, ...]:
+def select(names: Iterable[str]) -> tuple[str, ...]:
     """The files that make up one model: one kind of weights, and what describes them.
 
     Raises:
         CreateError: there are no weights among them.
     """
     names = sorted(names)
-    for patterns in weights:
+    for patterns in WEIGHTS:
         chosen = [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
         if chosen:
             break

@@ -89,6 +89,7 @@ class StoredModel:
     files: Mapping[str, Path]
     """The model's own files by name; empty for a stub of a remote model."""
     adapter_files: Mapping[str, Path]
+    """Of its LoRA adapters, as modelfiles.adapter_files groups them."""
     projectors: tuple[Path, ...]
     draft_files: Mapping[str, Path]
     """Of its draft model, which is kept and not used."""
@@ -106,11 +107,6 @@ class StoredModel:
             SourceError: it has no weights that Hob can load, such as a stub of a remote model.
         """
         return ModelSource(self.files)
-
-    @property
-    def adapter(self) -> ModelSource | None:
-        """The LoRA adapter's files, where it has one."""
-        return ModelSource(self.adapter_files) if self.adapter_files else None
 
     @property
     def renderer(self) -> str:

@@ -22,7 +22,10 @@ WITHOUT_TORCH_FILES = (
     "engine/client.py",
     "engine/messages.py",
     "engine/config.py",
+    "engine/any_config.py",
+    "engine/embedding_engine.py",
     "engine/sampling_params.py",
+    "engine/models/adapter_plan.py",
     "engine/models/tensor_plan.py",
 )
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("tests/kernels", "tests/gpu")
-WITH_TRANSFORMERS = ("tests/engine/execution/test_gpu_steps.py",)
+WITH_TRANSFORMERS = ("tests/engine/execution/test_gpu_steps.py", "tests/engine/execution/test_gpu_adapters.py")
 """Their models are made by transformers; left out where that is missing."""
 WITHOUT_GPU = "tests/kernels/test_offline_compile.py"
 """Compiles for GPUs that are not there; `make test` does that anywhere."""

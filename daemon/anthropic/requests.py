@@ -17,6 +17,7 @@ from daemon.api import Think
 from daemon.errors import BadRequest
 from daemon.extensions import check_named
 from daemon.options import MAX_INT
+from daemon.prompt_sources import check_num_messages
 from engine.constraint import Constraint
 from modelfiles.prompt import Message, ToolCall
 
@@ -35,6 +36,7 @@ def read_messages(body: types.Conversation) -> list[Message]:
     """
     if not body.messages:
         raise BadRequest("messages is empty: at least one message is required", "messages")
+    check_num_messages(len(body.messages))
     reader = _Reader({})
     messages = [Message("system", text)] if (text := _joined(_system(body.system))) else []
     for index, turn in enumerate(body.messages):
@@ -203,8 +205,10 @@ def _function(tool: types.Tool) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name}
     if tool.description:
         function["description"] = tool.description
-    parameters: Mapping[str, Any] = tool.input_schema or {}
-    return {"type": "function", "function": {**function, "parameters": parameters}}
+    function["parameters"] = tool.input_schema or {}
+    if tool.strict:
+        function["strict"] = True
+    return {"type": "function", "function": function}
 
 
 def _joined(texts: Iterable[str]) -> str:

@@ -112,6 +112,8 @@ class Tool(msgspec.Struct):
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     type: str | None = None
+    strict: bool | None = None
+    """Whether the whole schema must hold; what of it cannot be enforced is then an error."""
 
 
 class ToolChoice(msgspec.Struct):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from daemon.api import GenerateRequest, Think
 from daemon.errors import BadRequest
@@ -17,8 +18,11 @@ from daemon.openai.tools import ToolUse
 from daemon.options import Options
 from daemon.prompt_sources import chat_source, generate_source, with_model_messages
 from daemon.services import Services
+from engine.constraint import ConstraintError
 from modelfiles.prompt import Message
 from registry.stored_model import StoredModel
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,16 @@ def completion_job(
         logprobs=num_top,
         **_common(stored, settings),
     )
+
+
+async def naming_field(items: AsyncGenerator[Item], param: str) -> AsyncGenerator[Item]:
+    """The items; a constraint that cannot be enforced is the fault of this field."""
+    async with aclosing(items):
+        try:
+            async for item in items:
+                yield item
+        except ConstraintError as error:
+            raise BadRequest(str(error), param) from error
 
 
 def _common(stored: StoredModel, settings: Settings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import msgspec
 
 from daemon.api import Think
 from daemon.errors import BadRequest
-from daemon.extensions import check_named, read_extensions
+from daemon.extensions import CONSTRAINTS, check_named, read_extensions
 from daemon.openai import api
 from daemon.options import MAX_INT, RANDOM_SEED, Options
 from engine.constraint import Constraint
@@ -52,6 +52,8 @@ class Settings:
     """Whether anything may be cut. Where nobody says so, a full context ends the answer with "length", as clients of
     this API expect, instead of going on without its beginning."""
     constraint: Constraint | None = None
+    constraint_param: str = "tools"
+    """The field that is at fault where what constrains the text cannot be enforced."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -92,8 +94,16 @@ def read_settings(
         truncate=truncate if own.truncate is None else own.truncate,
         shift=own.truncate is True,
         constraint=own.constraint,
+        constraint_param=_constraint_param(body, own.constraint),
         logit_bias=_logit_bias(body.logit_bias or {}),
     )
+
+
+def _constraint_param(body: api.TextRequest, constraint: Constraint | None) -> str:
+    if constraint is None:
+        return "tools"
+    names = [f"options.{name}" for name in CONSTRAINTS if (body.options or {}).get(name) is not None]
+    return names[0] if names else "response_format" if isinstance(body, api.ChatRequest) else "text.format"
 
 
 def seeds(seed: int, count: int) -> list[int]:

@@ -14,7 +14,8 @@ from starlette.routing import Route
 
 from daemon import api
 from daemon.bodies import read
-from daemon.embedding import MAX_INPUTS, EmbedJob, TextInput, floats
+from daemon.embedding import MAX_INPUTS, EmbedJob, floats
+from daemon.embedding_inputs import TextInput
 from daemon.errors import BadRequest
 from daemon.extensions import read_extensions
 from daemon.openai.embeddings_api import Embedding, EmbeddingsRequest, EmbeddingsResponse

@@ -20,7 +20,17 @@ from daemon.openai.choices import generate_all
 from daemon.openai.completions import CompletionReplies, check_completion, read_prompts
 from daemon.openai.errors import openai_error
 from daemon.openai.input_items import read_input
-from daemon.openai.jobs import Talk, check_ids, completion_job, count_tokens, fit_talk, talk_job, text_of, with_seeds
+from daemon.openai.jobs import (
+    Talk,
+    check_ids,
+    completion_job,
+    count_tokens,
+    fit_talk,
+    naming_field,
+    talk_job,
+    text_of,
+    with_seeds,
+)
 from daemon.openai.messages import read_messages
 from daemon.openai.replies import Header, Totals, stream, whole
 from daemon.openai.requests import (
@@ -90,6 +100,8 @@ async def _chat(services: Services, request: Request) -> JSONReply | SSEReply:
         totals=Totals(count),
     )
     pieces = generate_all(services.generator, [with_seeds(job, count)])
+    if job.constraint or job.tools:
+        pieces = naming_field(pieces, talk.settings.constraint_param)
     return _sse(stream(pieces, replies)) if body.stream else JSONReply(whole(pieces, replies))
 
 
@@ -116,6 +128,8 @@ async def _completions(services: Services, request: Request) -> JSONReply | SSER
     )
     jobs = [completion_job(services, stored, settings, prompt, suffix, num_top) for prompt in prompts]
     pieces = generate_all(services.generator, [with_seeds(job, count) for job in jobs])
+    if settings.constraint:
+        pieces = naming_field(pieces, settings.constraint_param)
     return _sse(stream(pieces, replies)) if body.stream else JSONReply(whole(pieces, replies))
 
 
@@ -125,7 +139,7 @@ async def _responses(services: Services, request: Request) -> JSONReply | SSERep
     key = secrets.token_hex(12)
     response = new_response(body, talk.settings, f"resp_{key}", _now(services))
     writer = ResponseWriter(response, key, namespaces(body.tools or ()))
-    generated = services.generator.generate(job)
+    generated = naming_field(services.generator.generate(job), talk.settings.constraint_param)
     if body.stream:
         return SSEReply(_named(stream_response(generated, writer)), _error_event)
     return JSONReply(whole_response(generated, writer))

@@ -23,6 +23,7 @@ from engine.kernels.reference import plan_attention
 from engine.messages import Load
 from engine.models.decoder import Decoder
 from engine.models.forward_context import ForwardContext
+from engine.models.lora import Adapters, AdapterTokens
 from engine.scheduling.batch import RowStep, ScheduledBatch, StepResult, TokenMasks
 
 Tensor = torch.Tensor
@@ -51,8 +52,9 @@ class StepHandle:
 class CpuSteps:
     """The execution of steps over one KV cache."""
 
-    def __init__(self, decoder: Decoder, kv_cache: KVCache, max_context: int, load: Load) -> None:
+    def __init__(self, decoder: Decoder, kv_cache: KVCache, max_context: int, load: Load, adapters: Adapters) -> None:
         self._decoder = decoder
+        self._adapters = adapters
         self._kv_cache = kv_cache
         self._device = kv_cache.layers[0][0].device
         self.rows = RowState(
@@ -65,6 +67,9 @@ class CpuSteps:
     def prepare(self) -> bool:
         """Nor later."""
         return False
+
+    def forget_adapter(self, adapter: int) -> None:
+        """Nothing is kept of one."""
 
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch, masks: TokenMasks | None = None) -> StepHandle:
@@ -132,7 +137,13 @@ class CpuSteps:
             )
             for group, table in zip(config.kv_groups, state.block_tables, strict=True)
         ]
-        return ForwardContext(token_ids, positions, plans, cache.layers, cache.scales)
+        return ForwardContext(token_ids, positions, plans, cache.layers, cache.scales, self._adapted(steps, counts))
+
+    def _adapted(self, steps: Sequence[RowStep], counts: Sequence[int]) -> AdapterTokens | None:
+        """Which tokens of a step have an adapter."""
+        if not self._adapters:
+            return None
+        return self._adapters.tokens([self.rows.adapters[step.row] for step in steps], counts, self._device)
 
     def _sampling_row(self, step: RowStep) -> SamplingRow:
         state, position = self.rows, step.start + step.num_tokens

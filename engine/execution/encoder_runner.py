@@ -16,7 +16,7 @@ from engine.embedding_queue import TextJob
 from engine.encoder_config import EncoderConfig
 from engine.execution.device import DTYPES, choose_device, choose_dtype, device_memory
 from engine.execution.encoder_weights import OnProgress, load_encoder_weights
-from engine.execution.errors import ModelTooLarge, Unsupported
+from engine.execution.errors import ModelTooLarge
 from engine.execution.memory import usable_bytes
 from engine.execution.pooled import finished, pool
 from engine.messages import Load, Ready
@@ -54,8 +54,6 @@ class EncoderRunner:
             Unsupported: a device, type or feature is not available.
         """
         started = time.perf_counter()
-        if load.adapters:
-            raise Unsupported(f"{len(load.adapters)} adapters were given, but Hob applies none to models that embed")
         if load.num_threads > 0:
             torch.set_num_threads(load.num_threads)
         source = ModelSource({name: Path(path) for name, path in load.files.items()})

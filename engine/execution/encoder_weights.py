@@ -82,6 +82,7 @@ class _Loader:
             word_embedding=self.linear(["word_embedding"], has_bias=False),
             type_embedding=self.table("type_embedding") if config.type_vocab_size else None,
             position_embedding=None if config.row.is_rotary else self.table("position_embedding"),
+            relative_bias=self.table("relative_bias") if config.row.has_relative_bias else None,
             embedding_norm=self.norm("embedding_norm"),
             layers=tuple(self.layer(number) for number in range(config.num_layers)),
             head_dense=self.linear(["head_dense"]) if has_head and config.has_head_dense else None,

@@ -10,6 +10,9 @@ come again. The first step of a size runs kernel by kernel, which compiles what 
 while the device still computes, or, of a step that keeps the device busy anyway, when it comes again. While nobody
 waits, `prepare` captures what will be asked for.
 
+Where all rows of a step have the same LoRA adapter, a graph holds that, too; steps in which they differ run kernel by
+kernel.
+
 A graph reads its inputs at fixed places of one buffer (`step_inputs`). In a step of one-token rows the kernel that
 writes the tokens also moves the positions on, so while the same rows decode, nothing is sent to the device at all.
 """
@@ -27,7 +30,7 @@ from engine.execution.device_rows import DeviceRows
 from engine.execution.kv_cache import KVCache
 from engine.execution.step_inputs import StepInputs
 from engine.execution.step_results import DeviceHandle, StepOutputs
-from engine.execution.step_shapes import StepShape, StepSizes
+from engine.execution.step_shapes import SEVERAL, StepShape, StepSizes
 from engine.kernels.decode_attention import Workspace
 from engine.kernels.launch import num_processors
 from engine.kernels.logprobs import LogprobWorkspace, logprobs
@@ -37,6 +40,7 @@ from engine.kernels.tiles import has_long_row
 from engine.messages import Load
 from engine.models.decoder import Decoder
 from engine.models.device_decoder import DeviceDecoder, DeviceState
+from engine.models.lora import Adapters, AdapterTokens
 from engine.scheduling.batch import RowStep, ScheduledBatch, TokenMasks
 
 Tensor = torch.Tensor
@@ -45,6 +49,8 @@ LOADED_SIZES = (1, 2, 4)
 """Rows of the decode graphs that are captured before the first request."""
 MAX_LARGE_GRAPHS = 96
 """Graphs of steps that keep the device busy for long; their launches can be hidden, so not all sizes need one."""
+MAX_ADAPTER_GRAPHS = 48
+"""Graphs of steps of one adapter, for all adapters together: each has all sizes for itself."""
 SAMPLED_ROWS = 320
 """Rows of logits that are sampled at once: bounds the scratch memory."""
 
@@ -59,6 +65,7 @@ class GpuSteps:
         max_context: int,
         load: Load,
         device: torch.device,
+        adapters: Adapters,
     ) -> None:
         config = decoder.config
         self._sizes = StepSizes(
@@ -85,6 +92,11 @@ class GpuSteps:
         self._outputs = StepOutputs(load.max_num_seqs, load.run_ahead + 2, device)
         self._num_logprobs: list[int | None] = [None] * load.max_num_seqs  # by row, as the next
         self._needs_logits = [False] * load.max_num_seqs
+        self._adapter_of_row = [0] * load.max_num_seqs
+        self._adapters = adapters
+        self._device = device
+        self._adapted: tuple[AdapterTokens | None, AdapterTokens | None] = None, None
+        """Of the newest step: which tokens, and which of those that sample, have an adapter."""
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
         self._num_large_graphs = 0
         self._seen: set[StepShape] = set()
@@ -118,6 +130,7 @@ class GpuSteps:
             return self._run(shape, batch.steps, None)
         for admission in batch.admitted:
             params = admission.params
+            self._adapter_of_row[admission.row] = admission.adapter
             self._num_logprobs[admission.row] = params.logprobs
             self._needs_logits[admission.row] = (
                 not params.is_greedy
@@ -140,7 +153,10 @@ class GpuSteps:
         rows = [step.row for step in steps]
         is_greedy = not any(self._needs_logits[row] for row in rows)
         self._longest = max(step.start for step in steps) + 1
-        shape = self._sizes.decode(len(rows), is_greedy=is_greedy, has_long_row=self._has_long_row(len(rows)))
+        adapter = self._adapt(steps, ())
+        shape = self._sizes.decode(
+            len(rows), is_greedy=is_greedy, has_long_row=self._has_long_row(len(rows)), adapter=adapter
+        )
         if batch.admitted or rows != self._last_rows or shape != self._last_shape:
             self._inputs.write_decodes(shape, steps)
         self._last_rows, self._last_shape = rows, shape
@@ -153,10 +169,37 @@ class GpuSteps:
         sampling = [*decodes, *(step for step in others if step.samples)]
         is_greedy = not any(self._needs_logits[step.row] for step in sampling)
         self._longest = max((step.start for step in decodes), default=0) + 1
-        has_long_row = self._has_long_row(len(decodes))
-        shape = self._sizes.mixed(len(decodes), num_tokens, len(others), is_greedy=is_greedy, has_long_row=has_long_row)
+        shape = self._sizes.mixed(
+            len(decodes),
+            num_tokens,
+            len(others),
+            is_greedy=is_greedy,
+            has_long_row=self._has_long_row(len(decodes)),
+            adapter=self._adapt(decodes, others),
+        )
         self._inputs.write_mixed(shape, decodes, others)
         return shape
+
+    def _adapt(self, decodes: Sequence[RowStep], others: Sequence[RowStep]) -> int:
+        """Finds which tokens of a step have an adapter, and gives what StepShape says of that.
+
+        Where all rows have the same, its products take all tokens, padding too, and a graph can hold them.
+        """
+        self._adapted = None, None
+        if not self._adapters:
+            return 0
+        steps = [*decodes, *others]
+        numbers = [self._adapter_of_row[step.row] for step in steps]
+        if not any(numbers):
+            return 0
+        counts = [step.num_tokens for step in steps]
+        tokens = self._adapters.tokens(numbers, counts, self._device)
+        if len(set(numbers)) == 1:
+            self._adapted = tokens, tokens
+            return numbers[0]
+        sampling = [self._adapter_of_row[step.row] for step in (*decodes, *(s for s in others if s.samples))]
+        self._adapted = tokens, self._adapters.tokens(sampling, None, self._device)
+        return SEVERAL
 
     def _has_long_row(self, num_rows: int) -> bool:
         return num_rows > 0 and has_long_row(self._num_processors, num_rows, self._num_kv_heads, self._longest)
@@ -190,6 +233,8 @@ class GpuSteps:
         """Whether to capture a step that has just run without a graph: a large one only if it came before."""
         if not self._captures or not shape.is_rounded:
             return False
+        if shape.adapter and sum(bool(known.adapter) for known in self._graphs) >= MAX_ADAPTER_GRAPHS:
+            return False
         if shape.is_small:
             return True
         if shape in self._seen:
@@ -216,6 +261,14 @@ class GpuSteps:
             return
         self._graphs[shape] = graph
         self._num_large_graphs += not shape.is_small
+
+    def forget_adapter(self, adapter: int) -> None:
+        """Drops the graphs that read an adapter; no step may be in flight."""
+        for shape in [shape for shape in self._graphs if shape.adapter == adapter]:
+            del self._graphs[shape]
+            self._num_large_graphs -= not shape.is_small
+        self._seen = {shape for shape in self._seen if shape.adapter != adapter}
+        self._last_rows, self._last_shape, self._adapted = [], None, (None, None)
 
     # ---- ahead of requests
 
@@ -252,7 +305,7 @@ class GpuSteps:
     def _computation(self, shape: StepShape) -> Callable[[], None]:
         """Launches every kernel of a step of this shape; inputs, state and outputs are at fixed places."""
         outputs, model = self._outputs, self._model
-        step = self._inputs.step(shape)
+        step = self._inputs.step(shape, *(self._adapted if shape.adapter else (None, None)))
         rows, positions = self._inputs.sampled(shape)
 
         def compute() -> None:

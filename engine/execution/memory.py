@@ -114,6 +114,39 @@ def replan_memory(
     )
 
 
+def fits_beside(
+    num_bytes: int, num_adapter_bytes: int, plan: MemoryPlan, request: MemoryRequest, memory: DeviceMemory
+) -> bool:
+    """Whether so much more fits beside what is loaded, the KV cache included, without taking what is left to others.
+
+    Args:
+        num_bytes: of an adapter that is to come.
+        num_adapter_bytes: of those that are there.
+        plan: of what is loaded.
+        memory: as it is now.
+    """
+    planned = plan.activation_bytes + plan.graph_bytes
+    if request.budget_bytes:
+        used = plan.weights_bytes + plan.kv_bytes + planned + num_adapter_bytes
+        return used + num_bytes <= request.budget_bytes and num_bytes <= memory.free_bytes
+    if memory.is_gpu:
+        left = max(LEFT_BYTES, int(memory.total_bytes * LEFT_SHARE)) + request.overhead_bytes
+        return num_bytes + left <= memory.free_bytes
+    # Memory of the host counts as free until it is written to.
+    return num_bytes + planned + plan.kv_bytes <= memory.free_bytes
+
+
+def check_adapter(num_bytes: int, memory: DeviceMemory) -> None:
+    """
+    Raises:
+        ModelTooLarge: an adapter does not fit.
+    """
+    if num_bytes > memory.free_bytes:
+        raise ModelTooLarge(
+            "the adapter", num_bytes, memory.free_bytes, "stop other models, or use the model without its adapter"
+        )
+
+
 def graph_bytes(config: ModelConfig, request: MemoryRequest, num_tokens: int) -> int:
     """What steps on a GPU hold beside activations: the rows' tokens, block tables and masks, the results of attention's
     splits, and the activations of the largest graph, since graphs keep theirs."""

@@ -9,7 +9,7 @@ The runner knows no text, no queue and no end of a request. Called by `llm_engin
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from msgspec import structs
 
 from engine.config import ModelConfig
 from engine.embedding_queue import TextJob
+from engine.execution.adapters import adapter_bytes, load_adapter
 from engine.execution.cpu_steps import CpuSteps
 from engine.execution.device import (
     choose_device,
@@ -29,9 +30,15 @@ from engine.execution.device import (
     choose_weight_dtype,
     device_memory,
 )
-from engine.execution.errors import Unsupported
 from engine.execution.kv_cache import KVCache
-from engine.execution.memory import MemoryPlan, MemoryRequest, plan_memory, replan_memory
+from engine.execution.memory import (
+    MemoryPlan,
+    MemoryRequest,
+    check_adapter,
+    fits_beside,
+    plan_memory,
+    replan_memory,
+)
 from engine.execution.pooled import finished, pool
 from engine.execution.weight_table import WeightSizes, WeightTable
 from engine.execution.weights import Checkpoint, OnProgress, load_weights
@@ -39,9 +46,11 @@ from engine.kernels.reference import plan_attention
 from engine.messages import Load, Ready
 from engine.models.decoder import Decoder
 from engine.models.forward_context import ForwardContext
+from engine.models.lora import Adapters, AdapterTokens
 from engine.models.offload import LayerStream, offloaded_layers
 from engine.pooling import Pooling, PoolingMode
 from engine.scheduling.batch import Handle, ScheduledBatch, TokenMasks
+from modelfiles.adapter_files import group_adapters
 from modelfiles.source import ModelSource
 
 if TYPE_CHECKING:
@@ -74,6 +83,8 @@ class ModelRunner:
         self.kv_dtype = kv_dtype
         self.load_options = load
         self.load_s = 0.0
+        self.adapters = Adapters()
+        self._budget_bytes = load.budget_bytes
         self.kv_cache: KVCache | None = None
         self._steps: CpuSteps | GpuSteps | None = None
         self._plan = plan
@@ -94,8 +105,6 @@ class ModelRunner:
             Unsupported: a device, type or feature is not available.
         """
         started = time.perf_counter()
-        if load.adapters:
-            raise Unsupported(f"{len(load.adapters)} adapters were given, but LoRA adapters cannot be loaded yet")
         if load.num_threads > 0:
             torch.set_num_threads(load.num_threads)
         source = ModelSource({name: Path(path) for name, path in load.files.items()})
@@ -135,10 +144,11 @@ class ModelRunner:
             ModelTooLarge: not even one block fits.
         """
         self.free_kv()
+        self._budget_bytes = budget_bytes
+        # Adapters are there already, so only a budget does not know of them.
+        left = max(1, budget_bytes - self.adapters.num_bytes) if budget_bytes else 0
         request = replace(
-            _memory_request(self.load_options, self.dtype, self.kv_dtype),
-            num_blocks=num_blocks,
-            budget_bytes=budget_bytes,
+            _memory_request(self.load_options, self.dtype, self.kv_dtype), num_blocks=num_blocks, budget_bytes=left
         )
         self._plan = replan_memory(self.config, request, device_memory(self.device), self._weights, self._plan)
         self._allocate(self._plan.num_blocks)
@@ -150,9 +160,9 @@ class ModelRunner:
             # Not above: Triton is not there without a GPU, and takes a second to import.
             from engine.execution.gpu_steps import GpuSteps
 
-            self._steps = GpuSteps(self.decoder, self.kv_cache, self.max_context, options, self.device)
+            self._steps = GpuSteps(self.decoder, self.kv_cache, self.max_context, options, self.device, self.adapters)
         else:
-            self._steps = CpuSteps(self.decoder, self.kv_cache, self.max_context, options)
+            self._steps = CpuSteps(self.decoder, self.kv_cache, self.max_context, options, self.adapters)
         self._steps.warm_up()
 
     def free_kv(self) -> None:
@@ -163,6 +173,47 @@ class ModelRunner:
         self._steps = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    # ---- adapters
+
+    def has_adapter(self, adapter: int) -> bool:
+        """Whether a number is an adapter's; 0 is none, and always there."""
+        return adapter in self.adapters
+
+    def has_room_for(self, files: Mapping[str, str]) -> bool:
+        """Whether adapters fit beside the KV cache as it is.
+
+        Raises:
+            AdapterError, SourceError, GGUFError, SafetensorsError: they cannot be applied to this model.
+        """
+        num_bytes = adapter_bytes(self.config, _adapter_sources(files), self.dtype)
+        request = _memory_request(self.load_options, self.dtype, self.kv_dtype)
+        request = replace(request, budget_bytes=self._budget_bytes)
+        return fits_beside(num_bytes, self.adapters.num_bytes, self._plan, request, device_memory(self.device))
+
+    def add_adapter(self, adapter: int, files: Mapping[str, str]) -> None:
+        """Loads LoRA adapters under one number.
+
+        Args:
+            files: name -> path, as modelfiles.adapter_files has them; several adapters add up.
+
+        Raises:
+            AdapterError, SourceError, GGUFError, SafetensorsError: they cannot be applied to this model.
+            ModelTooLarge: there is no memory for them.
+        """
+        sources = _adapter_sources(files)
+        num_bytes = adapter_bytes(self.config, sources, self.dtype)
+        check_adapter(num_bytes, device_memory(self.device))
+        with torch.inference_mode():
+            self.adapters.put(adapter, load_adapter(self.config, sources, self.dtype, self.device))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # steps run on a stream of their own
+
+    def remove_adapter(self, adapter: int) -> None:
+        """Gives an adapter's memory back. No step that uses it may be in flight."""
+        if self._steps is not None:
+            self._steps.forget_adapter(adapter)
+        self.adapters.drop(adapter)
 
     @property
     def num_blocks(self) -> int:
@@ -190,7 +241,7 @@ class ModelRunner:
         return Ready(
             num_blocks=self.num_blocks,
             block_size=self.load_options.block_size,
-            weights_bytes=self._plan.weights_bytes,
+            weights_bytes=self._plan.weights_bytes + self.adapters.num_bytes,
             kv_cache_bytes=0 if self.kv_cache is None else self.kv_cache.num_bytes,
             max_context=self.max_context,
             device=str(self.device),
@@ -223,13 +274,18 @@ class ModelRunner:
     # ---- whole prompts
 
     @torch.inference_mode()
-    def hidden_states(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def hidden_states(self, prompts: Sequence[Sequence[int]], adapters: Sequence[int] = (0,)) -> Tensor:
         """Runs prompts through the model in a cache of their own, beside whatever else is going on.
+
+        Args:
+            adapters: numbers of `add_adapter`, one a prompt, or one for all; 0 is none.
 
         Returns:
             [tokens of all prompts, hidden_size], before the final norm.
         """
-        return self._forward(self._scratch_cache(prompts, is_shared=True), prompts, 0)
+        counts = None if len(adapters) == 1 else [len(prompt) for prompt in prompts]
+        adapted = self.adapters.tokens(adapters, counts, self.device)
+        return self._forward(self._scratch_cache(prompts, is_shared=True), prompts, 0, adapted)
 
     def _scratch_cache(self, prompts: Sequence[Sequence[int]], *, is_shared: bool) -> KVCache:
         """Blocks for prompts, each with as many as the longest."""
@@ -238,7 +294,9 @@ class ModelRunner:
         num_blocks = most * len(prompts)
         return KVCache.allocate(self.config, num_blocks, block_size, self.kv_dtype, self.device, is_shared=is_shared)
 
-    def _forward(self, cache: KVCache, pieces: Sequence[Sequence[int]], start: int) -> Tensor:
+    def _forward(
+        self, cache: KVCache, pieces: Sequence[Sequence[int]], start: int, adapted: AdapterTokens | None
+    ) -> Tensor:
         """Runs a piece of each prompt, whose first token has the position `start`, over a cache of their own."""
         counts = [len(piece) for piece in pieces]
         tables = torch.arange(1, cache.num_blocks + 1, device=self.device).view(len(pieces), -1)
@@ -258,12 +316,12 @@ class ModelRunner:
             )
             for group in self.config.kv_groups
         ]
-        return self.decoder.forward(ForwardContext(token_ids, positions, plans, cache.layers, cache.scales))
+        return self.decoder.forward(ForwardContext(token_ids, positions, plans, cache.layers, cache.scales, adapted))
 
     @torch.inference_mode()
-    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+    def prompt_logprobs(self, token_ids: Sequence[int], adapter: int = 0) -> list[float]:
         """Natural-log probability of each token given those before it, from the second one on."""
-        logits = self.decoder.logits(self.hidden_states([token_ids])[:-1])
+        logits = self.decoder.logits(self.hidden_states([token_ids], [adapter])[:-1])
         targets = torch.tensor(token_ids[1:], device=self.device)
         logprobs: list[float] = (-F.cross_entropy(logits, targets, reduction="none")).tolist()
         return logprobs
@@ -294,14 +352,15 @@ class ModelRunner:
         pooling = self.config.pooling or LAST_TOKEN
         texts = [job.token_ids for job in jobs]
         if len(texts) == 1 and len(texts[0]) > max_tokens:
-            pooled = yield from self._pool_in_pieces(texts[0], max_tokens, pooling.mode)
+            adapted = self.adapters.tokens([jobs[0].adapter], None, self.device)
+            pooled = yield from self._pool_in_pieces(texts[0], max_tokens, pooling.mode, adapted)
         else:
-            states = self.decoder.normed(self.hidden_states(texts))
+            states = self.decoder.normed(self.hidden_states(texts, [job.adapter for job in jobs]))
             pooled = pool(states, [len(text) for text in texts], pooling.mode)
         yield finished(pooled, jobs, normalizes=pooling.normalize)
 
     def _pool_in_pieces(
-        self, text: Sequence[int], max_tokens: int, mode: PoolingMode
+        self, text: Sequence[int], max_tokens: int, mode: PoolingMode, adapted: AdapterTokens | None
     ) -> Generator[list[bytes | None] | None, None, Tensor]:
         """What `pool` gives of a text, a piece at a time: float32 [1, hidden_size]."""
         cache = self._scratch_cache([text], is_shared=False)
@@ -310,7 +369,7 @@ class ModelRunner:
             if start:
                 yield None
             piece = text[start : start + max_tokens]
-            parts.append(pool(self.decoder.normed(self._forward(cache, [piece], start)), [len(piece)], mode))
+            parts.append(pool(self.decoder.normed(self._forward(cache, [piece], start, adapted)), [len(piece)], mode))
             shares.append(len(piece) / len(text))
         if mode == "mean":
             return torch.cat([part * share for part, share in zip(parts, shares, strict=True)]).sum(0, keepdim=True)
@@ -329,3 +388,8 @@ def _memory_request(load: Load, dtype: torch.dtype, kv_dtype: torch.dtype) -> Me
         num_blocks=load.num_blocks,
         num_gpu_layers=load.num_gpu_layers,
     )
+
+
+def _adapter_sources(files: Mapping[str, str]) -> list[ModelSource]:
+    groups = group_adapters({name: Path(path) for name, path in files.items()})
+    return [ModelSource(group) for group in groups]

@@ -29,6 +29,7 @@ class RowState:
         ]
         self.params: list[SamplingParams] = [SamplingParams()] * max_rows
         self.origins = [0] * max_rows
+        self.adapters = [0] * max_rows
 
     def apply(self, admitted: Sequence[Admission], appended: Sequence[BlockAppend]) -> None:
         """Takes the differences of a step, admissions first."""
@@ -39,6 +40,7 @@ class RowState:
                 table[row] = DUMMY_BLOCK
             self.params[row] = admission.params
             self.origins[row] = admission.origin
+            self.adapters[row] = admission.adapter
         for append in appended:
             table = self.block_tables[append.group][append.row]
             if len(append.block_ids) == 1:

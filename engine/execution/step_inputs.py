@@ -19,6 +19,7 @@ import torch
 from engine.execution.pinned import PinnedRing
 from engine.execution.step_shapes import StepShape, StepSizes
 from engine.models.device_decoder import DeviceStep, PrefillRows
+from engine.models.lora import AdapterTokens
 from engine.scheduling.batch import RowStep
 
 Tensor = torch.Tensor
@@ -45,8 +46,15 @@ class StepInputs:
         ) = (self._buffer[part] for part in self._parts)  # fmt: skip
         self._ring = PinnedRing(starts[-1], device)
 
-    def step(self, shape: StepShape) -> DeviceStep:
-        """The inputs of a forward pass."""
+    def step(
+        self, shape: StepShape, adapters: AdapterTokens | None = None, selected: AdapterTokens | None = None
+    ) -> DeviceStep:
+        """The inputs of a forward pass.
+
+        Args:
+            adapters: of its tokens.
+            selected: of those whose logits are wanted.
+        """
         num_tokens = shape.num_decodes + shape.num_tokens
         prefill, selection = None, None
         if not shape.is_decode:
@@ -57,7 +65,8 @@ class StepInputs:
             )
             selection = self._selection[: shape.num_decodes + shape.num_rows]
         rows, positions = self._rows[:num_tokens], self._positions[:num_tokens]
-        return DeviceStep(rows, positions, shape.num_decodes, prefill, selection, shape.has_long_row)
+        num_decodes = shape.num_decodes
+        return DeviceStep(rows, positions, num_decodes, prefill, selection, shape.has_long_row, adapters, selected)
 
     def sampled(self, shape: StepShape) -> tuple[Tensor, Tensor]:
         """Rows and positions that logits belong to: int32 [num_samples] each."""

@@ -28,6 +28,10 @@ PROMPT_ROWS = (4, 64)
 """Rows that bring more than one token."""
 
 
+SEVERAL = -1
+"""In the place of an adapter's number: not all rows of a step have the same."""
+
+
 @dataclass(frozen=True)
 class StepShape:
     """What tells one graph from another."""
@@ -44,6 +48,8 @@ class StepShape:
     """A row that decodes is much longer than most."""
     is_rounded: bool = True
     """Whether these are sizes that come again; others get no graph."""
+    adapter: int = 0
+    """Number of the LoRA adapter that all rows have, 0: none has one, SEVERAL: they differ."""
 
     @property
     def is_decode(self) -> bool:
@@ -74,15 +80,22 @@ class StepSizes:
         """The most tokens that a step has with all its padding."""
         return self.max_tokens + MIXED_DECODES + max(FREE_PADDING, self.max_tokens // PADDING_SHARE)
 
-    def decode(self, num_rows: int, *, is_greedy: bool, has_long_row: bool) -> StepShape:
-        """The shape of a step of rows that bring one token each."""
-        size = num_rows
-        if self._pads:
+    def decode(self, num_rows: int, *, is_greedy: bool, has_long_row: bool, adapter: int = 0) -> StepShape:
+        """The shape of a step of rows that bring one token each; without padding where their adapters differ."""
+        size, pads = num_rows, self._pads and adapter != SEVERAL
+        if pads:
             size = next((size for size in DECODE_SIZES if size >= num_rows), -(-num_rows // 64) * 64)
-        return StepShape(min(size, self.max_rows), 0, 0, is_greedy, has_long_row, self._pads)
+        return StepShape(min(size, self.max_rows), 0, 0, is_greedy, has_long_row, pads, adapter)
 
     def mixed(
-        self, num_decodes: int, num_tokens: int, num_rows: int, *, is_greedy: bool, has_long_row: bool
+        self,
+        num_decodes: int,
+        num_tokens: int,
+        num_rows: int,
+        *,
+        is_greedy: bool,
+        has_long_row: bool,
+        adapter: int = 0,
     ) -> StepShape:
         """The shape of any other step.
 
@@ -93,9 +106,10 @@ class StepSizes:
         tokens = next((size for size in PROMPT_SIZES if size >= num_tokens), 0)
         rows = next((min(size, self.max_rows) for size in PROMPT_ROWS if min(size, self.max_rows) >= num_rows), 0)
         allowed = max(FREE_PADDING, num_tokens // PADDING_SHARE)
-        if not self._pads or not tokens or not rows or tokens - num_tokens > allowed:
-            return StepShape(num_decodes, num_tokens, num_rows, is_greedy, has_long_row, is_rounded=False)
-        return StepShape(self._mixed_decodes(num_decodes), tokens, rows, is_greedy, has_long_row)
+        pads = self._pads and adapter != SEVERAL
+        if not pads or not tokens or not rows or tokens - num_tokens > allowed:
+            return StepShape(num_decodes, num_tokens, num_rows, is_greedy, has_long_row, False, adapter)
+        return StepShape(self._mixed_decodes(num_decodes), tokens, rows, is_greedy, has_long_row, adapter=adapter)
 
     def expected(self) -> Iterator[StepShape]:
         """What requests will ask for, the likeliest first."""

@@ -98,18 +98,19 @@ class Decoder:
             cos, sin = angles[self.rotary_of_layer[number]]
             plan = context.plans[self.group_of_layer[number]]
             (k_cache, v_cache), scales = context.kv_cache[number], context.kv_scales[number]
+            qkv = _product(context, number, "qkv", layer.qkv, hidden)
             q = kernels.rope_store(
-                layer.qkv(hidden), cos, sin, k_cache, v_cache, plan, config.num_heads, layer.q_norm, layer.k_norm, eps,
-                *scales,
-            )  # fmt: skip
+                qkv, cos, sin, k_cache, v_cache, plan, config.num_heads, layer.q_norm, layer.k_norm, eps, *scales
+            )
             attended = kernels.paged_attention(
                 q, k_cache, v_cache, plan, config.attention_scale, config.attention_softcap, *scales
             )
-            hidden = layer.attention_output(attended)
+            hidden = _product(context, number, "attention_output", layer.attention_output, attended)
             if layer.post_attention_norm is not None:
                 hidden = kernels.rms_norm(hidden, layer.post_attention_norm, eps)
             hidden, residual = kernels.add_rms_norm(hidden, residual, layer.mlp_norm, eps)
-            hidden = layer.down(kernels.gated(layer.gate_up(hidden), config.activation))
+            gate_up = _product(context, number, "gate_up", layer.gate_up, hidden)
+            hidden = _product(context, number, "down", layer.down, kernels.gated(gate_up, config.activation))
             if layer.post_mlp_norm is not None:
                 hidden = kernels.rms_norm(hidden, layer.post_mlp_norm, eps)
             if number < last:
@@ -134,6 +135,12 @@ class Decoder:
             # Gemma rounds the factor to the computing type; in bfloat16 that changes it by up to 0.4 %.
             embedded = embedded * torch.tensor(self.config.embedding_scale, dtype=embedded.dtype)
         return embedded
+
+
+def _product(context: ForwardContext, layer: int, name: str, matrix: Linear, x: Tensor) -> Tensor:
+    """A product of a layer, with what the tokens' adapters add to it."""
+    y = matrix(x)
+    return y if context.adapters is None else context.adapters.add(y, x, layer, name)
 
 
 def activation_bytes(config: ModelConfig, num_tokens: int, num_logit_rows: int, itemsize: int) -> int:

@@ -9,10 +9,9 @@
 
 There are two forms of it. With up to FUSED_TOKENS tokens, one a row, every product is a GEMV that takes the norm before
 it and the residual or the activation after it along: five launches a layer, and one more for each further type among
-the rows of a quantised QKV. All else, prompts included, has its norms
-in launches of their own, and products that `kernels.products` chooses by size. `decoder.Decoder` says the same in plain
-torch; nothing here looks at a value of the device, so that a CUDA graph can hold all of it. Called by
-`execution.gpu_steps`.
+the rows of a quantised QKV. All else, prompts and rows with a LoRA adapter included, has its norms in launches of their
+own, and products that `kernels.products` chooses by size. `decoder.Decoder` says the same in plain torch; nothing here
+looks at a value of the device, so that a CUDA graph can hold all of it. Called by `execution.gpu_steps`.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ from engine.kernels.rope_store import rope_store
 from engine.kernels.step_begin import step_begin
 from engine.models.decoder import Decoder, DecoderLayer
 from engine.models.layers import Linear
+from engine.models.lora import AdapterTokens
 from engine.quantization.base import Dense, QuantMethod
 from engine.quantization.packed import Packed
 
@@ -85,6 +85,10 @@ class DeviceStep:
     """int32 [num_samples], tokens whose logits are wanted; None: all."""
     has_long_row: bool = False
     """A row that decodes is much longer than most; see kernels.tiles."""
+    adapters: AdapterTokens | None = None
+    """Which tokens have a LoRA adapter; None: none has."""
+    selected_adapters: AdapterTokens | None = None
+    """The same of the tokens of `selection`."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,8 @@ class DeviceDecoder:
 
     def _hidden(self, step: DeviceStep) -> tuple[Tensor, DeferredNorm | None]:
         """What the head reads, and what completes its norm where that is not done."""
-        if self._can_fuse and step.prefill is None and step.num_decodes <= FUSED_TOKENS:
+        is_short = step.prefill is None and step.num_decodes <= FUSED_TOKENS
+        if self._can_fuse and is_short and step.adapters is None:
             return self._fused(step)
         return self._general(step), None
 
@@ -243,18 +248,22 @@ class DeviceDecoder:
         """The normed outputs of the last layer at the positions that are wanted."""
         eps, pdl = self.config.rms_norm_eps, self._pdl
         residual, hidden, angles = self._begin(step)
+        adapters = step.adapters
         last = self.config.num_layers - 1
         for number, layer in enumerate(self.decoder.layers):
-            attended = self._attend(number, layer, self._product(hidden, layer.qkv), step, angles)
+            qkv = self._adapted(hidden, layer.qkv, adapters, number, "qkv")
+            attended = self._attend(number, layer, qkv, step, angles)
             if number == last and step.selection is not None:
                 # Nobody reads what the last layer makes of the other tokens; their keys and values are stored.
                 attended = attended.index_select(0, step.selection)
                 residual = residual.index_select(0, step.selection)
-            x = self._product(attended, layer.attention_output)
+                adapters = step.selected_adapters
+            x = self._adapted(attended, layer.attention_output, adapters, number, "attention_output")
             if layer.post_attention_norm is not None:
                 x = rms_norm(x, layer.post_attention_norm, eps, pdl=pdl)
             hidden, _ = add_rms_norm(x, residual, layer.mlp_norm, eps, pdl=pdl)
-            x = self._product(self._gated(hidden, layer.gate_up), layer.down)
+            gated_up = self._gated(hidden, layer.gate_up, adapters, number)
+            x = self._adapted(gated_up, layer.down, adapters, number, "down")
             if layer.post_mlp_norm is not None:
                 x = rms_norm(x, layer.post_mlp_norm, eps, pdl=pdl)
             hidden, _ = add_rms_norm(x, residual, self._following_norms[number], eps, pdl=pdl)
@@ -297,6 +306,11 @@ class DeviceDecoder:
             )  # fmt: skip
         return attended
 
+    def _adapted(self, x: Tensor, matrix: Linear, adapters: AdapterTokens | None, layer: int, name: str) -> Tensor:
+        """A product of a layer, with what the tokens' adapters add to it."""
+        y = self._product(x, matrix)
+        return y if adapters is None else adapters.add(y, x, layer, name)
+
     def _product(self, x: Tensor, matrix: Linear) -> Tensor:
         if len(matrix.segments) == 1:
             return self._segment_product(x, matrix.segments[0], matrix.bias, None)
@@ -315,10 +329,11 @@ class DeviceDecoder:
         y = linear(x, segment.weight, bias, pdl=self._pdl)
         return y if out is None else out.copy_(y)
 
-    def _gated(self, x: Tensor, matrix: Linear) -> Tensor:
+    def _gated(self, x: Tensor, matrix: Linear, adapters: AdapterTokens | None, layer: int) -> Tensor:
         weight = _dense(matrix)
-        if weight is None:
-            return gated(self._product(x, matrix), self.config.activation, pdl=self._pdl)
+        if weight is None or adapters is not None:
+            y = self._adapted(x, matrix, adapters, layer, "gate_up")
+            return gated(y, self.config.activation, pdl=self._pdl)
         return linear_gated(x, weight, self.config.activation, matrix.bias, pdl=self._pdl)
 
 

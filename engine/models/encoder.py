@@ -10,6 +10,7 @@ text is ever continued. Built by `execution.encoder_weights`, called by `executi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from engine.kernels.reference import rotate
 from engine.models.layers import Linear, Rotary
 
 Tensor = torch.Tensor
+MAX_DISTANCE = 128
+"""From here on all distances are one."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class EncoderWeights:
     """[type_vocab_size, hidden_size]"""
     position_embedding: Tensor | None
     """[num_positions, hidden_size]"""
+    relative_bias: Tensor | None
+    """[num_relative_buckets, num_heads]"""
     embedding_norm: LayerNorm
     layers: tuple[EncoderLayer, ...]
     head_dense: Linear | None
@@ -122,9 +127,10 @@ class Encoder:
         """Hidden states: [num_tokens, hidden_size]."""
         x = self._embed(batch)
         mask = batch.mask()
+        bias = self._bias(max(batch.counts), mask)
         angles = None if self.rotary is None else self.rotary.angles(batch.positions)
         for layer in self.weights.layers:
-            x = layer.attention_norm(x + layer.attention_output(self._attend(layer.qkv(x), batch, mask, angles)))
+            x = layer.attention_norm(x + layer.attention_output(self._attend(layer.qkv(x), batch, bias, angles)))
             up = layer.up(x)
             inner = self._activate(up) if layer.gate is None else self._activate(layer.gate(x)).mul_(up)
             x = layer.output_norm(x + layer.down(inner))
@@ -149,8 +155,18 @@ class Encoder:
             x = x + weights.position_embedding[batch.positions + self.config.position_offset]
         return weights.embedding_norm(x)
 
+    def _bias(self, longest: int, mask: Tensor | None) -> Tensor | None:
+        """What attention adds to its scores, for the longest text of the pass; the mask where that is all."""
+        table = self.weights.relative_bias
+        if table is None:
+            return mask
+        positions = torch.arange(longest, device=table.device)
+        buckets = relative_buckets(positions - positions[:, None], self.config.num_relative_buckets)
+        bias = table[buckets].permute(2, 0, 1)[None]  # [1, num_heads, queries, keys]
+        return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+
     def _attend(
-        self, qkv: Tensor, batch: EncoderBatch, mask: Tensor | None, angles: tuple[Tensor, Tensor] | None
+        self, qkv: Tensor, batch: EncoderBatch, bias: Tensor | None, angles: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         """[num_tokens, 3 * hidden_size] -> [num_tokens, hidden_size]"""
         num_texts, longest, hidden = len(batch.counts), max(batch.counts), self.config.hidden_size
@@ -159,15 +175,16 @@ class Encoder:
             turned = [rotate(heads[:, which], *angles) for which in (0, 1)]
             heads = torch.stack([*turned, heads[:, 2]], dim=1)
         grid = heads.reshape(-1, 3 * hidden)
-        if mask is not None:
+        has_gaps = min(batch.counts) < longest
+        if has_gaps:
             # Zeros, not what memory holds: a mask keeps a NaN's weight at 0, and 0 * NaN is NaN.
             spread = grid.new_zeros(num_texts * longest, 3 * hidden)
             spread[batch.slots] = grid
             grid = spread
         q, k, v = grid.view(num_texts, longest, 3, self.config.num_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         rows = attended.transpose(1, 2).reshape(num_texts * longest, hidden)
-        return rows if mask is None else rows[batch.slots]
+        return rows[batch.slots] if has_gaps else rows
 
     def _activate(self, x: Tensor) -> Tensor:
         match self.config.activation:
@@ -181,6 +198,23 @@ class Encoder:
                 return F.silu(x)
 
 
+def relative_buckets(distances: Tensor, num_buckets: int) -> Tensor:
+    """T5's buckets: half for keys before the query, half for those behind it; of each, half for one distance alone, the
+    rest for ranges that grow with it, up to MAX_DISTANCE.
+
+    Args:
+        distances: int64, key's position less the query's.
+        num_buckets: a multiple of 4.
+
+    Source: "Exploring the Limits of Transfer Learning" (arXiv 1910.10683), section 2.1, and its code.
+    """
+    half, exact = num_buckets // 2, num_buckets // 4
+    far = distances.abs()
+    share = (far.clamp(min=1).float() / exact).log() / math.log(MAX_DISTANCE / exact)
+    ranged = (exact + (share * (half - exact)).long()).clamp(max=half - 1)
+    return torch.where(far < exact, far, ranged) + half * (distances > 0)
+
+
 def encoder_activation_bytes(config: EncoderConfig, num_tokens: int, itemsize: int) -> int:
     """What a pass of `num_tokens` holds at its widest, by calculation.
 
@@ -189,4 +223,6 @@ def encoder_activation_bytes(config: EncoderConfig, num_tokens: int, itemsize: i
     """
     attention = 2 * 11 * config.hidden_size
     mlp = (3 if config.row.is_gated else 2) * config.intermediate_size
+    if config.row.has_relative_bias:  # a number for each pair of tokens and each head
+        attention += 2 * config.num_heads * config.max_position_embeddings
     return num_tokens * (4 * config.hidden_size + max(attention, mlp)) * itemsize

@@ -78,6 +78,8 @@ def encoder_plan(names: EncoderNames) -> Iterator[PlannedTensor]:
         yield PlannedTensor(names.name("type_embedding"), (config.type_vocab_size, hidden))
     if not row.is_rotary:
         yield PlannedTensor(names.name("position_embedding"), (config.num_positions, hidden))
+    if row.has_relative_bias:
+        yield PlannedTensor(names.name("relative_bias"), (config.num_relative_buckets, config.num_heads))
     yield from _norm(names, "embedding_norm", None)
     for layer in range(config.num_layers):
         for role in (*names.qkv_roles(layer), "attention_output", *(["gate"] if row.is_gated else []), "up", "down"):

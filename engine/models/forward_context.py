@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.kernels.reference import AttentionPlan
+from engine.models.lora import AdapterTokens
 
 Tensor = torch.Tensor
 
@@ -27,3 +28,5 @@ class ForwardContext:
     """K and V of each layer: [num_blocks, num_kv_heads, block_size, head_dim]."""
     kv_scales: Sequence[tuple[Tensor | None, Tensor | None]]
     """Their scales where they are of 8 bits: float32 [num_blocks, num_kv_heads, block_size]."""
+    adapters: AdapterTokens | None = None
+    """Which tokens have a LoRA adapter; None: none has."""

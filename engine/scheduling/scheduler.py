@@ -165,6 +165,10 @@ class Scheduler:
         seq = self._sequences.get(seq_id)
         return None if seq is None else self._finish(seq, "abort")
 
+    def sequences_with(self, adapter: int) -> list[int]:
+        """Numbers of the sequences that use an adapter."""
+        return [seq.seq_id for seq in self._sequences.values() if seq.adapter == adapter]
+
     def schedule(self) -> ScheduledBatch | None:
         """The next step, or None if nobody can compute anything now: all wait for results, or there is nobody."""
         step = _Step(self._num_steps + 1)

@@ -23,6 +23,7 @@ from engine.text.vocabulary import (
     byte_level_bytes,
     sentencepiece_bytes,
 )
+from modelfiles.named_templates import gguf_chat_template
 
 PREFIX = "tokenizer.ggml."
 ID_KEYS = {
@@ -108,7 +109,6 @@ def tokenizer_parts_from_gguf(values: Mapping[str, Any]) -> TokenizerParts:
     ends = _end_token_ids(vocabulary) | {token_id for token_id in named_ends if token_id is not None}
     if "eos_token" in ids:
         ends.add(ids["eos_token"])
-    template = values.get("tokenizer.chat_template")
     return TokenizerParts(
         encoder=model.build(metadata, vocabulary, ids),
         bos_id=ids.get("bos_token"),
@@ -117,7 +117,7 @@ def tokenizer_parts_from_gguf(values: Mapping[str, Any]) -> TokenizerParts:
         suffix_ids=suffix,
         between_ids=_between(kind, suffix, ids),
         special_tokens={name: vocabulary.tokens[token_id] for name, token_id in ids.items()},
-        chat_template=template if isinstance(template, str) and template else None,
+        chat_template=gguf_chat_template(values),
     )
 
 

@@ -15,6 +15,7 @@ from engine.text.parts import TokenizerParts
 from engine.text.sentencepiece_model import read_sentencepiece_model
 from engine.text.vocabulary import TokenizerError
 from engine.text.word_piece_file import word_piece_json
+from modelfiles.named_templates import joined_templates
 from modelfiles.source import ModelSource
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -104,7 +105,7 @@ def _config_ends(source: ModelSource, num_tokens: int) -> set[int]:
 
 
 def chat_template(source: ModelSource) -> str | None:
-    """The file of its own first, as transformers does; a list of named templates gives its "default".
+    """The file of its own first, as transformers does; of a list of named templates "default" and "tool_use".
 
     Raises:
         SourceError: a file is not UTF-8.
@@ -112,13 +113,13 @@ def chat_template(source: ModelSource) -> str | None:
     """
     text = source.read_text("chat_template.jinja")
     if text:
-        return text
+        return joined_templates(text, source.read_text("additional_chat_templates/tool_use.jinja"))
     config = _read_json(source, "tokenizer_config.json")
     value = config.get("chat_template") or _read_json(source, "chat_template.json").get("chat_template")
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        value = named.get("default") or next(iter(named.values()), None)
-    return value if isinstance(value, str) and value else None
+        return joined_templates(named.get("default") or next(iter(named.values()), None), named.get("tool_use"))
+    return joined_templates(value, None)
 
 
 def _read_json(source: ModelSource, name: str) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def test_a_file_hides_the_model_of_its_name(here: Path) -> None:
     (here / "tale").write_bytes(b"GGUF")
     found = local_files("tale", here)
     assert found is not None
-    assert found.paths == {"tale": here / "tale"}
+    assert found.paths == {"tale.gguf": here / "tale"}
 
 
 def test_a_folder_gives_one_kind_of_weights_and_what_describes_them(here: Path) -> None:
@@ -261,3 +261,60 @@ def test_s06_what_is_no_file_is_refused_at_once(here: Path, kind: str) -> None:
             pytest.skip(f"there is no {kind}")
         with pytest.raises(CliError, match=r"is no regular file|cannot be read: Input/output error"):
             build_request("mine", parse(f"FROM {path}"), here)
+
+
+def names_of(text: str, here: Path) -> dict[str, str]:
+    _, files = build_request("mine", parse(f"FROM tale\n{text}"), here)
+    return {name: str(path.relative_to(here)) for name, path in files["adapters"].paths.items()}
+
+
+def test_what_an_adapter_line_means(here: Path) -> None:
+    """A folder, a GGUF file, safetensors with their configuration beside them, and the blobs that `show` prints."""
+    for folder in ("peft", "other"):
+        (here / folder).mkdir()
+        for name in ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"):
+            (here / folder / name).write_bytes(b"{}" if name.endswith("json") else b"x")
+    (here / "other" / "adapter_model.safetensors").rename(here / "other" / "mine.safetensors")
+    (here / "lora.gguf").write_bytes(b"GGUF")
+    (here / "sha256-1").write_bytes(b"GGUF")
+    (here / "sha256-2").write_bytes(b'{"peft_type": "LORA"}')
+    (here / "sha256-3").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
+    peft = {"adapter_model.safetensors": "peft/adapter_model.safetensors"}
+    peft |= {"adapter_config.json": "peft/adapter_config.json"}
+    assert names_of("ADAPTER ./peft", here) == peft
+    assert names_of("ADAPTER peft/adapter_model.safetensors", here) == peft
+    other = {"adapter_model.safetensors": "other/mine.safetensors", "adapter_config.json": "other/adapter_config.json"}
+    assert names_of("ADAPTER ./other", here) == other
+    assert names_of("ADAPTER sha256-1", here) == {"adapter.gguf": "sha256-1"}
+    blobs = {"adapter_model.safetensors": "sha256-3", "adapter_config.json": "sha256-2"}
+    assert names_of("ADAPTER sha256-2\nADAPTER sha256-3", here) == blobs
+    several = names_of("ADAPTER peft\nADAPTER lora.gguf\nADAPTER sha256-2\nADAPTER sha256-3", here)
+    assert several == {f"1/{name}": path for name, path in peft.items()} | {"2/lora.gguf": "lora.gguf"} | {
+        f"3/{name}": path for name, path in blobs.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("ADAPTER ./empty", "no adapter is in .*empty"),
+        ("ADAPTER ./two", r"holds 2 adapters \(a.gguf, b.gguf\); name the file"),
+        ("ADAPTER lone.safetensors", "there is no adapter_config.json beside"),
+        ("ADAPTER some.json", "followed by no ADAPTER line with the weights"),
+        ("ADAPTER ./none.gguf", "nothing is at .*none.gguf"),
+    ],
+)
+def test_an_adapter_line_that_means_nothing(here: Path, line: str, said: str) -> None:
+    for folder in ("empty", "two"):
+        (here / folder).mkdir()
+    for name in ("two/a.gguf", "two/b.gguf", "lone.safetensors"):
+        (here / name).write_bytes(b"x")
+    (here / "some.json").write_text("{}")
+    with pytest.raises(CliError, match=said):
+        names_of(line, here)
+
+
+def test_a_gguf_blob_can_be_a_models_source(here: Path) -> None:
+    (here / "sha256-1").write_bytes(b"GGUF")
+    _, files = build_request("mine", parse("FROM ./sha256-1"), here)
+    assert list(files["files"].paths) == ["sha256-1.gguf"]

@@ -47,9 +47,9 @@ def prompt(daemon: FakeDaemon, shown: dict[str, Any], tmp_path: Path, root: Path
     }  # fmt: skip
     with ExitStack() as screens:
 
-        def start(*flags: str, columns: int = 80) -> Screen:
+        def start(*flags: str, columns: int = 80, **variables: str) -> Screen:
             command = [sys.executable, "-c", "from cli.main import main; main()", "run", "tale", *flags]
-            screen = screens.enter_context(Screen(tmp_path, command, environ, columns=columns))
+            screen = screens.enter_context(Screen(tmp_path, command, environ | variables, columns=columns))
             screen.wait_for("", ">>> Send a message")
             return screen
 
@@ -161,8 +161,8 @@ def test_markdown_while_it_streams(prompt: Open, daemon: FakeDaemon) -> None:
     daemon.routes["POST", "/api/chat"] = answer(*STORY, thinking="Hm.")
     screen = prompt(columns=30)
     screen.type("Hi" + ENTER)
-    screen.wait_for("return 1\n```\n\n\n>>> Send a message")
-    assert screen.text().split("\n")[1:-3] == [
+    screen.wait_for("return 1\n```\n\n>>> Send a message")
+    assert screen.text().split("\n")[1:-2] == [
         "Thinking...", "Hm.", "...done thinking.", "", "A fox", "", "It is clever, see fox(), 狐狸",
         "在森林里跑。", "", "• one long item of a list", "  1. nested", "", "Name   Count", "────────────",
         "fox       12", "", "```python", "def fox(): return 1", "```",
@@ -173,9 +173,12 @@ def test_markdown_while_it_streams(prompt: Open, daemon: FakeDaemon) -> None:
     assert "\x1b[36mfox()\x1b[39m" in styles
 
 
-def test_markdown_as_it_was_written(prompt: Open, daemon: FakeDaemon) -> None:
+@pytest.mark.parametrize(("flags", "variables"), [(["--nomarkdown"], {}), ([], {"HOB_MARKDOWN": "0"})])
+def test_markdown_as_it_was_written(
+    prompt: Open, daemon: FakeDaemon, flags: list[str], variables: dict[str, str]
+) -> None:
     daemon.routes["POST", "/api/chat"] = answer("Is it **clever**?")
-    screen = prompt("--nomarkdown")
+    screen = prompt(*flags, **variables)
     screen.type("Hi" + ENTER)
     screen.wait_for("Is it **clever**?\n\n" + HINT)
     screen.type("/set markdown" + ENTER)

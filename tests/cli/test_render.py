@@ -122,6 +122,17 @@ def test_what_markdown_holds_back_is_shown_when_the_answer_breaks_off() -> None:
     assert out.getvalue() == "see **this\n"
 
 
+def test_there_is_one_blank_line_behind_an_answer_that_ends_with_a_newline() -> None:
+    for text, rest in (("a\n", "\n"), ("a", "\n\n"), ("|a|\n|-|\n|b|\n", "\n"), ("", "\n\n")):
+        out = Terminal()
+        answer = Answer(out, Display())
+        answer.content(text)
+        before = len(out.getvalue())
+        answer.end()
+        assert out.getvalue()[before:].endswith(rest)
+        assert not out.getvalue()[before:].endswith("\n" + rest)
+
+
 def test_a_note_stands_on_a_line_of_its_own() -> None:
     out = io.StringIO()
     answer = Answer(out, Display())

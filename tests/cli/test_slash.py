@@ -10,7 +10,7 @@ import pytest
 
 from cli.client import Client
 from cli.conversation import Conversation
-from cli.errors import ServerError
+from cli.errors import Incomplete, ServerError
 from cli.slash import Bye, is_command, run_command, word_choices
 from daemon import api
 from modelfiles.parameters import PARAMETERS
@@ -265,6 +265,14 @@ def test_a_turn_sends_all_that_was_said(
 def test_a_failed_turn_leaves_no_trace(talk: Conversation, daemon: FakeDaemon) -> None:
     daemon.routes["POST", "/api/chat"] = [chat("Ho")[0], {"error": "the engine died"}]
     with pytest.raises(ServerError, match="the engine died"):
+        talk.turn("Hi")
+    assert talk.messages == []
+
+
+@pytest.mark.parametrize("pieces", [[], chat("Ho")[:1]])
+def test_a_turn_that_ends_early_leaves_no_trace(talk: Conversation, daemon: FakeDaemon, pieces: list[Any]) -> None:
+    daemon.routes["POST", "/api/chat"] = pieces
+    with pytest.raises(Incomplete, match="before it was complete"):
         talk.turn("Hi")
     assert talk.messages == []
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from engine.client import TokenOutput
 from engine.constraint import Constraint
@@ -115,6 +117,13 @@ class FakeEngine:
         self.paused = asyncio.Event()
         self.closed = asyncio.Event()
         self.death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.adapters: dict[int, dict[str, str]] = {}
+        self.used_adapters: list[int] = []
+        self.num_adapter_loads = 0
+        self.adapter_gate = asyncio.Event()
+        self.adapter_gate.set()
+        self.adapter_error: Exception | None = None
+        self.ready: Ready | None = None
         self.max_context = 256
         self.device = "cpu"
 
@@ -133,7 +142,7 @@ class FakeEngine:
             raise self.load_error
         source = ModelSource({name: Path(path) for name, path in load.files.items()})
         self.tokenizer = Tokenizer.from_source(source)
-        return Ready(
+        self.ready = Ready(
             num_blocks=16,
             block_size=16,
             weights_bytes=1000,
@@ -143,11 +152,33 @@ class FakeEngine:
             dtype="float32",
             load_s=0.0,
         )
+        return self.ready
+
+    async def add_adapter(self, adapter: int, files: Mapping[str, str]) -> Ready:
+        self.num_adapter_loads += 1
+        await self.adapter_gate.wait()
+        if self.adapter_error is not None:
+            raise self.adapter_error
+        assert self.ready is not None
+        self.adapters[adapter] = dict(files)
+        return msgspec.structs.replace(self.ready, weights_bytes=1000 + 100 * len(self.adapters))
+
+    async def remove_adapter(self, adapter: int) -> Ready:
+        del self.adapters[adapter]
+        assert self.ready is not None
+        return msgspec.structs.replace(self.ready, weights_bytes=1000 + 100 * len(self.adapters))
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, constraint: Constraint | None = None
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        adapter: int = 0,
+        constraint: Constraint | None = None,
     ) -> FakeStream:
         assert self.tokenizer is not None
+        assert adapter == 0 or adapter in self.adapters
+        self.used_adapters.append(adapter)
         self.prompts.append(list(prompt_ids))
         self.params.append(params)
         self.constraints.append(constraint)
@@ -161,10 +192,11 @@ class FakeEngine:
         return FakeStream(self, token_ids, len(prompt_ids), answer)
 
     async def embed(
-        self, prompts: Sequence[Sequence[int]], *, normalize: bool = True, dimensions: int = 0
+        self, prompts: Sequence[Sequence[int]], *, normalize: bool = True, dimensions: int = 0, adapter: int = 0
     ) -> list[bytes]:
         """Vectors that tell what was asked: the number of tokens, the first one, whether they were to have length 1."""
         await self._take_texts(prompts)
+        self.used_adapters.append(adapter)
         self.embeds.append((normalize, dimensions))
         return [struct.pack("<3f", len(prompt), prompt[0], normalize)[: 4 * dimensions or 12] for prompt in prompts]
 

@@ -352,6 +352,7 @@ PDF = {"type": "document", "source": {"type": "base64", "media_type": "applicati
         ({"max_tokens": "many"}, 400, "field max_tokens: expected int, got str"),
         ({"max_tokens": None}, 400, "field max_tokens: expected int, got null"),
         ({"messages": []}, 400, "messages is empty"),
+        ({"messages": HELLO * 50_001}, 400, "messages has 50001 messages; 50000 are allowed"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, 'messages[0]: the role "tool" is not one of'),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, 400, "messages[0].content[0] is an image"),
         ({"messages": [{"role": "user", "content": [PDF]}]}, 400, 'a document of the type "base64"'),

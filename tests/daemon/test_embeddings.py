@@ -14,7 +14,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from daemon.creation import check_source
-from daemon.embedding import MAX_INPUTS, SLICE_INPUTS, longest_first
+from daemon.embedding import MAX_INPUTS, SLICE_INPUTS, SLICE_TOKENS, slice_ends
+from daemon.embedding_inputs import longest_first
 from engine.errors import EngineDied, RequestFailed
 from modelfiles.source import ModelSource
 from registry.store import Store
@@ -124,6 +125,14 @@ async def test_many_inputs_go_in_slices_and_come_back_in_their_order(world: Worl
     reply = await embed(world, input=inputs)
     assert [vector[0] for vector in reply["embeddings"]] == [3.0 + number % 7 for number in range(len(inputs))]
     assert world.engine.num_embed_calls == 4
+
+
+def test_a_slice_has_neither_too_many_texts_nor_too_many_tokens() -> None:
+    assert slice_ends([]) == []
+    assert slice_ends([1] * SLICE_INPUTS) == [(0, SLICE_INPUTS)]
+    assert slice_ends([1] * (SLICE_INPUTS + 1)) == [(0, SLICE_INPUTS), (SLICE_INPUTS, SLICE_INPUTS + 1)]
+    half = SLICE_TOKENS // 2
+    assert slice_ends([half, half, 1, 3 * half, 1, half]) == [(0, 2), (2, 3), (3, 4), (4, 6)]
 
 
 async def test_the_old_route_gives_the_vector_as_the_model_makes_it(world: World) -> None:

@@ -84,3 +84,11 @@ async def test_a_template_that_refuses_system_messages_gets_none(world: World, t
     response = await world.post("/api/chat", model="strict", messages=[system, {"role": "assistant", "content": "x"}])
     assert response.status_code == 400
     assert response.json() == {"error": "the chat template refuses the conversation: System role not supported"}
+
+
+async def test_a_renderer_without_a_template_is_told_when_the_model_is_used(world: World, tmp_path: Any) -> None:
+    write_tiny_model(tmp_path / "bare", chat_template="", seed=6)
+    add_model(world.store, "bare", tmp_path / "bare", renderer="qwen3.5")
+    response = await world.post("/api/chat", model="bare", messages=USER)
+    assert response.status_code == 400
+    assert response.json()["error"].startswith('the model names the renderer "qwen3.5", which Hob does not have')

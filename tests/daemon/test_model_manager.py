@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 
 import pytest
 
 from daemon.errors import ServerBusy, ShuttingDown
 from daemon.model_manager import ManagerConfig
 from engine.errors import EngineDied, LoadFailed
+from registry.manifest import ADAPTER, Layer, Manifest
 from registry.name import ModelName
 from registry.stored_model import StoredModel
 from tests.daemon.conftest import World
@@ -277,3 +279,117 @@ async def test_close_ends_loads_and_refuses_more(world: World) -> None:
         await use(world, "tiny")
     with pytest.raises(ShuttingDown):
         world.manager.queue()
+
+
+# ---- adapters
+
+
+async def create_adapted(world: World, name: str, adapter: str, base: str = "tiny") -> StoredModel:
+    """A model over `base` with an adapter of its own; the fake engine does not look into it."""
+    parent = await stored(world, base)
+    digest = world.store.write_blob([adapter.encode()])
+    layer = Layer(ADAPTER, digest, len(adapter.encode()))
+    world.store.write_manifest(
+        ModelName.parse(name), Manifest(parent.manifest.config, (*parent.manifest.layers, layer))
+    )
+    return await stored(world, name)
+
+
+async def test_adapters_share_the_worker_of_their_base(world: World) -> None:
+    one, two = await create_adapted(world, "one", "a"), await create_adapted(world, "two", "b")
+    same = await create_adapted(world, "same", "a")
+    numbers = {}
+    for model in (await stored(world, "tiny"), one, two, same):
+        async with world.manager.acquire(model) as held:
+            numbers[model.name.model] = held.adapter
+    assert numbers == {"tiny": 0, "one": 1, "two": 2, "same": 1}
+    assert len(world.engines) == 1
+    paths = {number: [*files.values()] for number, files in world.engine.adapters.items()}
+    assert paths == {n: [str(m.adapter_files["adapter.gguf"])] for n, m in ((1, one), (2, two))}
+    assert {row.size_bytes for row in world.manager.running()} == {1000 + 200 + 24}
+
+
+async def test_an_adapter_goes_with_the_last_name_that_has_it(world: World) -> None:
+    await use(world, "tiny")
+    models = [await create_adapted(world, name, text) for name, text in (("one", "a"), ("same", "a"), ("two", "b"))]
+    for model in models:
+        async with world.manager.acquire(model):
+            pass
+    await world.manager.unload(models[0].name)
+    assert set(world.engine.adapters) == {1, 2}
+    async with world.manager.acquire(models[1]):
+        await world.manager.unload(models[1].name)
+        assert set(world.engine.adapters) == {1, 2}, "somebody still uses it"
+    await until(lambda: set(world.engine.adapters) == {2})
+    assert world.manager.running()[0].size_bytes == 1000 + 100 + 24
+    async with world.manager.acquire(models[0]) as held:
+        assert held.adapter == 3, "a number is never given twice"
+
+
+async def test_a_name_created_anew_with_another_adapter(world: World) -> None:
+    async with world.manager.acquire(await create_adapted(world, "mine", "a")) as old:
+        async with world.manager.acquire(await create_adapted(world, "mine", "b")) as new:
+            assert (old.adapter, new.adapter) == (1, 2)
+        assert set(world.engine.adapters) == {1, 2}
+    await until(lambda: set(world.engine.adapters) == {2})
+    assert len(world.engines) == 1
+
+
+async def test_a_name_created_anew_while_its_base_is_loaded(world: World) -> None:
+    """Who came first gets the adapter that the name had then."""
+    world.prepare = lambda engine: engine.load_gate.clear()
+    paths = []
+
+    async def hold(model: StoredModel) -> None:
+        async with world.manager.acquire(model) as held:
+            paths.append([*world.engine.adapters[held.adapter].values()] == [str(model.adapter_files["adapter.gguf"])])
+
+    tasks = [asyncio.create_task(hold(await create_adapted(world, "mine", text))) for text in ("a", "b")]
+    await until(lambda: bool(world.engines) and bool(world.engine.loads))
+    world.engine.load_gate.set()
+    await asyncio.gather(*tasks)
+    assert paths == [True, True]
+
+
+async def test_callers_share_one_load_of_an_adapter(world: World) -> None:
+    world.prepare = lambda engine: engine.adapter_gate.clear()
+    model = await create_adapted(world, "mine", "a")
+
+    async def hold() -> int:
+        async with world.manager.acquire(model) as held:
+            return held.adapter
+
+    tasks = [asyncio.create_task(hold()) for _ in range(5)]
+    await until(lambda: bool(world.engines) and world.engine.num_adapter_loads == 1)
+    tasks[0].cancel()  # who leaves does not end what others wait for
+    world.engine.adapter_gate.set()
+    assert [await task for task in tasks[1:]] == [1, 1, 1, 1]
+    assert world.engine.num_adapter_loads == 1
+
+
+async def test_an_adapter_that_cannot_be_loaded_leaves_the_base_alone(world: World) -> None:
+    await use(world, "tiny")
+    world.engine.adapter_error = LoadFailed("the adapter is of another model", "invalid")
+    model = await create_adapted(world, "mine", "a")
+    with pytest.raises(LoadFailed, match="of another model"):
+        async with world.manager.acquire(model):
+            pass
+    assert loaded(world) == ["tiny"]
+    world.engine.adapter_error = None
+    async with world.manager.acquire(model) as held:
+        assert held.adapter == 2
+    assert len(world.engines) == 1
+
+
+async def test_requests_name_their_models_adapter(world: World) -> None:
+    await create_adapted(world, "mine", "a")
+    for name in ("tiny", "mine"):
+        await world.post("/api/generate", model=name, prompt="Hello", stream=False)
+    await world.post("/api/embed", model="mine", input="Hello")
+    assert world.engine.used_adapters == [0, 1, 1]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not condition():
+            await asyncio.sleep(0)

@@ -405,17 +405,50 @@ async def test_an_error_after_it_is_an_event(world: World) -> None:
     assert json.loads(last.data)["error"]["message"] == "the model failed while it computed"
 
 
+# ---- constraints
+
+
 async def test_constraints_reach_the_engine(world: World) -> None:
     await chat(world, response_format={"type": "text"})
     await chat(world, response_format={"type": "json_object"})
     await chat(world, options={"regex": "[ab]"})
+    await chat(world, tools=[TOOL])
     await chat(world, tools=[TOOL], tool_choice="required")
-    kinds = [constraint and constraint.kind for constraint in world.engine.constraints]
-    assert kinds == [None, "json", "regex", "lark"]
+    await chat(world, tools=[TOOL, OTHER], tool_choice=NAMED, n=2)
+    told = [constraint and constraint.kind for constraint in world.engine.constraints]
+    assert told == [None, "json", "regex", None, "lark", "lark", "lark"]
+    required, named, _ = [constraint.value for constraint in world.engine.constraints[-3:] if constraint]
+    assert "get_weather" in required
+    assert "get_time" in named
+    assert "get_weather" not in named
+
+
+WRONG: dict[str, Any] = {"type": "object", "properties": {"x": {"type": "string", "pattern": "("}}}
+STRICT = {"type": "function", "function": {"name": "f", "strict": True, "parameters": WRONG}}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": WRONG}}},
+            "response_format",
+        ),
+        ({"options": {"regex": "("}}, "options.regex"),
+        ({"options": {"grammar": "start: ("}}, "options.grammar"),
+        ({"options": {"grammar": "root ::= ("}}, "options.grammar"),
+        ({"tools": [STRICT], "tool_choice": "required"}, "tools"),
+    ],
+)
+async def test_what_cannot_be_enforced_is_refused(world: World, body: dict[str, Any], param: str) -> None:
+    for count in (1, 2):
+        error = await error_of(world, 400, "/v1/chat/completions", messages=USER, n=count, **body)
+        assert (error["param"], error["type"]) == (param, "invalid_request_error")
 
 
 async def test_a_schema_that_cannot_be_enforced_is_refused_and_named(world: World) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array", "uniqueItems": True}}}
     error = await error_of(world, 400, "/v1/chat/completions", messages=USER, response_format=schema)
+    assert error["param"] == "response_format"
     assert 'uses "uniqueItems", which cannot be enforced' in error["message"]
     assert not world.engines

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import struct
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import ollama
+import openai
 import pytest
 import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
@@ -150,6 +154,31 @@ def test_openai_s_shape(daemon: Daemon, bert: tuple[str, list[list[float]], list
         assert list(vector) == pytest.approx(expected[index], abs=1e-5)
     plain = post(daemon, "/v1/embeddings", model=name, input=TEXTS[0])["data"][0]["embedding"]
     assert plain == pytest.approx(expected[0], abs=1e-5)
+
+
+def test_openai_s_client_reads_both_encodings(daemon: Daemon, bert: tuple[str, list[list[float]], list[int]]) -> None:
+    name, expected, num_tokens = bert
+    with openai.OpenAI(base_url=f"{daemon.base_url}/v1", api_key="any", max_retries=0) as client:
+        default = client.embeddings.create(model=name, input=TEXTS)  # the client asks for base64 by itself
+        plain = client.embeddings.create(model=name, input=TEXTS, encoding_format="float")
+        cut = client.embeddings.create(model=name, input=TEXTS[0], dimensions=8)
+        with pytest.raises(openai.BadRequestError, match="invalid input"):
+            client.embeddings.create(model=name, input=[])
+        with pytest.raises(openai.NotFoundError):
+            client.embeddings.create(model="nope", input="x")
+    for reply in (default, plain):
+        assert reply.usage.total_tokens == sum(num_tokens)
+        for entry, wanted in zip(reply.data, expected, strict=True):
+            assert entry.embedding == pytest.approx(wanted, abs=1e-5)
+    assert len(cut.data[0].embedding) == 8
+
+
+def test_hob_run_prints_a_vector(daemon: Daemon, bert: tuple[str, list[list[float]], Any]) -> None:
+    name, expected, _ = bert
+    words = [sys.executable, "-c", "from cli.main import main; main()", "run", name, TEXTS[0]]
+    done = subprocess.run(words, env=daemon.environ, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == pytest.approx(expected[0], abs=1e-5)
 
 
 def test_documents_are_ranked_as_transformers_ranks_them(daemon: Daemon, ranker: tuple[str, list[float]]) -> None:

@@ -236,6 +236,26 @@ def test_a_tool_made_of_a_class(client: openai.OpenAI, tale: str) -> None:
     assert call.function.parsed_arguments == GetWeather(city="Paris")
 
 
+def test_a_tool_that_must_be_called_is(client: openai.OpenAI, tale: str) -> None:
+    named: Any = {"type": "function", "function": {"name": "get_weather"}}
+    for choice in ("required", named):
+        reply: Any = client.chat.completions.create(
+            model=tale, messages=STORY, tools=[WEATHER], tool_choice=choice, max_tokens=200, **THOUGHTLESS
+        )
+        assert reply.choices[0].finish_reason == "tool_calls"
+        assert {call.function.name for call in reply.choices[0].message.tool_calls} == {"get_weather"}
+    response = client.responses.create(
+        model=tale,
+        input="Tell me a story about a fox.",
+        tools=[WEATHER_FUNCTION],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_output_tokens=200,
+        temperature=0,
+    )
+    assert [item.type for item in response.output if item.type != "reasoning"] == ["function_call"]
+
+
 def test_structured_output(client: openai.OpenAI, tale: str) -> None:
     parsed = client.chat.completions.parse(model=tale, messages=STORY, response_format=Animal, **THOUGHTLESS)
     assert isinstance(parsed.choices[0].message.parsed, Animal)

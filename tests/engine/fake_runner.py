@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.embedding_queue import TextJob
@@ -26,6 +26,11 @@ EMPTY = hashlib.blake2b(b"", digest_size=8).digest()
 def extend_hash(before: bytes, token_id: int) -> bytes:
     """Hash of a text that is one token longer."""
     return hashlib.blake2b(before + token_id.to_bytes(8, "little"), digest_size=8).digest()
+
+
+def beginning(adapter: int) -> bytes:
+    """Hash of the empty text: what an adapter computes is of no use to another."""
+    return EMPTY if adapter == 0 else extend_hash(EMPTY, adapter)
 
 
 def next_token(text: bytes, seed: int, generation: int, vocab_size: int) -> int:
@@ -95,7 +100,11 @@ class FakeRunner:
     num_unprepared: int = 0
     """Calls of `prepare` that find something to do."""
 
+    max_adapter_files: int = 2
+    """Adapters of more files fit only where no KV cache is."""
+
     def __post_init__(self) -> None:
+        self.adapters: dict[int, dict[str, str]] = {}
         self.rows: dict[int, Row] = {}
         self.slots: list[dict[int, list[bytes | None]]] = [{} for _ in self.windows]
         self.has_kv_cache = True
@@ -114,6 +123,24 @@ class FakeRunner:
             dtype="none",
             load_s=0.0,
         )
+
+    def has_adapter(self, adapter: int) -> bool:
+        return adapter in (0, *self.adapters)
+
+    def has_room_for(self, files: Mapping[str, str]) -> bool:
+        return len(files) <= self.max_adapter_files
+
+    def add_adapter(self, adapter: int, files: Mapping[str, str]) -> None:
+        assert adapter > 0
+        assert adapter not in self.adapters
+        assert not self.has_kv_cache or self.has_room_for(files)
+        if "broken" in files:
+            raise ValueError("the adapter is of another model")
+        self.adapters[adapter] = dict(files)
+
+    def remove_adapter(self, adapter: int) -> None:
+        assert not self.in_flight
+        self.adapters.pop(adapter, None)
 
     def prepare(self) -> bool:
         assert not self.in_flight
@@ -190,10 +217,11 @@ class FakeRunner:
     def _admit(self, batch: ScheduledBatch) -> None:
         for admission in batch.admitted:
             assert 0 <= admission.row < self.max_num_seqs
+            assert self.has_adapter(admission.adapter), "a sequence runs with an adapter that is not there"
             for handle in self.in_flight:
                 assert admission.row not in handle.rows, "a row is given away while a launched step uses it"
             hashes = []
-            text = EMPTY
+            text = beginning(admission.adapter)
             for token_id in admission.token_ids:
                 hashes.append(text := extend_hash(text, token_id))
             self.rows[admission.row] = Row(
@@ -267,13 +295,18 @@ def _allowed(masks: TokenMasks | None, vocab_size: int) -> dict[int, list[int]]:
 
 
 def expected_output(
-    prompt_ids: list[int], params: SamplingParams, *, vocab_size: int = 50, max_context: int = 4096
+    prompt_ids: list[int],
+    params: SamplingParams,
+    *,
+    vocab_size: int = 50,
+    max_context: int = 4096,
+    adapter: int = 0,
 ) -> tuple[list[int], str]:
     """What a prompt run alone yields: its tokens and finish_reason, by a plain loop without blocks or batches."""
     token_ids, origin, output = list(prompt_ids), len(prompt_ids), []
     limit = min(max_context, params.max_context or max_context)
     while params.max_tokens is None or len(output) < params.max_tokens:
-        text = EMPTY
+        text = beginning(adapter)
         for token_id in token_ids:
             text = extend_hash(text, token_id)
         token_id = next_token(text, params.seed, len(token_ids) - origin, vocab_size)

@@ -533,3 +533,61 @@ def test_a_worker_that_dies_ends_the_call(run: Callable[..., None]) -> None:
             await call
 
     run(test, hang_at_text=[7])
+
+
+# ---- adapters
+
+
+def test_adapters_come_and_go_while_others_generate(run: Callable[..., None]) -> None:
+    async def test(engine: EngineClient) -> None:
+        params = SamplingParams(max_tokens=30, seed=1)
+        streams = [engine.submit([1, 2, 3], params)]
+        assert (await engine.add_adapter(1, {"adapter.gguf": "a"})).num_blocks == 64
+        await engine.add_adapter(2, {"adapter.gguf": "b"})
+        streams += [engine.submit([1, 2, 3], params, adapter=adapter) for adapter in (1, 2, 0)]
+        outputs = await asyncio.gather(*map(collect, streams))
+        expected = [expected_output([1, 2, 3], params, adapter=adapter) for adapter in (0, 1, 2, 0)]
+        assert outputs == expected
+        assert len({tuple(token_ids) for token_ids, _ in outputs}) == 3
+        with pytest.raises(RequestFailed, match="there is no adapter 3; AddAdapter must come before a request"):
+            await collect(engine.submit([1], params, adapter=3))
+        with pytest.raises(RequestFailed, match="there is no adapter 3"):
+            await engine.embed([[1]], adapter=3)
+        assert len(await engine.embed([[1]], adapter=2)) == 1
+        with pytest.raises(LoadFailed, match="the adapter is of another model"):
+            await engine.add_adapter(3, {"broken": "c"})
+        endless = engine.submit([4], FOREVER, adapter=2)
+        await anext(endless)
+        await engine.remove_adapter(2)
+        assert (await collect(endless))[1] == "abort"
+        assert await collect(engine.submit([1, 2, 3], params, adapter=1)) == expected[1]
+        await wait_until_idle(engine)
+
+    run(test)
+
+
+@pytest.mark.parametrize("files", [["a", "b", "c"], ["a", "b", "broken"]], ids=["fits", "is broken"])
+def test_room_for_an_adapter_is_made_of_the_cache(run: Callable[..., None], files: list[str]) -> None:
+    """Sequences that run meanwhile start over in a new cache, and nobody sees it."""
+
+    async def test(engine: EngineClient) -> None:
+        stream = engine.submit([5, 6], FOREVER)
+        got = (await anext(stream)).token_ids
+        adding = engine.add_adapter(1, dict.fromkeys(files, ""))
+        if "broken" in files:
+            with pytest.raises(LoadFailed, match="of another model"):
+                await adding
+        else:
+            await adding
+            short = SamplingParams(max_tokens=5)
+            output = await collect(engine.submit([5, 6], short, adapter=1))
+            assert output == expected_output([5, 6], short, adapter=1)
+        assert (await engine.stats()).num_preemptions > 0
+        known = len(got)
+        while len(got) <= known + 10:  # some come from before
+            got += (await anext(stream)).token_ids
+        await stream.aclose()
+        params = msgspec.structs.replace(FOREVER, max_tokens=len(got))
+        assert got == expected_output([5, 6], params)[0]
+
+    run(test)

@@ -23,6 +23,7 @@ from engine.messages import (
     LENGTH,
     MAX_FRAME_BYTES,
     Abort,
+    AddAdapter,
     Embed,
     Embedded,
     Failed,
@@ -252,6 +253,8 @@ def test_an_encoder_embeds_and_does_not_generate(start: Callable[..., Worker]) -
     for message, answer in ((Sleep(), Stats), (Wake(), Ready), (Resize(), Ready), (GetStats(), Stats)):
         worker.send(message)
         assert isinstance(worker.receive(), answer)
+    worker.send(AddAdapter(adapter=1, files={"a.gguf": "a"}))
+    assert "this one is an encoder" in receive_until(worker, Failed).error
     worker.send(Embed(request_id=5, prompts=[[1, 2]]))
     assert worker.receive() == Embedded(request_id=5, vectors=[struct.pack("<2f", 2, 1)])
 

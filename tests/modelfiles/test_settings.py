@@ -54,6 +54,8 @@ def test_empty_counts_as_unset_and_quotes_are_trimmed(tmp_path: Path) -> None:
         ({"OLLAMA_DEBUG": "true"}, "debug", 1),
         ({"OLLAMA_DEBUG": "2"}, "debug", 2),
         ({"OLLAMA_NOHISTORY": "1"}, "history", False),
+        ({}, "markdown", True),
+        ({"HOB_MARKDOWN": "0"}, "markdown", False),
         ({"OLLAMA_NOHISTORY": "1", "HOB_HISTORY": "1"}, "history", True),
         ({"OLLAMA_NOPRUNE": "yes"}, "prune", False),
         ({"OLLAMA_KV_CACHE_TYPE": "Q8_0"}, "kv_cache_type", "q8_0"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from modelfiles.adapter_files import group_adapters
 from modelfiles.parser import parse
 from modelfiles.source import ModelSource
 from registry.create import CreateRequest, CreateStatus, QuantizeModel, QuantizeOrder, create_model
@@ -125,15 +126,49 @@ def test_from_shards_and_a_projector(store: Store, tmp_path: Path) -> None:
 def test_adapters(store: Store, parent: StoredModel, tmp_path: Path) -> None:
     lora = gguf_bytes(tmp_path, LORA)
     model = make(store, from_name=name("parent"), adapters=upload(store, {"lora.gguf": lora}))
-    assert model.adapter is not None
-    assert model.adapter.files["adapter.gguf"].read_bytes() == lora
+    assert model.adapter_files["adapter.gguf"].read_bytes() == lora
     assert model.source.files == parent.source.files
     files = {"adapter_model.safetensors": safetensors_bytes(), "adapter_config.json": b"{}"}
-    request = CreateRequest(name("m"), from_name=name("m"), adapters=upload(store, files))
+    request = CreateRequest(name("m"), from_name=name("m"), adapters=upload(store, files | {"README.md": b"no"}))
     assert next(create_model(store, request)).status == "parsing safetensors"
     model = make(store, from_name=name("m"), adapters=upload(store, files))
-    assert model.adapter is not None
-    assert sorted(model.adapter.files) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(model.adapter_files) == ["adapter_config.json", "adapter_model.safetensors"]
+    child = make(store, "child", from_name=name("m"))
+    assert child.adapter_files == model.adapter_files, "a child that brings none keeps its parent's"
+
+
+def test_several_adapters(store: Store, parent: StoredModel, tmp_path: Path) -> None:
+    peft = {"adapter_model.safetensors": safetensors_bytes(), "adapter_config.json": b"{}"}
+    files = {f"{n}/{file}": data for n in (1, 2) for file, data in peft.items()}
+    files |= {"3/a.gguf": gguf_bytes(tmp_path, LORA), "4/a.gguf": gguf_bytes(tmp_path, LORA, "other")}
+    model = make(store, from_name=name("parent"), adapters=upload(store, files))
+    assert [[*names] for names in group_adapters(model.adapter_files)] == [
+        ["adapter-00001-of-00002.gguf"],
+        ["adapter-00002-of-00002.gguf"],
+        *[["adapter_config.json", "adapter_model.safetensors"]] * 2,
+    ]
+
+
+def test_an_adapter_is_checked_against_the_weights_it_is_for(store: Store, parent: StoredModel, tmp_path: Path) -> None:
+    seen = []
+
+    def check(base: ModelSource, adapter: ModelSource) -> None:
+        seen.append((base.files, [*adapter.files]))
+        if "adapter_config.json" in adapter.files:
+            raise ValueError("it is for another model")
+
+    lora = upload(store, {"1/lora.gguf": gguf_bytes(tmp_path, LORA)})
+    peft = upload(store, {"adapter_model.safetensors": safetensors_bytes(), "adapter_config.json": b"{}"})
+    before = snapshot(store)
+    request = CreateRequest(name("m"), from_name=name("parent"), adapters=lora | peft)
+    with pytest.raises(CreateError, match="it is for another model"):
+        list(create_model(store, request, check_adapter=check))
+    assert snapshot(store) == before
+    names = [["lora.gguf"], ["adapter_config.json", "adapter_model.safetensors"]]
+    assert seen == [(parent.files, one) for one in names]
+    request = CreateRequest(name("m"), files=upload(store, {"x.gguf": gguf_bytes(tmp_path)}), adapters=lora)
+    list(create_model(store, request, check_adapter=check))
+    assert [*seen[-1][0].values()] == [*store.get(name("m")).files.values()], "weights that came with it"
 
 
 def test_a_draft_model_is_kept(store: Store, parent: StoredModel, tmp_path: Path) -> None:
@@ -233,7 +268,9 @@ def refusals(folder: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, byte
     yield "adapter as model", {}, {"m.gguf": gguf_bytes(folder, LORA)}, {}, "m.gguf is a LoRA adapter"
     yield "model as adapter", child, {}, {"m.gguf": gguf}, "m.gguf is no LoRA adapter"
     lora = gguf_bytes(folder, LORA)
-    yield "two adapters", child, {}, {"a.gguf": lora, "b.gguf": lora}, "only one adapter is currently supported"
+    yield "an adapter and none", child, {}, {"a.gguf": lora, "b.gguf": gguf}, "b.gguf is no LoRA adapter"
+    yield "no adapter at all", child, {}, {"README.md": b"hello"}, "unknown type"
+    yield "config without adapter", child, {}, {"1/adapter_config.json": b"{}"}, "no adapter's weights beside 1/adapter"
     yield "adapter without config", child, {}, {"adapter_model.safetensors": safetensors_bytes()}, "adapter_config.json"
     yield "two models", child, {"m.gguf": gguf}, {}, "'from' names a model that has its own"
     yield "safetensors without config", {}, {"model.safetensors": safetensors_bytes()}, {}, "config.json"

@@ -10,7 +10,7 @@ import pytest
 
 from registry import model_files
 from registry.errors import CreateError
-from registry.model_files import ADAPTER_WEIGHTS, check_name, check_safetensors, select, sort_gguf
+from registry.model_files import check_name, check_safetensors, select, sort_gguf
 from tests.registry.weights import LLAMA, LORA, PROJECTOR, gguf_bytes, safetensors_bytes, write_files
 
 
@@ -69,14 +69,10 @@ def test_one_kind_of_weights_and_what_describes_them(names: list[str], chosen: l
     assert list(select(reversed(names))) == chosen
 
 
-def test_an_adapter_has_other_names() -> None:
-    names = ["adapter_model.safetensors", "adapter_config.json", "README.md"]
-    assert select(names, ADAPTER_WEIGHTS) == ("adapter_model.safetensors", "adapter_config.json")
-    with pytest.raises(CreateError, match="unknown type"):
-        select(names)
-
-
-@pytest.mark.parametrize("names", [[], ["README.md"], ["config.json", "weights.safetensors"]])
+@pytest.mark.parametrize(
+    "names",
+    [[], ["README.md"], ["config.json", "weights.safetensors"], ["adapter_model.safetensors", "adapter_config.json"]],
+)
 def test_no_weights_is_an_unknown_type(names: list[str]) -> None:
     with pytest.raises(CreateError, match=r"unknown type: there are no .gguf files"):
         select(names)

@@ -93,8 +93,7 @@ def test_a_model_says_what_its_layers_say(store: Store) -> None:
     assert model.capabilities == ("tools",)
     assert sorted(model.source.files) == ["model-00001-of-00002.gguf", "model-00002-of-00002.gguf"]
     assert [path.read_bytes() for path in model.source.gguf_files] == [b"first", b"second"]
-    assert model.adapter is not None
-    assert model.adapter.files["adapter.gguf"].read_bytes() == b"lora"
+    assert model.adapter_files["adapter.gguf"].read_bytes() == b"lora"
     assert [path.read_bytes() for path in model.projectors] == [b"projector"]
     assert model.template == "{{ .Prompt }}"
     assert model.params == {"stop": ["a", "b"], "temperature": 0.5}
@@ -118,7 +117,7 @@ def test_a_stub_without_weights_is_listed_and_cannot_be_loaded(store: Store) -> 
     config = Layer(CONFIG_MEDIA_TYPE, store.write_blob([b'{"remote_host":"https://example.com"}']), 37)
     store.write_manifest(name("far:cloud"), Manifest(config, ()))
     [model] = store.list()
-    assert model.adapter is None
+    assert not model.adapter_files
     with pytest.raises(SourceError, match="no weights"):
         model.source  # noqa: B018
 

@@ -31,6 +31,7 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "roberta": ("RobertaConfig", "RobertaModel", SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
     "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaModel", SIZES | {"type_vocab_size": 1, "pad_token_id": 1}),
     "distilbert": ("DistilBertConfig", "DistilBertModel", DISTIL),
+    "mpnet": ("MPNetConfig", "MPNetModel", SIZES | {"max_position_embeddings": 300, "pad_token_id": 1}),
     "nomic": ("NomicBertConfig", "NomicBertModel", SIZES),
 }
 RANKERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -39,6 +40,7 @@ RANKERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "XLMRobertaConfig", "XLMRobertaForSequenceClassification", SIZES | {"type_vocab_size": 1, "pad_token_id": 1},
     ),
     "distilbert": ("DistilBertConfig", "DistilBertForSequenceClassification", DISTIL),
+    "mpnet": ("MPNetConfig", "MPNetForSequenceClassification", SIZES | {"pad_token_id": 1}),
 }  # fmt: skip
 
 

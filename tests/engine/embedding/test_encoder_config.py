@@ -67,6 +67,7 @@ def test_defaults_are_bert_s() -> None:
             "the model tells 3 classes apart",
         ),
         (BERT | {"architectures": ["BertForSequenceClassification"]}, "the model tells 2 classes apart"),
+        ({"architectures": ["MPNetModel"], "relative_attention_num_buckets": 30}, "is 30; it must be a multiple of 4"),
         ({"architectures": ["LlamaForCausalLM"]}, "architectures in config.json names no encoder"),
     ],
 )

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from engine.encoder_config import EncoderConfig
-from engine.execution.errors import ModelTooLarge, Unsupported, WeightsError
+from engine.execution.errors import ModelTooLarge, WeightsError
 from modelfiles.source import ModelSource
 from tests.engine.embedding.encoders import (
     ENCODERS,
@@ -36,6 +36,13 @@ def test_vectors_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(vectors_of(runner, texts), expected, atol=TOLERANCE, rtol=TOLERANCE)
     alone = torch.cat([vectors_of(runner, [text]) for text in texts])
     torch.testing.assert_close(vectors_of(runner, texts), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_distances_of_all_lengths_are_told_as_transformers_tells_them(tmp_path: Path) -> None:
+    model = make_encoder(ENCODERS["mpnet"], tmp_path)
+    runner, texts = load_encoder(tmp_path), random_texts(298, 150)
+    expected = torch.stack([hidden_states(model, text).mean(0) for text in texts])
+    torch.testing.assert_close(vectors_of(runner, texts), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", RANKERS)
@@ -115,8 +122,6 @@ def test_what_a_load_refuses(tmp_path: Path) -> None:
     make_encoder(ENCODERS["bert"], tmp_path)
     with pytest.raises(ModelTooLarge, match=r"the model needs .* MiB but 0\.1 MiB are free"):
         load_encoder(tmp_path, budget_bytes=100_000)
-    with pytest.raises(Unsupported, match="1 adapters were given, but Hob applies none to models that embed"):
-        load_encoder(tmp_path, adapters=["a.gguf"])
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
     with pytest.raises(WeightsError, match=r'tensor "encoder\.layer\.3\.attention\.self\.query\.weight" of shape'):

@@ -132,13 +132,14 @@ def test_roberta_counts_positions_from_the_first_row(tmp_path: Path) -> None:
     torch.testing.assert_close(vectors_of(load_encoder(path), texts), vectors_of(load_encoder(tmp_path / "hub"), texts))
 
 
-def test_a_ranker_gives_the_scores_of_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooling_type", [4, 0])
+def test_a_ranker_gives_the_scores_of_transformers(pooling_type: int, tmp_path: Path) -> None:
     model = make_encoder(RANKERS["xlm-roberta"], tmp_path / "hub", num_labels=1)
     path = tmp_path / "model.gguf"
     tensors = without_padding_rows(
         tensors_of(model, XLM, GGMLType.F32), model.roberta.embeddings.position_embeddings.weight
     )
-    write_gguf(path, metadata(model.config, context_length=58, pooling_type=4), tensors)
+    write_gguf(path, metadata(model.config, context_length=58, pooling_type=pooling_type), tensors)
     runner, texts = load_encoder(path), random_texts(9, 12, 30)
     assert runner.gives_scores
     assert capabilities_of(runner.config) == {"rerank"}

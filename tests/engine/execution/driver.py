@@ -49,12 +49,13 @@ class Driver:
         token_ids: Sequence[int],
         params: SamplingParams = GREEDY,
         origin: int = -1,
+        adapter: int = 0,
         *,
         is_constrained: bool = False,
     ) -> None:
         self.release(row)
         origin = len(token_ids) if origin < 0 else origin
-        admission = Admission(row, 100 + row, list(token_ids), origin, params, is_constrained=is_constrained)
+        admission = Admission(row, 100 + row, list(token_ids), origin, params, adapter, is_constrained)
         self.admitted.append(admission)
         self.known[row], self.computed[row], self.num_blocks[row], self.owned[row] = len(token_ids), 0, 0, []
 
@@ -104,11 +105,16 @@ class Driver:
                 return logits[0]
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], num_tokens: int, params: Sequence[SamplingParams] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_tokens: int,
+        params: Sequence[SamplingParams] | None = None,
+        adapters: Sequence[int] | None = None,
     ) -> tuple[list[list[int]], list[list[TokenLogprobs | None]]]:
         """Runs all prompts side by side, each prefilled in one step."""
         for row, prompt in enumerate(prompts):
-            self.admit(row, prompt, params[row] if params else GREEDY)
+            adapter = adapters[row] if adapters else 0
+            self.admit(row, prompt, params[row] if params else GREEDY, adapter=adapter)
         tokens: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[TokenLogprobs | None]] = [[] for _ in prompts]
         for _ in range(num_tokens):

@@ -47,7 +47,9 @@ def with_kernels(runner: ModelRunner) -> ModelRunner:
     weights = replace(weights, layers=layers, embedding=embedding, head=head)
     decoder = Decoder(runner.config, weights, runner.device)
     assert runner.kv_cache is not None
-    runner._steps = GpuSteps(decoder, runner.kv_cache, runner.max_context, runner.load_options, runner.device)
+    runner._steps = GpuSteps(
+        decoder, runner.kv_cache, runner.max_context, runner.load_options, runner.device, runner.adapters
+    )
     return runner
 
 

@@ -229,8 +229,6 @@ def test_bad_options_are_sentences(tiny_dir: Path) -> None:
         load_runner(tiny_dir, kv_cache_type="q2")
     with pytest.raises(Unsupported, match='device "abacus" is unknown'):
         load_runner(tiny_dir, device="abacus")
-    with pytest.raises(Unsupported, match="LoRA"):
-        load_runner(tiny_dir, adapters=["a.safetensors"])
     with pytest.raises(ModelTooLarge, match=r"the model .* needs .* but 1\.0 MiB are free; stop other models") as error:
         load_runner(tiny_dir, budget_bytes=1 << 20)
     assert error.value.has_bytes == 1 << 20

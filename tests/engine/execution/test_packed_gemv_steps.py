@@ -65,7 +65,9 @@ def quantised_runner(folder: Path) -> ModelRunner:
     weights = replace(weights, layers=layers, head=quantised(weights.head))
     decoder = Decoder(config, weights, runner.device)
     assert runner.kv_cache is not None
-    runner._steps = GpuSteps(decoder, runner.kv_cache, runner.max_context, runner.load_options, runner.device)
+    runner._steps = GpuSteps(
+        decoder, runner.kv_cache, runner.max_context, runner.load_options, runner.device, runner.adapters
+    )
     return runner
 
 

@@ -15,6 +15,7 @@ from engine.text.pre_tokenizers import PRE_TOKENIZERS
 from engine.text.segmenters import ByteLevelBPE
 from engine.text.tokenizer import MAX_TEXT_CHARS, Tokenizer, TokenizerError
 from engine.text.vocabulary import Vocabulary
+from modelfiles.named_templates import joined_templates
 from modelfiles.source import ModelSource
 from tests.engine.text.vocabularies import byte_level_metadata, sentencepiece_metadata, tokenizer_json, write_files
 
@@ -288,7 +289,7 @@ def test_end_tokens_of_side_files(tmp_path: Path) -> None:
                     "chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
                 }
             },
-            "D",
+            joined_templates("D", "T"),
         ),
         ({"tokenizer_config__json": {"chat_template": [{"name": "rag", "template": "R"}]}}, "R"),
         ({"tokenizer_config__json": {"chat_template": [{"name": "../x"}, 3]}}, None),
