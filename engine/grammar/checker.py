@@ -12,6 +12,7 @@ again. Safe to share between threads, which wait for each other. Without llguida
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 import threading
@@ -45,6 +46,8 @@ class ConstraintChecker:
         self._command = command
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._status = 0
+        """How the last process ended."""
         self._lock = threading.Lock()
         self._answers: OrderedDict[Constraint, str] = OrderedDict()
 
@@ -66,10 +69,11 @@ class ConstraintChecker:
             answer = self._answers.get(key)
             if answer is None:
                 answer = self._ask(key)
+                # Who was killed may only have had no time on a busy machine: then the next one who asks is not told so.
+                is_certain = answer is not None or self._status != -signal.SIGKILL
                 answer = TOO_MUCH.format(name) if answer is None else answer
-                self._answers[key] = answer
-                if len(self._answers) > NUM_REMEMBERED:
-                    self._answers.popitem(last=False)
+                if is_certain:
+                    self._remember(key, answer)
             else:
                 self._answers.move_to_end(key)
         if answer:
@@ -79,6 +83,11 @@ class ConstraintChecker:
         """Ends the process."""
         with self._lock:
             self._stop()
+
+    def _remember(self, constraint: Constraint, answer: str) -> None:
+        self._answers[constraint] = answer
+        if len(self._answers) > NUM_REMEMBERED:
+            self._answers.popitem(last=False)
 
     def _ask(self, constraint: Constraint) -> str | None:
         """The process's answer; None where it died or did not answer in time."""
@@ -126,4 +135,4 @@ class ConstraintChecker:
             if pipe is not None:
                 with contextlib.suppress(OSError):  # what was not written is lost with the process
                     pipe.close()
-        process.wait()
+        self._status = process.wait()

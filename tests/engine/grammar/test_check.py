@@ -111,6 +111,24 @@ def test_a_constraint_that_kills_the_process_is_refused_and_the_next_one_checked
         checker.close()
 
 
+def test_what_a_busy_machine_had_no_time_for_is_asked_again(tmp_path: Any) -> None:
+    script, was_asked = tmp_path / "process.py", tmp_path / "asked"
+    script.write_text(
+        "import pathlib, sys\nprint('\"\"', flush=True)\n"
+        f"asked = pathlib.Path({str(was_asked)!r})\n"
+        "for line in sys.stdin:\n"
+        "    while not asked.exists(): pass\n"
+        "    print('\"\"', flush=True)\n"
+    )
+    checker = ConstraintChecker([sys.executable, str(script)], timeout_s=0.2)
+    with pytest.raises(ConstraintError, match="too much time"):
+        checker.check(Constraint(kind="regex", value="a"))
+    was_asked.touch()
+    checker._timeout_s = 60.0
+    checker.check(Constraint(kind="regex", value="a"))
+    checker.close()
+
+
 def test_a_process_that_does_not_start_is_told() -> None:
     checker = ConstraintChecker([sys.executable, "-c", ""])
     with pytest.raises(EngineError, match="did not start"):

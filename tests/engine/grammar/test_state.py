@@ -141,6 +141,15 @@ def test_a_thought_that_the_model_may_open(tiny: GrammarService) -> None:
     assert state.is_over, "who cannot think opens no thought"
 
 
+def test_ids_that_are_no_token_s_open_no_thought(tale_vocabulary: GrammarVocabulary) -> None:
+    asked = constraint("choice", '["yes"]', open_tag=OPEN, close_tag=CLOSE)
+    num_tokens = tale_vocabulary.token_bytes.index(b"")
+    assert num_tokens == 4096
+    choices = allowed(service_for(tale_vocabulary).state(asked), tale_vocabulary.num_words)
+    assert choices
+    assert max(choices) < num_tokens
+
+
 def test_tokens_that_close_a_thought_carry_nothing_but_white_space(tale_tokenizer: Tokenizer) -> None:
     tokens = {"</": 1, "think": 2, ">": 3, ">\n": 4, ">{": 5, "x": 6, "</think>": 7, "</think>4": 8}
     for text in tokens:
