@@ -111,6 +111,15 @@ def test_a_constraint_that_kills_the_process_is_refused_and_the_next_one_checked
         checker.close()
 
 
+def test_an_object_may_have_a_thousand_properties_and_no_ten_thousand(checker: ConstraintChecker) -> None:
+    def properties(number: int) -> Constraint:
+        return schema({"type": "object", "properties": {f"p{n}": {"type": "null"} for n in range(number)}})
+
+    checker.check(properties(900))
+    with pytest.raises(ConstraintError, match="too many alternatives at one place"):
+        checker.check(properties(3000))
+
+
 def test_what_a_busy_machine_had_no_time_for_is_asked_again(tmp_path: Any) -> None:
     script, was_asked = tmp_path / "process.py", tmp_path / "asked"
     script.write_text(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from daemon.parsers.thinking import ThinkingParser
 from engine.constraint import Constraint
+from engine.grammar.limits import MAX_CHOICES
 from engine.grammar.service import GrammarService
 from engine.grammar.state import MAX_WHITE_BYTES, ConstraintState
 from engine.grammar.thought import closes_badly, continues_opening, longest_match
@@ -78,6 +79,16 @@ def test_a_choice_that_begins_another_waits_for_the_end(tiny: GrammarService) ->
     write(state, "yes")
     assert not state.is_over
     assert allowed(state) == {ord("!")} | END
+
+
+def test_as_many_choices_and_properties_as_are_taken(tiny: GrammarService) -> None:
+    state = tiny.state(constraint("choice", json.dumps([f"{n}." for n in range(MAX_CHOICES)])))
+    write(state, "1234.")
+    assert state.is_over
+    properties = {f"p{n}": {"type": "null"} for n in range(900)}
+    state = tiny.state(constraint("json_schema", json.dumps({"type": "object", "properties": properties})))
+    write(state, '{"p7": null, "p899": null}')
+    assert state.is_over
 
 
 def test_a_token_outside_the_mask_is_an_error(tiny: GrammarService) -> None:
