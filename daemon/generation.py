@@ -160,7 +160,7 @@ class Generator:
             EngineError: the model could not be loaded, or its worker died.
         """
         if job.constraint is not None:  # before a model is loaded for it
-            await asyncio.to_thread(self._checker.check, job.constraint)
+            await self._checker.checked(job.constraint)
         watch, has_sent = Stopwatch(self._clock), False
         try:
             async with aclosing(self._attempt(job, watch)) as pieces:
@@ -242,7 +242,7 @@ class Generator:
             choice = ToolChoice(job.tools, job.tool_choice, job.tool_name, parallel=job.max_tool_calls != 1)
             calls = tool_constraint(choice, syntax, job.constraint)
             if calls is not None:
-                await asyncio.to_thread(self._checker.check, calls)
+                await self._checker.checked(calls)
                 constraint = calls
         if constraint is None or not job.parses_thinking:
             return constraint

@@ -21,7 +21,6 @@ from engine.constraint import Constraint, ConstraintError
 from engine.grammar.limits import CHECK_BYTES, CHECK_CPU_S, CHECK_STACK_BYTES, parser_limits
 from engine.grammar.translate import check_grammar, explain, to_grammar
 
-
 NUM_TRIED_BYTES = 4
 
 

@@ -1,16 +1,18 @@
 """ConstraintChecker: tries constraints out in a process that may be killed, before anybody loads a model for them.
 
     checker = ConstraintChecker()
-    checker.check(constraint)       # raises ConstraintError; blocks: call it in a thread
+    await checker.checked(constraint)       # raises ConstraintError
     checker.close()
 
 The process starts at the first check and lives on; a constraint that it dies of, or that takes too long, is refused,
 and the next check starts another. What was checked is remembered, because programs send the same schema again and
-again. Safe to share between threads, which wait for each other. Without llguidance: the daemon imports it.
+again. One is tried out at a time, in a thread of the checker's own: who waits for it keeps nobody else's work waiting.
+Without llguidance: the daemon imports it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import subprocess
@@ -18,6 +20,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -50,9 +53,17 @@ class ConstraintChecker:
         """How the last process ended."""
         self._lock = threading.Lock()
         self._answers: OrderedDict[Constraint, str] = OrderedDict()
+        self._is_closed = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="constraint-check")
+
+    async def checked(self, constraint: Constraint) -> None:
+        """`check`, without blocking the loop or the threads that others' work is done in."""
+        if constraint.kind != "json":
+            await asyncio.get_running_loop().run_in_executor(self._thread, self.check, constraint)
 
     def check(self, constraint: Constraint) -> None:
-        """
+        """Blocks until the answer is there.
+
         Raises:
             ConstraintError: it cannot be enforced; the sentence says what of it.
             EngineError: the process does not start.
@@ -80,7 +91,11 @@ class ConstraintChecker:
             raise ConstraintError(answer)
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process, also in the middle of a check."""
+        self._is_closed = True
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if (process := self._process) is not None:
+            process.kill()
         with self._lock:
             self._stop()
 
@@ -121,6 +136,8 @@ class ConstraintChecker:
             self._process = process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
+            if self._is_closed:  # meanwhile: `close` may not have seen it
+                process.kill()
             if self._read(process, START_S) is None:
                 raise EngineError("the process that checks constraints did not start; is llguidance installed?")
             return process

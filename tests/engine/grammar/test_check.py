@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sys
@@ -136,6 +137,20 @@ def test_what_a_busy_machine_had_no_time_for_is_asked_again(tmp_path: Any) -> No
     checker._timeout_s = 60.0
     checker.check(Constraint(kind="regex", value="a"))
     checker.close()
+
+
+def test_who_waits_for_a_check_keeps_no_other_work_waiting(tmp_path: Any) -> None:
+    script = tmp_path / "process.py"
+    script.write_text("import sys\nprint('\"\"', flush=True)\nfor line in sys.stdin: pass\n")  # it never answers
+
+    async def main() -> list[BaseException | None]:
+        checker = ConstraintChecker([sys.executable, str(script)], timeout_s=3600.0)
+        checks = [asyncio.create_task(checker.checked(Constraint(kind="regex", value="a" * n))) for n in range(1, 50)]
+        await asyncio.sleep(0)  # they begin
+        await asyncio.to_thread(checker.close)
+        return await asyncio.gather(*checks, return_exceptions=True)
+
+    assert all(isinstance(end, BaseException) for end in asyncio.run(main()))
 
 
 def test_a_process_that_does_not_start_is_told() -> None:
