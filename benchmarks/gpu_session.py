@@ -24,7 +24,7 @@ from engine.llm_engine import LLMEngine
 from engine.messages import Load, TokenRow
 from engine.sampling_params import SamplingParams
 from engine.scheduling import sequence
-from engine.scheduling.batch import Handle, Runner, ScheduledBatch, StepResult
+from engine.scheduling.batch import Handle, Runner, ScheduledBatch, StepResult, TokenMasks
 from modelfiles.source import ModelSource
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -40,8 +40,8 @@ class TimedRunner:
         self._runner = runner
         self.waited_s = 0.0
 
-    def launch(self, batch: ScheduledBatch) -> Handle:
-        return _TimedHandle(self, self._runner.launch(batch))
+    def launch(self, batch: ScheduledBatch, masks: TokenMasks | None = None) -> Handle:
+        return _TimedHandle(self, self._runner.launch(batch, masks))
 
 
 class _TimedHandle:

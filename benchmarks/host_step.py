@@ -24,7 +24,7 @@ from engine.channel import encode_frame
 from engine.llm_engine import LLMEngine
 from engine.messages import StepOutput, TokenRow
 from engine.sampling_params import SamplingParams
-from engine.scheduling.batch import ScheduledBatch, StepResult
+from engine.scheduling.batch import ScheduledBatch, StepResult, TokenMasks
 from engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from engine.scheduling.sequence import Sequence
 
@@ -47,7 +47,7 @@ class Answer:
 class InstantRunner:
     """A runner at the seam whose steps take no time."""
 
-    def launch(self, batch: ScheduledBatch) -> Answer:
+    def launch(self, batch: ScheduledBatch, masks: TokenMasks | None = None) -> Answer:
         return Answer(sum(step.samples for step in batch.steps))
 
 

@@ -61,7 +61,7 @@ def plan(
 
 @pytest.mark.parametrize(
     ("card", "num_offloaded", "num_tokens"),
-    [(140, 0, 256 * 4096), (80, 0, 256 * 4096), (24, 0, 116_784), (16, 6, 11_488), (12, 14, 6_848), (6, 28, 8_288)],
+    [(140, 0, 256 * 4096), (80, 0, 256 * 4096), (24, 0, 116_608), (16, 6, 11_312), (12, 14, 6_688), (6, 28, 8_128)],
 )
 def test_seven_billion_parameters_on_a_card_of(card: float, num_offloaded: int, num_tokens: int) -> None:
     planned = plan(gpu(card))
@@ -150,7 +150,7 @@ def test_too_large_says_what_would_fit() -> None:
     assert "put 14 layers on the device (num_gpu)" in sentence(gpu(12), num_gpu_layers=28)
     wide = sentence(gpu(24), dtype=torch.float32, num_gpu_layers=28)
     assert "choose dtype bfloat16 (at most 14.2 GiB of weights)" in wide
-    assert "a context of 2560 tokens (num_blocks 160)" in sentence(gpu(24, free=17.4), num_gpu_layers=28)
+    assert "a context of 2400 tokens (num_blocks 150)" in sentence(gpu(24, free=17.4), num_gpu_layers=28)
 
 
 def quantised(share: float = 0.3) -> WeightSizes:
