@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from daemon.parsers.thinking import ThinkingParser
 from engine.constraint import Constraint
 from engine.grammar.limits import MAX_CHOICES
-from engine.grammar.service import GrammarService
+from engine.grammar.service import GrammarService, TokenMasks
 from engine.grammar.state import MAX_WHITE_BYTES, ConstraintState
 from engine.grammar.thought import closes_badly, continues_opening, longest_match
 from engine.grammar.vocabulary import GrammarVocabulary
@@ -89,6 +91,16 @@ def test_as_many_choices_and_properties_as_are_taken(tiny: GrammarService) -> No
     state = tiny.state(constraint("json_schema", json.dumps({"type": "object", "properties": properties})))
     write(state, '{"p7": null, "p899": null}')
     assert state.is_over
+
+
+def test_a_panic_in_native_code_fails_the_step_and_not_the_worker() -> None:
+    class Panic(BaseException):
+        """As PyO3's, which is no Exception."""
+
+    words: Future[Any] = Future()
+    words.set_exception(Panic("index out of bounds"))
+    with pytest.raises(RuntimeError, match="could not be computed: index out of bounds"):
+        TokenMasks([0], words).words()
 
 
 def test_a_token_outside_the_mask_is_an_error(tiny: GrammarService) -> None:
