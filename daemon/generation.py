@@ -162,7 +162,7 @@ class Generator:
             EngineError: the model could not be loaded, or its worker died.
         """
         if job.constraint is not None:  # before a model is loaded for it
-            await asyncio.to_thread(self._checker.check, job.constraint)
+            await self._checker.checked(job.constraint)
         watch, has_sent = Stopwatch(self._clock), False
         try:
             async with aclosing(self._attempt(job, watch)) as pieces:
@@ -245,7 +245,7 @@ class Generator:
             calls = tool_constraint(choice, syntax, job.constraint)
             if calls is not None:
                 try:
-                    await asyncio.to_thread(self._checker.check, calls)
+                    await self._checker.checked(calls)
                 except ConstraintError as error:
                     raise about_tools(error, choice, calls) from error
                 constraint = calls

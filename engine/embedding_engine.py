@@ -75,8 +75,17 @@ class EmbeddingEngine:
         return []
 
     def abort(self, request_ids: Iterable[int]) -> None:
-        """Forgets requests that nobody waits for."""
+        """Forgets requests that nobody waits for; a pass of nothing else ends, so that others need not wait for it."""
         self._queue.abort(request_ids)
+        if self._pass is not None and not self._queue.wants_any(self._jobs):
+            self._pass = None
+
+    def end_adapter(self, adapter: int) -> list[Failed]:
+        """Ends requests that wait for an adapter that goes. A running pass has it, and goes on."""
+        ended = self._queue.requests_with(adapter)
+        self._queue.abort(ended)
+        error = f"the adapter {adapter} was removed while the texts waited; load it again"
+        return [Failed(error=error, kind="invalid", request_id=request_id) for request_id in ended]
 
     def advance(self, *, is_shared: bool) -> list[Embedded | Failed]:
         """Computes a piece; the requests that are now answered.

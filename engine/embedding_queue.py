@@ -84,6 +84,14 @@ class EmbeddingQueue:
             self._waiting = {number: job for number, job in self._waiting.items() if job.request_id not in gone}
             self._by_length = [entry for entry in self._by_length if entry[1] in self._waiting]
 
+    def requests_with(self, adapter: int) -> list[int]:
+        """Numbers of the requests of which texts wait for an adapter."""
+        return list(dict.fromkeys(job.request_id for job in self._waiting.values() if job.adapter == adapter))
+
+    def wants_any(self, jobs: Iterable[TextJob]) -> bool:
+        """Whether somebody still waits for one of these texts."""
+        return any(job.request_id in self._requests for job in jobs)
+
     def next_pass(self, max_tokens: int) -> list[TextJob]:
         """The texts to be computed together; a text of more than `max_tokens` comes alone. Empty where none waits.
 

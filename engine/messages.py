@@ -105,7 +105,7 @@ class AddAdapter(Message, frozen=True):
     """
 
     adapter: int
-    """What requests call it: from 1 on, and not in use."""
+    """What requests call it: from 1 on, and never given before, because cached prefixes belong to a number."""
     files: dict[str, str]
     """Name -> path, as modelfiles.adapter_files has them."""
 

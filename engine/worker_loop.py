@@ -308,8 +308,10 @@ class WorkerLoop:
     def _send_progress(self, done_bytes: int, total_bytes: int) -> None:
         self._send(Progress(done_bytes=done_bytes, total_bytes=total_bytes))
 
-    def _add_adapter(self, message: AddAdapter, engine: LLMEngine, runner: LoadedRunner) -> Ready:
+    def _add_adapter(self, message: AddAdapter, engine: LLMEngine, runner: LoadedRunner) -> Ready | Failed:
         """Where there is no room beside the KV cache, that is allocated anew, and running sequences start over."""
+        if message.adapter < 1 or runner.has_adapter(message.adapter):
+            return Failed(error=f"an adapter cannot be number {message.adapter}, choose another", kind="invalid")
         if self._is_sleeping or runner.has_room_for(message.files):
             runner.add_adapter(message.adapter, message.files)
             return runner.ready
@@ -325,6 +327,8 @@ class WorkerLoop:
     def _remove_adapter(self, message: RemoveAdapter, engine: LLMEngine, runner: LoadedRunner) -> Ready:
         rows = [engine.abort(seq_id) for seq_id in engine.scheduler.sequences_with(message.adapter)]
         self._send_rows([row for row in rows if row is not None])
+        if self._embeddings is not None:
+            self._send_all(self._embeddings.end_adapter(message.adapter))
         self._step(engine.drain)  # launched steps still read it
         runner.remove_adapter(message.adapter)
         return runner.ready

@@ -61,6 +61,9 @@ class CpuSteps:
             load.max_num_seqs, max_context, len(decoder.config.kv_groups), kv_cache.block_size, self._device
         )
 
+    stream: None = None
+    """Everything is done in its order."""
+
     def warm_up(self) -> None:
         """There is nothing to compile."""
 

@@ -72,7 +72,7 @@ class GpuSteps:
             load.max_num_seqs, max(load.max_num_batched_tokens, load.max_num_seqs), pads=load.use_graphs
         )
         self._captures = load.use_graphs and device.type == "cuda"
-        self._stream = _stream(device) if device.type == "cuda" else None
+        self.stream = _stream(device) if device.type == "cuda" else None
         self.rows = DeviceRows(
             load.max_num_seqs, max_context, len(config.kv_groups), kv_cache.block_size, device, config.vocab_size
         )
@@ -106,8 +106,8 @@ class GpuSteps:
         self._longest = 0  # length of the longest row that decodes
         self._last_rows: list[int] = []  # of the step before, where that was of one-token rows only
         self._last_shape: StepShape | None = None
-        if self._stream is not None:  # what was zeroed above, and the weights, belong to another stream until now
-            self._stream.wait_stream(torch.cuda.current_stream(device))
+        if self.stream is not None:  # what was zeroed above, and the weights, belong to another stream until now
+            self.stream.wait_stream(torch.cuda.current_stream(device))
 
     # ---- a step
 
@@ -117,7 +117,7 @@ class GpuSteps:
         Returns:
             A handle; results are taken in order, and at most `Load.run_ahead` + 1 steps are in flight.
         """
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self.stream):
             if masks is not None:
                 self.rows.write_masks(masks.rows, masks.words())
             return self._launch(batch)
@@ -296,7 +296,7 @@ class GpuSteps:
     def _rehearse(self, shape: StepShape) -> None:
         """Runs a step of padding only, which leaves the rows as they are."""
         self._last_rows, self._last_shape = [], None
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self.stream):
             self._inputs.write_padding(shape)
             self._run(shape, (), None)
 

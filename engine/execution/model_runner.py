@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -316,7 +317,27 @@ class ModelRunner:
             )
             for group in self.config.kv_groups
         ]
-        return self.decoder.forward(ForwardContext(token_ids, positions, plans, cache.layers, cache.scales, adapted))
+        with self._between_steps():
+            return self.decoder.forward(
+                ForwardContext(token_ids, positions, plans, cache.layers, cache.scales, adapted)
+            )
+
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """Inside, the device computes behind the steps that are launched, and those to come behind it.
+
+        Layers of the host come to the device through slots that all passes share; nothing else needs an order.
+        """
+        stream = self._steps.stream if isinstance(self.decoder.layers, LayerStream) and self._steps else None
+        if stream is None:
+            yield
+            return
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(stream)
+        try:
+            yield
+        finally:
+            stream.wait_stream(current)
 
     @torch.inference_mode()
     def prompt_logprobs(self, token_ids: Sequence[int], adapter: int = 0) -> list[float]:

@@ -21,6 +21,8 @@ from engine.constraint import Constraint, ConstraintError
 from engine.grammar.limits import CHECK_BYTES, CHECK_CPU_S, CHECK_STACK_BYTES, parser_limits
 from engine.grammar.translate import check_grammar, explain, to_grammar
 
+NUM_TRIED_BYTES = 4
+
 
 class Bytes:
     """The smallest vocabulary: each byte, and an end."""
@@ -67,8 +69,16 @@ def check(constraint: Constraint, vocabulary: LLTokenizer) -> str:
     except ConstraintError as error:
         return str(error)
     matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=parser_limits())
-    matcher.compute_bitmask()  # the first mask meets limits that compiling does not
+    _begin_text(matcher)  # the first masks meet limits that compiling does not
     return explain(constraint, matcher.get_error()) if matcher.is_error() else ""
+
+
+def _begin_text(matcher: LLMatcher) -> None:
+    """Writes some bytes that are allowed, the greatest: those are brackets and not white space where it is JSON."""
+    for _ in range(NUM_TRIED_BYTES):
+        mask = int.from_bytes(matcher.compute_bitmask(), "little") & (1 << Bytes.eos_token_id) - 1
+        if not mask or not matcher.consume_token(mask.bit_length() - 1):
+            return
 
 
 def _allow_time() -> None:

@@ -1,22 +1,26 @@
 """ConstraintChecker: tries constraints out in a process that may be killed, before anybody loads a model for them.
 
     checker = ConstraintChecker()
-    checker.check(constraint)       # raises ConstraintError; blocks: call it in a thread
+    await checker.checked(constraint)       # raises ConstraintError
     checker.close()
 
 The process starts at the first check and lives on; a constraint that it dies of, or that takes too long, is refused,
 and the next check starts another. What was checked is remembered, because programs send the same schema again and
-again. Safe to share between threads, which wait for each other. Without llguidance: the daemon imports it.
+again. One is tried out at a time, in a thread of the checker's own: who waits for it keeps nobody else's work waiting.
+Without llguidance: the daemon imports it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import signal
 import subprocess
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -45,11 +49,21 @@ class ConstraintChecker:
         self._command = command
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._status = 0
+        """How the last process ended."""
         self._lock = threading.Lock()
         self._answers: OrderedDict[Constraint, str] = OrderedDict()
+        self._is_closed = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="constraint-check")
+
+    async def checked(self, constraint: Constraint) -> None:
+        """`check`, without blocking the loop or the threads that others' work is done in."""
+        if constraint.kind != "json":
+            await asyncio.get_running_loop().run_in_executor(self._thread, self.check, constraint)
 
     def check(self, constraint: Constraint) -> None:
-        """
+        """Blocks until the answer is there.
+
         Raises:
             ConstraintError: it cannot be enforced; the sentence says what of it.
             EngineError: the process does not start.
@@ -66,19 +80,29 @@ class ConstraintChecker:
             answer = self._answers.get(key)
             if answer is None:
                 answer = self._ask(key)
+                # Who was killed may only have had no time on a busy machine: then the next one who asks is not told so.
+                is_certain = answer is not None or self._status != -signal.SIGKILL
                 answer = TOO_MUCH.format(name) if answer is None else answer
-                self._answers[key] = answer
-                if len(self._answers) > NUM_REMEMBERED:
-                    self._answers.popitem(last=False)
+                if is_certain:
+                    self._remember(key, answer)
             else:
                 self._answers.move_to_end(key)
         if answer:
             raise ConstraintError(answer)
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process, also in the middle of a check."""
+        self._is_closed = True
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if (process := self._process) is not None:
+            process.kill()
         with self._lock:
             self._stop()
+
+    def _remember(self, constraint: Constraint, answer: str) -> None:
+        self._answers[constraint] = answer
+        if len(self._answers) > NUM_REMEMBERED:
+            self._answers.popitem(last=False)
 
     def _ask(self, constraint: Constraint) -> str | None:
         """The process's answer; None where it died or did not answer in time."""
@@ -112,6 +136,8 @@ class ConstraintChecker:
             self._process = process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
+            if self._is_closed:  # meanwhile: `close` may not have seen it
+                process.kill()
             if self._read(process, START_S) is None:
                 raise EngineError("the process that checks constraints did not start; is llguidance installed?")
             return process
@@ -126,4 +152,4 @@ class ConstraintChecker:
             if pipe is not None:
                 with contextlib.suppress(OSError):  # what was not written is lost with the process
                     pipe.close()
-        process.wait()
+        self._status = process.wait()

@@ -15,6 +15,9 @@ STEP_LEXER_FUEL = 200_000
 """For one mask; about 14,000 a millisecond."""
 STEP_MAX_ITEMS = 50_000
 """Parser states of one mask; about 20,000 a millisecond."""
+MAX_ROW_ITEMS = 4_000
+"""Parser states behind one token: four for each property that an object may have and need not. A row of so many takes
+about two milliseconds."""
 MAX_LEXER_STATES = 50_000
 """Of one request over all its tokens; one or two kilobytes each."""
 MAX_GRAMMAR_SIZE = 200_000
@@ -35,6 +38,7 @@ def parser_limits() -> LLParserLimits:
         initial_lexer_fuel=INITIAL_LEXER_FUEL,
         step_lexer_fuel=STEP_LEXER_FUEL,
         step_max_items=STEP_MAX_ITEMS,
+        max_items_in_row=MAX_ROW_ITEMS,
         max_lexer_states=MAX_LEXER_STATES,
         max_grammar_size=MAX_GRAMMAR_SIZE,
         verbose_errors=False,

@@ -47,6 +47,9 @@ class TokenMasks:
 
     def words(self) -> Words:
         """Waits for them: int32 [num_rows, ceil(vocab_size / 32)]."""
+        error = self._words.exception()
+        if error is not None and not isinstance(error, Exception):  # a panic in native code: the step fails, no more
+            raise RuntimeError(f"the masks of a step could not be computed: {error}") from error
         return self._words.result()
 
 

@@ -59,6 +59,8 @@ def explain(constraint: Constraint, message: str) -> str:
     text = " ".join(message.split("<state>")[0].split())
     if text.startswith("oneOf constraints"):
         return f'the {name} uses "oneOf" with alternatives that may overlap, which cannot be enforced; use "anyOf"'
+    if "Current row has" in text or "Too many items" in text:
+        return f"the {name} has too many alternatives at one place, such as properties that may be left out; use fewer"
     text = text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "..."
     return f"the {name} cannot be enforced: {text}"
 
@@ -81,7 +83,9 @@ def _choice(value: str) -> str:
         raise ConstraintError("choice must be a list of at least one text, none of them empty")
     if len(texts) > MAX_CHOICES:
         raise ConstraintError(f"choice has {len(texts)} texts but may have at most {MAX_CHOICES}")
-    return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(text) for text in dict.fromkeys(texts)))
+    # As one terminal: as alternatives of a rule, thousands would be too many states of the parser.
+    alternatives = " | ".join(json.dumps(text) for text in dict.fromkeys(texts))
+    return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {alternatives}")
 
 
 def _decoded(value: str) -> Any:

@@ -96,7 +96,9 @@ class GrammarVocabulary:
             return self.words(token_id for token_id, data in enumerate(tokens) if data.isspace())
         if kind == "opening":
             candidates = self._by_first_byte[tag[len(held)]] if held else range(len(tokens))
-            return self.words(token_id for token_id in candidates if continues_opening(tag, held, tokens[token_id]))
+            # Ids without text would continue everything.
+            texts = ((token_id, tokens[token_id]) for token_id in candidates if tokens[token_id])
+            return self.words(token_id for token_id, data in texts if continues_opening(tag, held, data))
         last = tag[-1:]
         bad = (token_id for token_id, data in enumerate(tokens) if last in data[:-1] and closes_badly(tag, held, data))
         return self._no_end & ~self.words(bad)

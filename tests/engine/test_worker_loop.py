@@ -259,6 +259,18 @@ def test_an_encoder_embeds_and_does_not_generate(start: Callable[..., Worker]) -
     assert worker.receive() == Embedded(request_id=5, vectors=[struct.pack("<2f", 2, 1)])
 
 
+def test_a_number_is_one_adapter_s(start: Callable[..., Worker]) -> None:
+    worker = start()
+    worker.load()
+    worker.send(AddAdapter(adapter=1, files={"a.gguf": "a"}))
+    assert isinstance(worker.receive(), Ready)
+    for number in (1, 0, -1):
+        worker.send(AddAdapter(adapter=number, files={"b.gguf": "b"}))
+        assert receive_until(worker, Failed).kind == "invalid"
+    worker.send(Submit(seq_id=1, prompt_ids=[1], params=SamplingParams(max_tokens=1), adapter=1))
+    assert receive_until(worker, StepOutput).rows[-1].finish_reason == "length"
+
+
 def test_a_step_s_rows_come_in_one_frame(start: Callable[..., Worker]) -> None:
     worker = start()
     # In one write, and before the model is loaded: all of them are there when the first step begins.

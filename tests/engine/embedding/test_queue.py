@@ -126,6 +126,17 @@ def test_a_long_text_is_computed_in_pieces_between_which_others_step() -> None:
     assert not engine.has_work
 
 
+def test_a_pass_that_nobody_waits_for_any_more_ends() -> None:
+    engine = EmbeddingEngine(FakeRunner())
+    engine.add(embed(1, 300))
+    assert engine.advance(is_shared=False) == []
+    engine.add(embed(2, 1))
+    engine.abort([1])
+    (answer,) = engine.advance(is_shared=False)
+    assert isinstance(answer, Embedded)
+    assert answer.request_id == 2
+
+
 def test_a_vector_that_is_not_finite_ends_its_request_alone() -> None:
     engine = EmbeddingEngine(FakeRunner(bad_tokens=frozenset({7})))
     engine.add(Embed(request_id=1, prompts=[[1], [7], [7, 7]]))
@@ -150,6 +161,17 @@ def test_a_pass_that_fails_ends_its_requests_and_no_others() -> None:
     assert engine.fail("it burns", "internal") == [Failed(error="it burns", kind="internal", request_id=1)]
     runner.before_vectors = lambda jobs: None
     assert [answer.request_id for answer in run(engine)] == [2]
+
+
+def test_texts_that_wait_for_an_adapter_that_goes_end_and_no_others() -> None:
+    engine = EmbeddingEngine(FakeRunner())
+    engine.add(Embed(request_id=1, prompts=[[1], [2]], adapter=3))
+    engine.add(embed(2, 1))
+    (failed,) = engine.end_adapter(3)
+    assert (failed.request_id, failed.kind) == (1, "invalid")
+    (answer,) = run(engine)
+    assert isinstance(answer, Embedded)
+    assert answer.request_id == 2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sys
@@ -109,6 +110,47 @@ def test_a_constraint_that_kills_the_process_is_refused_and_the_next_one_checked
             checker.check(Constraint(kind="regex", value="die"))
         checker.check(Constraint(kind="regex", value="the next"))
         checker.close()
+
+
+def test_an_object_may_have_a_thousand_properties_and_no_ten_thousand(checker: ConstraintChecker) -> None:
+    def properties(number: int) -> Constraint:
+        return schema({"type": "object", "properties": {f"p{n}": {"type": "null"} for n in range(number)}})
+
+    checker.check(properties(900))
+    with pytest.raises(ConstraintError, match="too many alternatives at one place"):
+        checker.check(properties(3000))
+
+
+def test_what_a_busy_machine_had_no_time_for_is_asked_again(tmp_path: Any) -> None:
+    script, was_asked = tmp_path / "process.py", tmp_path / "asked"
+    script.write_text(
+        "import pathlib, sys\nprint('\"\"', flush=True)\n"
+        f"asked = pathlib.Path({str(was_asked)!r})\n"
+        "for line in sys.stdin:\n"
+        "    while not asked.exists(): pass\n"
+        "    print('\"\"', flush=True)\n"
+    )
+    checker = ConstraintChecker([sys.executable, str(script)], timeout_s=0.2)
+    with pytest.raises(ConstraintError, match="too much time"):
+        checker.check(Constraint(kind="regex", value="a"))
+    was_asked.touch()
+    checker._timeout_s = 60.0
+    checker.check(Constraint(kind="regex", value="a"))
+    checker.close()
+
+
+def test_who_waits_for_a_check_keeps_no_other_work_waiting(tmp_path: Any) -> None:
+    script = tmp_path / "process.py"
+    script.write_text("import sys\nprint('\"\"', flush=True)\nfor line in sys.stdin: pass\n")  # it never answers
+
+    async def main() -> list[BaseException | None]:
+        checker = ConstraintChecker([sys.executable, str(script)], timeout_s=3600.0)
+        checks = [asyncio.create_task(checker.checked(Constraint(kind="regex", value="a" * n))) for n in range(1, 50)]
+        await asyncio.sleep(0)  # they begin
+        await asyncio.to_thread(checker.close)
+        return await asyncio.gather(*checks, return_exceptions=True)
+
+    assert all(isinstance(end, BaseException) for end in asyncio.run(main()))
 
 
 def test_a_process_that_does_not_start_is_told() -> None:

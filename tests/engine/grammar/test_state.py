@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 
 from daemon.parsers.thinking import ThinkingParser
 from engine.constraint import Constraint
-from engine.grammar.service import GrammarService
+from engine.grammar.limits import MAX_CHOICES
+from engine.grammar.service import GrammarService, TokenMasks
 from engine.grammar.state import MAX_WHITE_BYTES, ConstraintState
 from engine.grammar.thought import closes_badly, continues_opening, longest_match
 from engine.grammar.vocabulary import GrammarVocabulary
@@ -80,6 +83,26 @@ def test_a_choice_that_begins_another_waits_for_the_end(tiny: GrammarService) ->
     assert allowed(state) == {ord("!")} | END
 
 
+def test_as_many_choices_and_properties_as_are_taken(tiny: GrammarService) -> None:
+    state = tiny.state(constraint("choice", json.dumps([f"{n}." for n in range(MAX_CHOICES)])))
+    write(state, "1234.")
+    assert state.is_over
+    properties = {f"p{n}": {"type": "null"} for n in range(900)}
+    state = tiny.state(constraint("json_schema", json.dumps({"type": "object", "properties": properties})))
+    write(state, '{"p7": null, "p899": null}')
+    assert state.is_over
+
+
+def test_a_panic_in_native_code_fails_the_step_and_not_the_worker() -> None:
+    class Panic(BaseException):
+        """As PyO3's, which is no Exception."""
+
+    words: Future[Any] = Future()
+    words.set_exception(Panic("index out of bounds"))
+    with pytest.raises(RuntimeError, match="could not be computed: index out of bounds"):
+        TokenMasks([0], words).words()
+
+
 def test_a_token_outside_the_mask_is_an_error(tiny: GrammarService) -> None:
     state = tiny.state(constraint("regex", "a"))
     state.accept(ord("b"))
@@ -139,6 +162,15 @@ def test_a_thought_that_the_model_may_open(tiny: GrammarService) -> None:
     state = tiny.state(constraint("choice", '["<th"]'))
     write(state, "<th")
     assert state.is_over, "who cannot think opens no thought"
+
+
+def test_ids_that_are_no_token_s_open_no_thought(tale_vocabulary: GrammarVocabulary) -> None:
+    asked = constraint("choice", '["yes"]', open_tag=OPEN, close_tag=CLOSE)
+    num_tokens = tale_vocabulary.token_bytes.index(b"")
+    assert num_tokens == 4096
+    choices = allowed(service_for(tale_vocabulary).state(asked), tale_vocabulary.num_words)
+    assert choices
+    assert max(choices) < num_tokens
 
 
 def test_tokens_that_close_a_thought_carry_nothing_but_white_space(tale_tokenizer: Tokenizer) -> None:
